@@ -1,0 +1,36 @@
+# Every target sets up its own virtual environment when there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN_DIR ?= runs/quickstart
+
+.PHONY: quickstart test test-all lint bench clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --run-dir $(RUN_DIR)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not gpu and not slurm"
+
+# A type checker does not see through package_dir, so it is shown the package as links.
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	rm -rf types && mkdir -p types/earlybert
+	for folder in data_prep kernels pretrain; do ln -s ../../$$folder types/earlybert/$$folder; done
+	MYPYPATH=types $(BIN)/mypy --namespace-packages --explicit-package-bases -p earlybert
+
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+$(INSTALLED): setup.py constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet torch==2.13.0
+	DS_BUILD_OPS=0 $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) types build *.egg-info .pytest_cache .mypy_cache .ruff_cache

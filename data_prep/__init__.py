@@ -1,0 +1,1 @@
+"""Text -> documents -> sentences -> tokens -> sample shards with a manifest; the masking function."""

@@ -1,0 +1,1 @@
+"""Search, ticket, surgery and the training loop."""

@@ -1,0 +1,36 @@
+"""Package metadata. The top-level folders are mapped into the package `earlybert`, so none of them claims a global name."""
+
+from setuptools import setup
+
+FOLDERS = ["data_prep", "kernels", "pretrain", "ds_configs"]
+
+setup(
+    name="earlybert",
+    version="0.1.0",
+    description="Pre-trains BERT for about half the money: early-bird tickets, rewound and trained narrow, on DeepSpeed",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=[f"earlybert.{folder}" for folder in FOLDERS],
+    package_dir={f"earlybert.{folder}": folder for folder in FOLDERS},
+    package_data={"earlybert.pretrain": ["recipes/*.yaml"], "earlybert.ds_configs": ["*.json"]},
+    install_requires=[
+        # 2.14 is the last release with machine code for V100 (its cu126 build).
+        "torch>=2.11,<2.15",
+        # The partition layouts that exact LAMB and the canonical checkpoints read are DeepSpeed's own structures.
+        "deepspeed>=0.19.8,<0.20",
+        "transformers>=5.17,<6",
+        "datasets>=5.0,<6",
+        "tokenizers>=0.22",
+        "sentencepiece>=0.2",
+        "safetensors>=0.5",
+        "tensorboard>=2.18",
+        "numpy>=2.0",
+        "jsonargparse[signatures]>=4.40",
+        "rich>=13",
+        "sentencex>=1.0.20,<2",
+    ],
+    extras_require={"dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML"]},
+    entry_points={"console_scripts": ["earlybert = earlybert.pretrain.cli:main"]},
+)
