@@ -1,0 +1,129 @@
+"""A prepared corpus: what is in it, and its samples."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.manifest import NAME, read_manifest
+from earlybert.data_prep.shards import shard_folder
+from earlybert.data_prep.tokenizer import SpecialTokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One unmasked sample.
+
+    Attributes:
+        input_ids: int32 [tokens], `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
+        first_length: Tokens of `[CLS] A [SEP]`; the rest is the second segment.
+        next_sentence_label: 1 when the second segment is random, 0 when it is the next or there is none.
+    """
+
+    input_ids: np.ndarray
+    first_length: int
+    next_sentence_label: int
+
+
+class Samples:
+    """The samples of one split and length, read memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open all shards of a folder."""
+        from datasets import Dataset, concatenate_datasets
+
+        shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob("shard-*.arrow"))]
+        self._dataset = concatenate_datasets(shards).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def rows(self, indices: Sequence[int]) -> list[Sample]:
+        """The samples at `indices`, in that order.
+
+        Raises:
+            IndexError: An index is out of range.
+        """
+        table = self._dataset[list(indices)].combine_chunks()
+        ids = table["input_ids"].combine_chunks()
+        tokens = ids.values.to_numpy().astype(np.int32)
+        bounds = ids.offsets.to_numpy().tolist()
+        labels = table["next_sentence_label"].to_pylist()
+        return [
+            Sample(tokens[bounds[row] : bounds[row + 1]], first_length, labels[row])
+            for row, first_length in enumerate(table["first_length"].to_pylist())
+        ]
+
+
+class Corpus:
+    """A corpus directory made by `prepare`.
+
+    Attributes:
+        directory: Where it lies.
+        manifest: The content of `manifest.json`.
+        fingerprint: SHA-256 of the manifest, which holds the checksum of every file.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], fingerprint: str) -> None:
+        """Hold what `open` has checked."""
+        self.directory = directory
+        self.manifest = manifest
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, directory: Path, verify_checksums: bool = False) -> "Corpus":
+        """Open a corpus; the manifest and all files' sizes are checked, their SHA-256 when asked.
+
+        Raises:
+            CorpusError: It is incomplete, damaged or of another format.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory, verify_checksums=verify_checksums)
+        return cls(directory, manifest, hashlib.sha256((directory / NAME).read_bytes()).hexdigest())
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer, loaded when first asked for."""
+        return load_tokenizer(str(self.directory / "tokenizer"), lowercase=self.manifest["config"]["lowercase"])
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest token id plus one."""
+        return self.manifest["vocabulary"]["size"]
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The ids of the special tokens."""
+        return SpecialTokens(**self.manifest["vocabulary"]["special_tokens"])
+
+    @property
+    def lengths(self) -> list[int]:
+        """The sequence lengths that were prepared."""
+        return self.manifest["config"]["lengths"]
+
+    @property
+    def next_sentence(self) -> bool:
+        """Whether the samples are pairs with a next-sentence label."""
+        return self.manifest["config"]["next_sentence"]
+
+    def samples(self, split: str, length: int) -> Samples:
+        """The samples of a split (`train` or `validation`) at one of the prepared lengths.
+
+        Raises:
+            CorpusError: The corpus has no such split or length.
+        """
+        splits = list(self.manifest["counts"])
+        if split not in splits:
+            raise CorpusError(f"{self.directory} has no split {split!r}, but {' and '.join(splits)}.")
+        if length not in self.lengths:
+            prepared = ", ".join(map(str, self.lengths))
+            raise CorpusError(f"{self.directory} has no samples of length {length}; it was prepared for {prepared}.")
+        return Samples(shard_folder(self.directory, split, length))

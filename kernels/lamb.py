@@ -1,0 +1,283 @@
+"""LAMB whose trust ratios are those of whole tensors, under plain PyTorch and under every ZeRO stage of DeepSpeed.
+
+LAMB (You et al. 2020, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv:1904.00962) in
+the variant that NVIDIA trains BERT with (apex FusedLAMB). For a tensor w with gradient g, at its step t:
+
+    m = beta1 m + (1 - beta1) g                 v = beta2 v + (1 - beta2) g^2
+    u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay w
+    w = w - lr r u,    r = |w| / |u| where the tensor is decayed and both norms are positive, otherwise 1
+
+ZeRO shows an optimizer flat tensors that hold parts of many parameters, cut at any element. One ratio per such tensor
+trains something else, silently and differently for every number of ranks. After `bind(engine)` Lamb knows what each
+flat tensor holds, takes the squared norms of the pieces and adds them up over the ranks.
+
+NVIDIA's optimizer also clips the gradients to global norm 1 before all this. That needs the gradients of all groups at
+once, which an optimizer never sees under ZeRO: set DeepSpeed's `gradient_clipping` to 1.0, and under plain PyTorch call
+`torch.nn.utils.clip_grad_norm_` before `step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from earlybert.kernels.partition import (
+    Partition,
+    Piece,
+    partition_layout,
+    set_step_count,
+    start_state,
+    step_count,
+    zero_moments,
+)
+
+# On CPUs torch adds up fp32 norms in few lanes: 1e-3 off for the word embeddings of BERT, 3e-7 for this many elements.
+_NORM_CHUNK = 65536
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Consecutive elements of a flat tensor that belong to one unit (a parameter, or one of its row blocks)."""
+
+    unit: int
+    start: int
+    numel: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        # A whole tensor needs no view of its elements in a row, which not every tensor can give.
+        return flat if self.numel == flat.numel() else flat.view(-1)[self.start : self.start + self.numel]
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What has a trust ratio of its own in one flat tensor: all names, and the stretches that this rank holds."""
+
+    names: list[str]
+    stretches: list[_Stretch]
+    process_group: torch.distributed.ProcessGroup | None
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB for plain PyTorch and for DeepSpeed (ZeRO 0 to 3, BF16_Optimizer, FP16_UnfusedOptimizer).
+
+    Args:
+        params: `nn.Parameter`s, named ones or groups, as for any torch optimizer; dense gradients.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment, after its bias correction.
+        weight_decay: added to the update as `weight_decay * w`, before the trust ratio.
+        bias_correction: divide the moments by 1 - beta^step.
+        nvlamb: give tensors without decay a trust ratio, too.
+        max_trust_ratio: upper limit of the trust ratio; None for none.
+        row_blocks: how many equal blocks of rows a parameter consists of, each with its own trust ratio, for separate
+            weights stored as one tensor (3 for query, key and value); 1 where not named.
+
+    All but `row_blocks` can be set per group. State per tensor: `step` () on the CPU, `exp_avg` and `exp_avg_sq` like
+    the tensor. Raises ValueError for row blocks that do not divide a parameter's rows; `step` raises RuntimeError on
+    DeepSpeed's tensors before `bind`.
+
+    Under DeepSpeed, hand the object to `deepspeed.initialize` with `"zero_allow_untested_optimizer": true`, then call
+    `bind(engine)`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        bias_correction: bool = True,
+        nvlamb: bool = False,
+        max_trust_ratio: float | None = None,
+        row_blocks: Mapping[nn.Parameter, int] | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bias_correction": bias_correction,
+            "nvlamb": nvlamb,
+            "max_trust_ratio": max_trust_ratio,
+        }
+        super().__init__(params, defaults)
+        self._row_blocks = dict(row_blocks or {})
+        for parameter, blocks in self._row_blocks.items():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            if not shape or blocks < 1 or shape[0] % blocks:
+                raise ValueError(f"row_blocks: {blocks} equal row blocks do not fit a parameter of {tuple(shape)}.")
+        self._bound: dict[Tensor, _Units] = {}
+        self._trust_ratios: dict[str, float] = {}
+
+    def bind(self, engine: Any) -> list[Partition]:
+        """Learn from a `deepspeed.DeepSpeedEngine` what the tensors hold that this optimizer now steps on.
+
+        Call it once, directly after `deepspeed.initialize` and before any state is loaded: the optimizer starts at
+        step 0. Returns the layout. Raises ValueError when DeepSpeed wraps the optimizer in a class not known here.
+        """
+        layout = partition_layout(engine)
+        self._bound = {partition.flat: self._units(partition) for partition in layout}
+        self._trust_ratios = {}
+        start_state(engine, layout)
+        return layout
+
+    @property
+    def step_count(self) -> int:
+        """Steps taken so far."""
+        return step_count(self)
+
+    def set_step(self, step: int) -> None:
+        """Pretend that `step` steps have been taken, after moments were loaded; sets the bias correction."""
+        set_step_count(self, step)
+
+    def trust_ratios(self) -> dict[str, float]:
+        """Trust ratios of the last step by parameter name, the same on every rank; `name[i]` for row block i.
+
+        Tensors that have none (no decay, unless `nvlamb`) are left out. Names are DeepSpeed's after `bind`; before it
+        those of named parameters, or `group.position`.
+        """
+        return dict(self._trust_ratios)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step on the groups as they are now: ZeRO-1 and -2 show one group at a time, ZeRO-3 one sub-group.
+
+        Communicates once per group that has trust ratios and is spread over ranks: two doubles per unit.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group_index, group in enumerate(self.param_groups):
+            flats, units = self._present(group_index, group)
+            if flats:
+                self._step_group(group, flats, units)
+        return loss
+
+    def _present(self, group_index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[_Units]]:
+        """The group's tensors that take part in this step, and what they hold."""
+        flats, units = [], []
+        for position, flat in enumerate(group["params"]):
+            if flat in self._bound:
+                # Takes part even without a gradient on this rank: the others wait for it in the collective.
+                flats.append(flat)
+                units.append(self._bound[flat])
+            elif not isinstance(flat, nn.Parameter):
+                # DeepSpeed's masters before `bind`. FP16_UnfusedOptimizer's constructor steps on them with zero
+                # gradients; anything else would train with the wrong ratios.
+                if flat.grad is not None and flat.grad.any():
+                    raise RuntimeError("Lamb steps on DeepSpeed's masters: call bind(engine) after initialize.")
+            elif flat.grad is not None:
+                name = group["param_names"][position] if "param_names" in group else f"{group_index}.{position}"
+                piece = Piece(name, flat, flat.shape, 0, 0, flat.numel())
+                flats.append(flat)
+                units.append(self._units(Partition(flat, (piece,), process_group=None)))
+                if not self.state[flat]:
+                    self.state[flat].update(zero_moments(flat))
+        return flats, units
+
+    def _units(self, partition: Partition) -> _Units:
+        """Cut the pieces of a partition at the borders of the row blocks."""
+        names: list[str] = []
+        stretches: list[_Stretch] = []
+        for piece in partition.pieces:
+            blocks = self._row_blocks.get(piece.parameter, 1)
+            block_numel = piece.shape.numel() // blocks
+            piece_end = piece.parameter_start + piece.numel
+            for block in range(blocks):
+                start = max(piece.parameter_start, block * block_numel)
+                end = min(piece_end, (block + 1) * block_numel)
+                if start < end:
+                    flat_start = piece.flat_start + start - piece.parameter_start
+                    stretches.append(_Stretch(len(names), flat_start, end - start))
+                names.append(f"{piece.name}[{block}]" if blocks > 1 else piece.name)
+        return _Units(names, stretches, partition.process_group)
+
+    def _step_group(self, group: dict[str, Any], flats: list[Tensor], units: list[_Units]) -> None:
+        weights = [flat.detach() for flat in flats]
+        updates = self._updates(group, flats)
+        weight_stretches = list(_stretches(weights, units))
+        update_stretches = list(_stretches(updates, units))
+        ratios = [1.0] * len(weight_stretches)
+        if group["weight_decay"] or group["nvlamb"]:
+            ratios = self._ratios(group, weight_stretches, update_stretches, units)
+        if weight_stretches:
+            # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
+            torch._foreach_mul_(update_stretches, [-group["lr"] * ratio for ratio in ratios])
+            torch._foreach_add_(weight_stretches, update_stretches)
+
+    def _updates(self, group: dict[str, Any], flats: list[Tensor]) -> list[Tensor]:
+        """Advance the moments and return the updates without trust ratio, new tensors like `flats`."""
+        beta1, beta2 = group["betas"]
+        states = [self.state[flat] for flat in flats]
+        for state in states:
+            # A new tensor each time: DeepSpeed's universal checkpoints load one tensor object into several states.
+            state["step"] = state["step"] + 1
+        gradients = [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in flats]
+        first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(second)
+        if group["bias_correction"]:
+            # Both corrections in the denominator: m/c1 / (sqrt(v/c2) + eps) = m / (sqrt(v) c1/sqrt(c2) + c1 eps).
+            steps = [float(state["step"]) for state in states]
+            corrections = [1 - beta1**step for step in steps]
+            scales = [c1 / (1 - beta2**step) ** 0.5 for c1, step in zip(corrections, steps, strict=True)]
+            torch._foreach_mul_(denominators, scales)
+            torch._foreach_add_(denominators, [c1 * group["eps"] for c1 in corrections])
+        else:
+            torch._foreach_add_(denominators, group["eps"])
+        updates = torch._foreach_div(first, denominators)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, [flat.detach() for flat in flats], alpha=group["weight_decay"])
+        return list(updates)
+
+    def _ratios(
+        self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor], units: list[_Units]
+    ) -> list[float]:
+        """Trust ratio of every stretch of weights and updates, from the norms of the units they are parts of."""
+        names: list[str] = []
+        owners: list[int] = []
+        for unit in units:
+            owners += [len(names) + stretch.unit for stretch in unit.stretches]
+            names += unit.names
+        device = group["params"][0].device
+        squares_2U = torch.stack([_squared_norms(part, owners, len(names), device) for part in (weights, updates)])
+        # A group's tensors are either all spread over the same ranks or all whole.
+        if units[0].process_group is not None:
+            torch.distributed.all_reduce(squares_2U, group=units[0].process_group)
+        weight_norms_U, update_norms_U = squares_2U.sqrt_()
+        usable_U = (weight_norms_U > 0) & (update_norms_U > 0)
+        ratios_U = torch.where(usable_U, weight_norms_U / update_norms_U, 1.0)
+        if group["max_trust_ratio"] is not None:
+            ratios_U.clamp_(max=group["max_trust_ratio"])
+        ratios = ratios_U.tolist()
+        self._trust_ratios.update(zip(names, ratios, strict=True))
+        return [ratios[owner] for owner in owners]
+
+
+def _stretches(flats: list[Tensor], units: list[_Units]) -> Iterator[Tensor]:
+    """What `units` say that these tensors hold here, in their order."""
+    for flat, unit in zip(flats, units, strict=True):
+        yield from (stretch.of(flat) for stretch in unit.stretches)
+
+
+def _squared_norms(stretches: list[Tensor], owners: list[int], units: int, device: torch.device) -> Tensor:
+    """Sum of |stretch|^2 over the stretches of each owner: (U,) float64, the same bits every time."""
+    chunks = [stretch.reshape(-1).split(_NORM_CHUNK) for stretch in stretches]
+    if not chunks:
+        return torch.zeros(units, dtype=torch.float64, device=device)
+    rows = [owner for owner, parts in zip(owners, chunks, strict=True) for _ in parts]
+    columns = [column for parts in chunks for column in range(len(parts))]
+    norms = torch.stack(torch._foreach_norm([part for parts in chunks for part in parts]))
+    # Not index_add_, which adds in any order on a GPU. An owner has one stretch, so no place is written twice.
+    squares_UC = torch.zeros(units, max(columns) + 1, dtype=torch.float64, device=device)
+    squares_UC[torch.tensor(rows, device=device), torch.tensor(columns, device=device)] = norms.double().square_()
+    return squares_UC.sum(dim=1)

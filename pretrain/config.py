@@ -1,0 +1,415 @@
+"""The recipe: every number of a run, typed; how it is read from YAML and overridden on the command line."""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import jsonargparse
+import yaml
+
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import write_text
+from earlybert.pretrain.ticket import TicketRule
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_DEEPSPEED = Path(__file__).parent.parent / "ds_configs" / "lamb.json"
+DEFAULT_RECIPE = "quickstart"
+
+# What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
+LAYOUT_FIELDS = (
+    "data",
+    "deepspeed",
+    "precision",
+    "matmul_precision",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "phase1.micro_batch",
+    "phase2.micro_batch",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the full network.
+
+    Args:
+        hidden_size: width of the residual stream; num_heads must divide it.
+        num_layers: encoder layers.
+        num_heads: attention heads per layer.
+        intermediate_size: FFN neurons per layer.
+        max_position_embeddings: longest sequence the position table holds.
+        hidden_dropout: dropout on embeddings and sublayer outputs.
+        attention_dropout: dropout on attention weights.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What the DeepSpeed file leaves "auto".
+
+    Args:
+        betas: decay of the two moments.
+        eps: added to the square root of the second moment.
+        weight_decay: decoupled decay of weight matrices and embeddings; biases, LayerNorms and coefficients have none.
+        max_grad_norm: global norm to which gradients are clipped.
+    """
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The search for a ticket, on the full network at phase 1's length, batch and learning-rate curve.
+
+    Args:
+        steps: optimizer steps at most.
+        lambda_heads: weight of the L1 term on head coefficients.
+        lambda_neurons: weight of the L1 term on neuron coefficients.
+        snapshot_every: steps between recordings of the coefficients.
+        stop_window: stop once the newest mask agrees with this many before it; 0 never stops early.
+        stop_threshold: largest mask distance that counts as agreeing, for heads and for neurons.
+    """
+
+    steps: int = 400
+    lambda_heads: float = 1e-4
+    lambda_neurons: float = 1e-4
+    snapshot_every: int = 20
+    stop_window: int = 0
+    stop_threshold: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowConfig:
+    """What the narrow network starts from and how long it trains.
+
+    Args:
+        rewind: start from the "initial" weights (the paper) or carry on with the "searched" weights and moments.
+        step_factor: share of each phase's steps that the narrow network trains for, rounded half up.
+    """
+
+    rewind: Literal["initial", "searched"] = "initial"
+    step_factor: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One phase of the schedule, as dense pre-training would run it.
+
+    Args:
+        length: tokens per sequence.
+        max_predictions: most masked tokens per sequence.
+        global_batch: sequences per optimizer step over all ranks; any number not below the number of ranks.
+        micro_batch: sequences per forward pass of one rank.
+        steps: optimizer steps of the dense run.
+        learning_rate: peak learning rate.
+        warmup: share of the steps over which the learning rate rises.
+    """
+
+    length: int
+    max_predictions: int
+    global_batch: int
+    micro_batch: int
+    steps: int
+    learning_rate: float
+    warmup: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss and accuracy on held-out text.
+
+    Args:
+        every: optimizer steps between validations; each stage also ends with one.
+        samples: sequences at most, the first of the validation split, always masked the same way.
+    """
+
+    every: int = 100
+    samples: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A plan and all its numbers.
+
+    Args:
+        phase1: the first phase, short sequences.
+        phase2: the second phase, long sequences.
+        plan: what runs, in order: search, narrow, phase1, phase2. Without search and narrow it is dense training.
+        seed: everything random derives from it.
+        precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
+        matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
+        data: prepared corpus (`earlybert prepare`); without one the corpus section is prepared first.
+        ticket: start from this ticket file instead of searching.
+        deepspeed: DeepSpeed configuration file; default ds_configs/lamb.json.
+        model: shape of the full network.
+        corpus: the corpus to prepare when there is no data folder.
+        optimizer: numbers of the optimizer; its type stands in the DeepSpeed file.
+        search: how to search.
+        draw: how much the ticket prunes.
+        narrow: how the narrow network starts.
+        schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
+            PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
+        masking: dynamic masks differ every epoch, static ones stay.
+        mask_probability: share of the tokens to predict.
+        validation: how often, on how much.
+        checkpoint_every: optimizer steps between checkpoints; each stage also ends with one.
+        keep_checkpoints: newest checkpoints that are kept.
+        log_every: optimizer steps between lines of metrics.jsonl.
+        export: forms written to the run directory at the end.
+    """
+
+    phase1: PhaseConfig
+    phase2: PhaseConfig
+    plan: list[Literal["search", "narrow", "phase1", "phase2"]] = field(
+        default_factory=lambda: ["search", "narrow", "phase1", "phase2"]
+    )
+    seed: int = 42
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    data: str | None = None
+    ticket: str | None = None
+    deepspeed: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    draw: TicketRule = field(default_factory=TicketRule)
+    narrow: NarrowConfig = field(default_factory=NarrowConfig)
+    schedule: Literal["poly", "poly_continuous"] = "poly"
+    masking: Literal["dynamic", "static"] = "dynamic"
+    mask_probability: float = 0.15
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 3
+    log_every: int = 10
+    export: list[Literal["earlybert", "bert"]] = field(default_factory=lambda: ["earlybert"])
+
+    def phase(self, name: str) -> PhaseConfig:
+        return self.phase2 if name == "phase2" else self.phase1
+
+    def save(self, path: Path) -> None:
+        write_text(path, yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+
+
+def recipe_path(name: str) -> Path:
+    """File of a recipe given by name or by path."""
+    shipped = RECIPES / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise UserError(f"--config is {name!r}, which is neither a file nor one of the recipes {names}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
+
+
+def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None:
+    """Refuses keys that no field has, by file and line."""
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(
+            f"{path}:{node.start_mark.line + 1}: {prefix or 'a recipe'} must be a mapping of keys to values"
+        )
+    hints = get_type_hints(section)
+    for key_node, value_node in node.value:
+        key, line = key_node.value, key_node.start_mark.line + 1
+        if key not in hints:
+            raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"{_nearest(key, list(hints))}')
+        if dataclasses.is_dataclass(hints[key]):
+            _check_keys(value_node, hints[key], f"{prefix}{key}.", path)  # type: ignore[arg-type]
+
+
+def check_recipe_file(path: Path) -> None:
+    """Raises UserError when the YAML file is malformed or holds a key that is no field of a recipe."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: is not valid YAML ({error.problem})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a UTF-8 recipe ({error})") from None
+    if node is None:
+        raise UserError(f"{path}: is empty; a recipe needs at least phase1 and phase2")
+    _check_keys(node, Recipe, "", path)
+
+
+def recipe_parser() -> jsonargparse.ArgumentParser:
+    """Command-line parser with one dotted flag per field of a recipe."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--recipe-file", action="config", help=jsonargparse.SUPPRESS)
+    parser.add_class_arguments(Recipe, nested_key=None)
+    return parser
+
+
+def _field_names(section: type, prefix: str = "") -> list[str]:
+    names = []
+    for name, hint in get_type_hints(section).items():
+        if dataclasses.is_dataclass(hint):
+            names += _field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def one_sentence(error: Exception) -> str:
+    """What the parser found wrong, in one line."""
+    text = str(error)
+    if match := re.match(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL):
+        key, problem = match.groups()
+        problem = re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "")
+        expected, _, value = " ".join(problem.split()).partition(". Got value: ")
+        return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
+    if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
+        option = match[1].split()[0]
+        return f"unknown option {option}{_nearest(option.lstrip('-').split('=')[0], _field_names(Recipe))}"
+    return " ".join(text.split())
+
+
+def load_recipe(file: Path, overrides: list[str]) -> Recipe:
+    """Reads a recipe file, applies `--dotted.field value` overrides, checks types; raises UserError."""
+    check_recipe_file(file)
+    try:
+        parser = recipe_parser()
+        parsed = parser.instantiate(parser.parse_args([f"--recipe-file={file}", *overrides]))
+        values = {name.name: parsed[name.name] for name in dataclasses.fields(Recipe)}
+        recipe = Recipe(**values)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(one_sentence(error)) from None
+    if recipe.ticket:
+        # A given ticket takes the place of the search.
+        recipe = dataclasses.replace(recipe, plan=[name for name in recipe.plan if name != "search"])
+    return _with_absolute_paths(_with_corpus_lengths(recipe))
+
+
+def _with_corpus_lengths(recipe: Recipe) -> Recipe:
+    """The corpus is prepared for exactly the lengths that the plan trains at."""
+    lengths = sorted({recipe.phase(name).length for name in recipe.plan if name != "narrow"})
+    return dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, lengths=lengths))
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    paths = {name: getattr(recipe, name) for name in ("data", "ticket", "deepspeed")}
+    return dataclasses.replace(recipe, **{name: str(Path(path).resolve()) for name, path in paths.items() if path})
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def require_same_run(stored: Recipe, wanted: Recipe, path: Path) -> None:
+    """Raises UserError when a run directory is asked to go on with something else than it began with."""
+    before, after = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(wanted))
+    for name, value in after.items():
+        if value != before[name] and name not in LAYOUT_FIELDS:
+            raise UserError(
+                f"{name} is {value!r}, but this run began with {before[name]!r} ({path}); "
+                "keep that value or choose another --run-dir"
+            )
+
+
+def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
+    """Raises UserError for values that cannot work together."""
+    _check_plan(recipe)
+    model = recipe.model
+    for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+        _require(getattr(model, name) >= 1, f"model.{name}", getattr(model, name), "at least 1")
+    if model.hidden_size % model.num_heads:
+        raise UserError(f"model.num_heads is {model.num_heads}; it must divide model.hidden_size, {model.hidden_size}")
+    for name in ("hidden_dropout", "attention_dropout"):
+        _require(0 <= getattr(model, name) < 1, f"model.{name}", getattr(model, name), "at least 0 and below 1")
+    recipe.draw.check(model.intermediate_size)
+    for name in {"phase1" if name == "search" else name for name in recipe.plan if name != "narrow"}:
+        _check_phase(recipe, name, world_size)
+    search = recipe.search
+    _require(search.steps >= 1, "search.steps", search.steps, "at least 1")
+    _require(
+        search.steps <= recipe.phase1.steps,
+        "search.steps",
+        search.steps,
+        f"at most phase1.steps, {recipe.phase1.steps}",
+    )
+    _require(search.snapshot_every >= 1, "search.snapshot_every", search.snapshot_every, "at least 1")
+    _require(search.stop_window >= 0, "search.stop_window", search.stop_window, "at least 0")
+    for name in ("lambda_heads", "lambda_neurons"):
+        _require(getattr(search, name) >= 0, f"search.{name}", getattr(search, name), "at least 0")
+    factor = recipe.narrow.step_factor
+    _require(0 < factor <= 1, "narrow.step_factor", factor, "above 0 and at most 1")
+    _require(0 < recipe.mask_probability < 1, "mask_probability", recipe.mask_probability, "between 0 and 1")
+    for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+        _require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
+    for name in ("every", "samples"):
+        _require(
+            getattr(recipe.validation, name) >= 1, f"validation.{name}", getattr(recipe.validation, name), "at least 1"
+        )
+    _require(
+        len(recipe.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in recipe.optimizer.betas),
+        "optimizer.betas",
+        recipe.optimizer.betas,
+        "two numbers, each at least 0 and below 1",
+    )
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value}; it must be {expected}")
+
+
+def _check_plan(recipe: Recipe) -> None:
+    plan = list(recipe.plan)
+    order = ["search", "narrow", "phase1", "phase2"]
+    if not plan or plan != [name for name in order if name in plan]:
+        raise UserError(f"plan is {plan}; it must be some of {order}, each once and in this order")
+    if recipe.ticket and "narrow" not in plan:
+        raise UserError(f"ticket is {recipe.ticket!r}, but plan is {plan}; a ticket needs narrow in the plan")
+    if "narrow" in plan and "search" not in plan and not recipe.ticket:
+        raise UserError(f"plan is {plan}; narrow needs search before it or a ticket file (--ticket)")
+    if "narrow" in plan and not {"phase1", "phase2"} & set(plan):
+        raise UserError(f"plan is {plan}; narrow needs phase1 or phase2 after it")
+    if "search" in plan and "narrow" not in plan and len(plan) > 1:
+        raise UserError(f"plan is {plan}; after search only narrow can follow")
+    if recipe.ticket and recipe.narrow.rewind == "searched":
+        raise UserError('narrow.rewind is "searched", but with a ticket file nothing is searched; it must be "initial"')
+
+
+def _check_phase(recipe: Recipe, name: str, world_size: int) -> None:
+    phase, table = recipe.phase(name), recipe.model.max_position_embeddings
+    _require(
+        8 <= phase.length <= table,
+        f"{name}.length",
+        phase.length,
+        f"at least 8 and at most model.max_position_embeddings, {table}",
+    )
+    for field_name in ("max_predictions", "micro_batch", "steps"):
+        _require(getattr(phase, field_name) >= 1, f"{name}.{field_name}", getattr(phase, field_name), "at least 1")
+    _require(
+        phase.global_batch >= world_size,
+        f"{name}.global_batch",
+        phase.global_batch,
+        f"at least the number of ranks, {world_size}",
+    )
+    _require(phase.learning_rate > 0, f"{name}.learning_rate", phase.learning_rate, "above 0")
+    _require(0 <= phase.warmup < 1, f"{name}.warmup", phase.warmup, "at least 0 and below 1")

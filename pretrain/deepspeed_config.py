@@ -1,0 +1,187 @@
+"""DeepSpeed configuration files: every key checked, "auto" resolved, the optimizer section taken out."""
+
+import copy
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earlybert.pretrain.config import OptimizerConfig
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import read_json
+
+OPTIMIZERS = ("Lamb", "AdamW")
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class DeepSpeedFile:
+    """A checked file: DeepSpeed's own sections, and the optimizer's type and numbers (those that are not "auto")."""
+
+    path: Path
+    content: dict[str, Any]
+    optimizer: str
+    optimizer_numbers: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "DeepSpeedFile":
+        """Reads and checks a file; raises UserError."""
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
+        _check_sections(content, path)
+        section = content.pop("optimizer", {"type": "Lamb"})
+        if section.get("type") not in OPTIMIZERS:
+            raise UserError(f'{path}: optimizer.type is {section.get("type")!r}; it must be "Lamb" or "AdamW"')
+        numbers = {name: value for name, value in section.get("params", {}).items() if value != "auto"}
+        if "lr" in numbers:
+            raise UserError(
+                f'{path}: optimizer.params.lr is {numbers["lr"]}; it must be "auto": the recipe has the '
+                "learning rate of each phase"
+            )
+        return cls(path, content, section["type"], numbers)
+
+    @property
+    def zero_stage(self) -> int:
+        return self.content.get("zero_optimization", {}).get("stage", 0)
+
+    def number(self, key: str) -> Any:
+        """A top-level value, or None where it is absent or "auto"."""
+        value = self.content.get(key, "auto")
+        return None if value == "auto" else value
+
+    def batches(self, global_batch: int, micro_batch: int, world_size: int) -> tuple[int, int]:
+        """Micro-batch and accumulation steps that cover a global batch; the file's own numbers win where they agree.
+
+        The global batch need not be divisible by anything: the last micro-batches may be short.
+        """
+        micro_batch = self.number("train_micro_batch_size_per_gpu") or min(micro_batch, -(-global_batch // world_size))
+        accumulation = -(-global_batch // (micro_batch * world_size))
+        train, steps = self.number("train_batch_size"), self.number("gradient_accumulation_steps")
+        if train is not None and train != global_batch:
+            raise UserError(
+                f"{self.path}: train_batch_size is {train}, but the recipe's global_batch is {global_batch}; "
+                'they must be equal, or train_batch_size "auto"'
+            )
+        if steps is not None and steps != accumulation:
+            raise UserError(
+                f"{self.path}: gradient_accumulation_steps is {steps}, but a global batch of {global_batch} in "
+                f'micro-batches of {micro_batch} on {world_size} ranks takes {accumulation}; use "auto"'
+            )
+        return micro_batch, accumulation
+
+    def resolve(
+        self, optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int, world_size: int
+    ) -> dict:
+        """The dictionary for `deepspeed.initialize`, nothing "auto" left."""
+        content = copy.deepcopy(self.content)
+        content["train_micro_batch_size_per_gpu"] = micro_batch
+        content["gradient_accumulation_steps"] = accumulation
+        # DeepSpeed insists on this product; short micro-batches make up the difference to the recipe's global batch.
+        content["train_batch_size"] = micro_batch * accumulation * world_size
+        if content.get("gradient_clipping", "auto") == "auto":
+            content["gradient_clipping"] = optimizer.max_grad_norm
+        content["zero_allow_untested_optimizer"] = True
+        content.setdefault("steps_per_print", 2**31)
+        for name in ("fp16", "bf16"):
+            section = content.setdefault(name, {})
+            section["enabled"] = precision == name
+        if precision == "bf16":
+            # The L1 gradient of 1e-4 beside a data gradient does not survive a sum in bf16.
+            content.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        return content
+
+    def precision(self) -> str | None:
+        """The precision that the file itself asks for, or None when it leaves that to the recipe."""
+        for name in ("fp16", "bf16"):
+            if self.content.get(name, {}).get("enabled", "auto") is True:
+                return name
+        return None
+
+
+def _known_sections() -> dict[str, set[str] | None]:
+    """Top-level keys that have an effect here; for a section also the keys inside it."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    def fields(model: Any) -> set[str]:
+        return {name for key, field in model.model_fields.items() for name in (key, field.alias) if name}
+
+    plain = (
+        "gradient_clipping",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "dump_state",
+        "zero_force_ds_cpu_optimizer",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+    )
+    return {
+        **dict.fromkeys((*BATCH_KEYS, *plain)),
+        "optimizer": {"type", "params"},
+        "fp16": fields(DeepSpeedFP16Config),
+        "bf16": fields(DeepSpeedBF16Config),
+        "data_types": {"grad_accum_dtype"},
+        "zero_optimization": fields(DeepSpeedZeroConfig),
+        "comms_logger": fields(CommsLoggerConfig),
+        "flops_profiler": {
+            "enabled",
+            "recompute_fwd_factor",
+            "profile_step",
+            "module_depth",
+            "top_modules",
+            "detailed",
+            "output_file",
+        }
+        & set(vars(DeepSpeedFlopsProfilerConfig({})))
+        | {"enabled"},
+    }
+
+
+def _unknown(path: Path, key: str, known: set[str], prefix: str = "") -> UserError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f'did you mean "{prefix}{close[0]}"?' if close else f"known keys are {', '.join(sorted(known))}"
+    return UserError(f'{path}: unknown key "{prefix}{key}" (DeepSpeed would ignore it); {hint}')
+
+
+def _check_sections(content: dict[str, Any], path: Path) -> None:
+    known = _known_sections()
+    if "scheduler" in content:
+        raise UserError(f"{path}: has a scheduler section; remove it, the recipe has the learning-rate schedule")
+    for key, value in content.items():
+        if key not in known:
+            raise _unknown(path, key, set(known))
+        inside = known[key]
+        if inside is None:
+            continue
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {key} is {value!r}; it must be a JSON object")
+        for name in value:
+            if name not in inside:
+                raise _unknown(path, name, inside, f"{key}.")
+    for name in content.get("optimizer", {}).get("params", {}):
+        if name not in (allowed := {"lr", "betas", "eps", "weight_decay"}):
+            raise _unknown(path, name, allowed, "optimizer.params.")
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
+    _check_batches(content, path)
+
+
+def _check_batches(content: dict[str, Any], path: Path) -> None:
+    numbers = {key: content[key] for key in BATCH_KEYS if content.get(key, "auto") != "auto"}
+    for key, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f'{path}: {key} is {value!r}; it must be a positive integer or "auto"')
+    if len(numbers) == len(BATCH_KEYS):
+        train, micro, accumulation = (numbers[key] for key in BATCH_KEYS)
+        if train % (micro * accumulation):
+            raise UserError(
+                f"{path}: train_batch_size {train} is not train_micro_batch_size_per_gpu {micro} times "
+                f"gradient_accumulation_steps {accumulation} times any number of ranks; "
+                'make them agree or leave two of them "auto"'
+            )

@@ -1,0 +1,76 @@
+"""Ranks: how they find each other, and the few things they say to each other outside DeepSpeed."""
+
+import logging
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed
+
+
+def rank() -> int:
+    """Global rank, known from the environment before any process group exists."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of ranks, likewise."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start() -> torch.device:
+    """Joins the process group that torchrun, the deepspeed launcher or srun describes, else one of a single rank.
+
+    Returns this rank's device.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    # Its notes repeat on every rank and for every stage; errors still come through.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    # Training never uses this operation, and DeepSpeed would compile it for most of a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return torch.device("cuda", torch.cuda.current_device())
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+    if "OMP_NUM_THREADS" not in os.environ or local_ranks == 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    return torch.device("cpu")
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a small tensor over all ranks, on every rank."""
+    torch.distributed.all_reduce(values)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, on every rank."""
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def barrier() -> None:
+    torch.distributed.barrier()

@@ -1,0 +1,182 @@
+"""A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from earlybert.kernels.lamb import Lamb
+from earlybert.kernels.partition import (
+    Partition,
+    partition_layout,
+    refresh_model_weights,
+    set_step_count,
+    start_state,
+    step_count,
+)
+from earlybert.pretrain.config import OptimizerConfig, Recipe
+from earlybert.pretrain.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.distributed import world_size
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.plan import Stage
+from earlybert.pretrain.surgery import Weights
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a stage starts from: fp32 weights, and (unless the optimizer starts afresh) moments and its step count.
+
+    `loss_scale` is the state of fp16's dynamic loss scale, empty in other precisions.
+    """
+
+    weights: Weights
+    moments: Mapping[str, Weights] = field(default_factory=dict)
+    optimizer_step: int = 0
+    loss_scale: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU, unless the recipe or the DeepSpeed file names one."""
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("precision is fp16, which CPUs have no fast path for; it must be fp32, bf16 or auto")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def set_matmul_precision(wanted: str, device: torch.device) -> None:
+    """ "auto" takes oneDNN's fp32 kernels, twice as fast, on CPUs where "medium" does not mean bf16 tiles."""
+    if wanted == "auto":
+        wanted = "highest" if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else "medium"
+    torch.set_float32_matmul_precision(wanted)
+
+
+def has_decay(name: str) -> bool:
+    """Weight matrices and embeddings are decayed; biases, LayerNorms and coefficients are not."""
+    return name.endswith("weight") and "LayerNorm" not in name
+
+
+def build_optimizer(
+    model: nn.Module, kind: str, numbers: Mapping[str, Any], recipe: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """LAMB (or AdamW) with one decayed group and one common group for everything else."""
+    named = list(model.named_parameters())
+    numbers = {"betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay} | dict(numbers)
+    groups = [
+        {"params": [p for name, p in named if has_decay(name)], "weight_decay": numbers.pop("weight_decay")},
+        {"params": [p for name, p in named if not has_decay(name)], "weight_decay": 0.0},
+    ]
+    numbers["betas"] = tuple(numbers["betas"])
+    if kind == "AdamW":
+        return torch.optim.AdamW(groups, lr=0.0, **numbers)
+    fused = {p: 3 for name, p in named if name.endswith("qkv.weight")}
+    return Lamb(groups, lr=0.0, row_blocks=fused, **numbers)
+
+
+class StageEngine:
+    """DeepSpeed's engine for one stage, and the layout in which its optimizer holds every parameter."""
+
+    def __init__(
+        self,
+        config: EarlyBertConfig,
+        state: TrainingState,
+        stage: Stage,
+        recipe: Recipe,
+        file: DeepSpeedFile,
+        device: torch.device,
+    ) -> None:
+        self.precision = resolve_precision(file.precision() or recipe.precision, device)
+        self.micro_batch, self.accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
+        model = _materialised(config, state.weights)
+        optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
+        resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, self.accumulation, world_size())
+        # DeepSpeed itself reads this variable and would otherwise ask the network for it.
+        os.environ.setdefault("LOCAL_RANK", "0")
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
+        self.optimizer = optimizer
+        if isinstance(optimizer, Lamb):
+            self.layout: list[Partition] = optimizer.bind(self.engine)
+        else:
+            self.layout = partition_layout(self.engine)
+            start_state(self.engine, self.layout)
+        self._unwrapped_norm = float("nan")
+        self._load(state)
+
+    def _load(self, state: TrainingState) -> None:
+        """Puts the fp32 values into the masters, which DeepSpeed made from weights it may have rounded."""
+        for partition in self.layout:
+            targets = [(partition.flat, state.weights)]
+            targets += [(self.optimizer.state[partition.flat][kind], state.moments[kind]) for kind in state.moments]
+            for piece in partition.pieces:
+                for flat, source in targets:
+                    partition.scatter(piece, source[piece.name], flat)
+        set_step_count(self.optimizer, state.optimizer_step)
+        if self.precision == "fp16":
+            for name, value in state.loss_scale.items():
+                setattr(self.engine.optimizer.loss_scaler, name, value)
+        refresh_model_weights(self.engine)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Adds one micro-batch's gradient; the optimizer steps on the last one of the step."""
+        self.engine.backward(loss)
+        if self.engine.optimizer is self.optimizer and self.engine.is_gradient_accumulation_boundary():
+            # Without a wrapper (ZeRO-0 in fp32) DeepSpeed clips but reports no norm.
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self._unwrapped_norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.engine.step()
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradient before clipping."""
+        norm = self.engine.get_global_grad_norm()
+        return self._unwrapped_norm if norm is None else float(norm)
+
+    def gather(self, suffix: str) -> dict[str, Tensor]:
+        """fp32 masters of all parameters whose name ends so, whole, on every rank; all ranks must call it."""
+        found = {}
+        for partition in self.layout:
+            for piece in partition.pieces:
+                if piece.name.endswith(suffix):
+                    full = partition.gather(piece, [partition.flat])
+                    assert full is not None
+                    found[piece.name] = full[0].float().cpu()
+        return found
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """State of fp16's dynamic loss scale; empty in other precisions."""
+        if self.precision != "fp16":
+            return {}
+        scaler = self.engine.optimizer.loss_scaler
+        names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+        return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}
+
+    def optimizer_step(self) -> int:
+        """Updates since the optimizer last started afresh."""
+        return step_count(self.optimizer)
+
+    def destroy(self) -> None:
+        self.engine.destroy()
+
+
+def _materialised(config: EarlyBertConfig, weights: Weights) -> EarlyBertForPreTraining:
+    """The model with its own copy of the weights, without initialising anything twice."""
+    with torch.device("meta"):
+        model = EarlyBertForPreTraining(config)
+    own = {
+        name: weights[name].detach().clone(memory_format=torch.contiguous_format)
+        for name, _ in model.named_parameters()
+    }
+    model.load_state_dict(own, assign=True)
+    return model

@@ -1,0 +1,50 @@
+"""Export of a run's network, narrow as it is or zero-padded into a plain BERT."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from earlybert.data_prep.corpus import Corpus
+from earlybert.pretrain.bert_format import to_bert
+from earlybert.pretrain.checkpoint import newest_intact
+from earlybert.pretrain.config import load_recipe
+from earlybert.pretrain.corpora import corpus_directory
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.model import EarlyBertForPreTraining
+from earlybert.pretrain.plan import build_stages, model_config
+from earlybert.pretrain.surgery import bake_coefficients, narrow_config, widen_weights
+from earlybert.pretrain.telemetry import say
+from earlybert.pretrain.ticket import Ticket
+
+Form = Literal["earlybert", "bert"]
+
+
+def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
+    """Writes the newest checkpoint's network and tokenizer to `out`.
+
+    "earlybert" is the narrow network (needs this package to load), "bert" the full shape with zeros where a unit was
+    cut (needs transformers only: `BertForPreTraining`, or `BertForMaskedLM` without next-sentence prediction).
+    """
+    recipe = load_recipe(run_dir / "config.yaml", [])
+    checkpoint = newest_intact(run_dir / "checkpoints", say)
+    if checkpoint is None:
+        raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
+    corpus = Corpus.open(corpus_directory(recipe))
+    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
+    stage = build_stages(recipe)[checkpoint.state["stage_index"]]
+    ticket = Ticket.load(run_dir / "ticket.json") if stage.narrow else None
+    # Coefficients of an unfinished search are multiplied into the weights: no export carries them.
+    weights, _ = bake_coefficients(checkpoint.weights, {})
+    if form == "bert":
+        model: PreTrainedModel = to_bert(full, widen_weights(full, weights, ticket) if ticket else weights)
+    else:
+        model = EarlyBertForPreTraining(narrow_config(full, ticket) if ticket else full)
+        model.load_state_dict(weights)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    corpus.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)

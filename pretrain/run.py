@@ -1,0 +1,264 @@
+"""Pre-trains BERT the EarlyBERT way: search, draw, narrow, two phases. The paper from top to bottom.
+
+    deepspeed pretrain/run.py --deepspeed ds_configs/lamb.json
+    torchrun --nproc_per_node 4 pretrain/run.py --config bert_base --data CORPUS --run-dir RUN
+    python pretrain/run.py
+
+Called again with the same run directory, it goes on where it was.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from earlybert.data_prep.corpus import Corpus
+from earlybert.data_prep.errors import CorpusError
+from earlybert.pretrain import distributed
+from earlybert.pretrain.checkpoint import Checkpoint, newest_intact
+from earlybert.pretrain.config import (
+    DEFAULT_DEEPSPEED,
+    DEFAULT_RECIPE,
+    Recipe,
+    check_recipe,
+    load_recipe,
+    recipe_parser,
+    recipe_path,
+    require_same_run,
+)
+from earlybert.pretrain.corpora import open_corpus
+from earlybert.pretrain.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.engine import StageEngine, TrainingState, set_matmul_precision
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.export import export_checkpoint
+from earlybert.pretrain.files import write_json, write_text
+from earlybert.pretrain.initial import initial_weights
+from earlybert.pretrain.loop import Place, StageRun, train_stage
+from earlybert.pretrain.model import EarlyBertConfig
+from earlybert.pretrain.plan import Stage, build_stages, describe_plan, model_config, stage_model
+from earlybert.pretrain.search import draw_from_snapshot
+from earlybert.pretrain.summary import print_summary, write_summary
+from earlybert.pretrain.surgery import bake_coefficients, full_shape, narrow_weights
+from earlybert.pretrain.telemetry import Telemetry, say
+from earlybert.pretrain.ticket import Ticket
+
+
+@dataclass
+class Run:
+    """What stays the same from stage to stage."""
+
+    run_dir: Path
+    recipe: Recipe
+    deepspeed_file: DeepSpeedFile
+    corpus: Corpus
+    full: EarlyBertConfig
+    device: torch.device
+    ticket: Ticket | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+
+def run(recipe: Recipe, run_dir: Path) -> None:
+    """Carries out the recipe's plan in the run directory, from wherever it stands."""
+    setting = set_up(recipe, run_dir)
+    stages = build_stages(recipe)
+    latest = newest_checkpoint(setting)
+    telemetry = Telemetry(
+        run_dir, enabled=distributed.rank() == 0, resume_after=latest.state["global_step"] if latest else -1
+    )
+    telemetry.text("plan", f"```\n{describe_plan(recipe, setting.full)}\n```", 0)
+    for index, stage in enumerate(stages):
+        if latest is not None and (latest.state["stage_index"], latest.state["finished"]) >= (index, True):
+            continue
+        if stage.narrow and setting.ticket is None:
+            setting.ticket = agree_on_ticket(setting)
+        state, place = begin_or_resume(setting, stage, index, latest)
+        train(setting, stage, state, place, telemetry)
+        latest = Checkpoint(distributed.broadcast_object(newest_path(setting)))
+    telemetry.close()
+    finish(setting, stages)
+
+
+def set_up(recipe: Recipe, run_dir: Path) -> Run:
+    """Joins the ranks, opens the corpus, checks that everything fits together, and notes the configuration."""
+    deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
+    check_recipe(recipe, distributed.world_size())
+    stages = build_stages(recipe)
+    for stage in stages:
+        deepspeed_file.batches(stage.global_batch, stage.micro_batch, distributed.world_size())
+    ticket = Ticket.load(Path(recipe.ticket)) if recipe.ticket else None
+    corpus = open_corpus(recipe)
+    for stage in stages:
+        corpus.samples("train", stage.length)
+    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
+    if ticket is not None:
+        ticket.require_model(full_shape(full), str(recipe.ticket))
+    device = distributed.start()
+    set_matmul_precision(recipe.matmul_precision, device)
+    if distributed.rank() == 0:
+        recipe.save(run_dir / "config.yaml")
+        write_json(run_dir / "plan.json", describe_plan(recipe, full, ticket))
+    return Run(run_dir, recipe, deepspeed_file, corpus, full, device)
+
+
+def newest_path(setting: Run) -> Path | None:
+    found = newest_intact(setting.checkpoints, say) if distributed.rank() == 0 else None
+    return found.path if found else None
+
+
+def newest_checkpoint(setting: Run) -> Checkpoint | None:
+    """The newest intact checkpoint, chosen by rank 0 for all; None when the run has just begun."""
+    path = distributed.broadcast_object(newest_path(setting))
+    if path is None:
+        return None
+    checkpoint = Checkpoint(path)
+    if checkpoint.state["corpus"] != setting.corpus.fingerprint:
+        raise UserError(f"{setting.corpus.directory}: is not the corpus that {path} was trained on")
+    say(
+        f"going on from {path}: {checkpoint.state['stage']} step {checkpoint.state['step']}",
+        enabled=distributed.rank() == 0,
+    )
+    return checkpoint
+
+
+def agree_on_ticket(setting: Run) -> Ticket:
+    """Rank 0 draws (or takes the given or already drawn ticket) and writes it; every rank gets it, and all compare."""
+    path = setting.run_dir / "ticket.json"
+    content = None
+    if distributed.rank() == 0:
+        if path.is_file():
+            ticket = Ticket.load(path)
+        elif setting.recipe.ticket:
+            ticket = Ticket.load(Path(setting.recipe.ticket))
+        else:
+            ticket = draw_from_snapshot(setting.run_dir / "search", None, full_shape(setting.full), setting.recipe)
+        ticket.save(path)
+        write_json(setting.run_dir / "plan.json", describe_plan(setting.recipe, setting.full, ticket))
+        content = ticket.content() | {"sha256": ticket.sha256}
+    ticket = Ticket.from_content(distributed.broadcast_object(content), str(path))
+    ticket.require_model(full_shape(setting.full), str(path))
+    hashes = set(distributed.gather_objects(ticket.sha256))
+    if hashes != {ticket.sha256}:
+        raise RuntimeError(f"the ranks hold different tickets: {sorted(hashes)}")
+    return ticket
+
+
+def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint | None) -> tuple[TrainingState, Place]:
+    """What the stage's engine is filled with, and where in the stage that is."""
+    if latest is not None and latest.state["stage_index"] == index:
+        stored = latest.state
+        place = Place(index, stored["step"], stored["position"], stored["steps_before"])
+        if setting.ticket is not None and stored["ticket_sha256"] not in (None, setting.ticket.sha256):
+            raise UserError(f"{latest.path}: was trained from another ticket than {setting.run_dir / 'ticket.json'}")
+        return TrainingState(latest.weights, latest.moments, stored["optimizer_step"], stored["loss_scale"]), place
+    place = Place(index, steps_before=latest.state["global_step"] if latest else 0)
+    if stage.begin == "narrow":
+        return narrow(setting, latest), place
+    if stage.begin == "lengthen":
+        assert latest is not None
+        return TrainingState(latest.weights, latest.moments), place
+    return TrainingState(initial_weights(stage_model(setting.full, stage, None), setting.recipe.seed)), place
+
+
+def narrow(setting: Run, latest: Checkpoint | None) -> TrainingState:
+    """The narrow network: cut from the initial weights again, or from the searched ones with their moments."""
+    assert setting.ticket is not None
+    full, ticket = setting.full, setting.ticket
+    if setting.recipe.narrow.rewind == "initial":
+        return TrainingState(narrow_weights(full, initial_weights(full, setting.recipe.seed), ticket))
+    assert latest is not None
+    weights, moments = bake_coefficients(latest.weights, latest.moments)
+    return TrainingState(
+        narrow_weights(full, weights, ticket),
+        {kind: narrow_weights(full, tensors, ticket) for kind, tensors in moments.items()},
+        latest.state["optimizer_step"],
+    )
+
+
+def train(setting: Run, stage: Stage, state: TrainingState, place: Place, telemetry: Telemetry) -> None:
+    """Builds the stage's engine, trains it to the end, takes it down."""
+    config = stage_model(setting.full, stage, setting.ticket)
+    engine = StageEngine(config, state, stage, setting.recipe, setting.deepspeed_file, setting.device)
+    say(
+        f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
+        f"{sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
+        enabled=distributed.rank() == 0,
+    )
+    train_stage(
+        StageRun(
+            run_dir=setting.run_dir,
+            recipe=setting.recipe,
+            stage=stage,
+            place=place,
+            engine=engine,
+            corpus=setting.corpus,
+            telemetry=telemetry,
+            device=setting.device,
+            ticket_sha256=setting.ticket.sha256 if setting.ticket else None,
+        )
+    )
+    engine.destroy()
+
+
+def finish(setting: Run, stages: list[Stage]) -> None:
+    """Exports the model, writes the summary and, last, DONE."""
+    if stages[-1].searching:
+        # The plan ends with the search: its result is the ticket.
+        agree_on_ticket(setting)
+    if distributed.rank() == 0:
+        for form in setting.recipe.export:
+            export_checkpoint(setting.run_dir, form, setting.run_dir / "export" / form)
+        summary = write_summary(setting.run_dir)
+        write_text(setting.run_dir / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
+        print_summary(summary)
+    distributed.barrier()
+
+
+def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
+    """The recipe with all overrides, and the run directory; raises UserError."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, usage="run.py [--config RECIPE] [--run-dir DIR] [--FIELD VALUE ...]"
+    )
+    parser.add_argument("--config", help="a recipe's name or a YAML file; default quickstart")
+    parser.add_argument("--run-dir", "--run_dir", type=Path, help="default runs/RECIPE")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    parser.add_argument("-h", "--help", action="store_true")
+    arguments, overrides = parser.parse_known_args(argv)
+    if arguments.help:
+        parser.print_help()
+        recipe_parser().print_help()
+        sys.exit(0)
+    run_dir = arguments.run_dir or Path("runs") / Path(arguments.config or DEFAULT_RECIPE).stem
+    stored = run_dir / "config.yaml"
+    if not stored.is_file():
+        return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir
+    recipe = load_recipe(recipe_path(arguments.config) if arguments.config else stored, overrides)
+    require_same_run(load_recipe(stored, []), recipe, stored)
+    return recipe, run_dir
+
+
+def main() -> None:
+    """Entry of the script: exit status 2 and one sentence for what a user can put right."""
+    try:
+        recipe, run_dir = parse_arguments(sys.argv[1:])
+        if (run_dir / "DONE").is_file():
+            if distributed.rank() == 0:
+                print_summary(write_summary(run_dir))
+                print(f"{run_dir} is done. Another --run-dir starts a new run.")
+            return
+        run(recipe, run_dir)
+    except (UserError, CorpusError) as error:
+        # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
+        if distributed.rank() > 0:
+            time.sleep(3)
+        print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

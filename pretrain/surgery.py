@@ -1,0 +1,136 @@
+"""Pure functions from (config, weights[, ticket]) to (config, weights).
+
+Weights are plain mappings from parameter name to tensor; moments have the same names and shapes and are cut alike.
+
+Shape suffixes: H hidden size, A heads, D head size, F neurons, 3 = query, key, value.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from earlybert.kernels.fold import fold_coefficients
+from earlybert.pretrain.model import EarlyBertConfig
+from earlybert.pretrain.ticket import FullShape, Ticket
+
+Weights = Mapping[str, Tensor]
+
+# Below this a coefficient says nothing about its unit's moments any more: they start from zero instead.
+SMALLEST_COEFFICIENT = 1e-3
+
+
+def full_shape(config: EarlyBertConfig) -> FullShape:
+    """The shape that a ticket for this model must have been drawn from."""
+    return FullShape(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        head_size=config.head_size,
+        intermediate_size=config.intermediate_size,
+    )
+
+
+def layer_of(name: str) -> int:
+    """Index of the encoder layer that a parameter belongs to; -1 outside the encoder."""
+    return int(name.split(".")[1]) if name.startswith("layers.") else -1
+
+
+def unit_axis(name: str) -> tuple[str, int] | None:
+    """Which units ("heads" or "neurons") a parameter holds, and along which axis; None when it holds none."""
+    axes = {
+        "attention.qkv.weight": ("heads", 0),
+        "attention.qkv.bias": ("heads", 0),
+        "attention.output.weight": ("heads", 1),
+        "attention.output.coefficients": ("heads", 0),
+        "feed_forward.intermediate.weight": ("neurons", 0),
+        "feed_forward.intermediate.bias": ("neurons", 0),
+        "feed_forward.output.weight": ("neurons", 1),
+        "feed_forward.output.coefficients": ("neurons", 0),
+    }
+    return axes.get(name.split(".", 2)[2]) if name.startswith("layers.") else None
+
+
+def _unit_rows(name: str, kind: str, kept: tuple[int, ...], config: EarlyBertConfig) -> Tensor:
+    """Indices, along the unit axis of the full parameter, of everything that belongs to the kept units."""
+    index = torch.tensor(kept)
+    if kind == "neurons" or name.endswith("coefficients"):
+        return index
+    row_AD = index[:, None] * config.head_size + torch.arange(config.head_size)
+    if ".qkv." not in name:
+        return row_AD.flatten()
+    return (torch.arange(3)[:, None] * config.hidden_size + row_AD.flatten()).flatten()
+
+
+def _for_each_unit_tensor(weights: Weights, ticket: Ticket, change: Callable[[str, Tensor, int, str], Tensor]) -> dict:
+    result = {}
+    for name, tensor in weights.items():
+        where = unit_axis(name)
+        result[name] = tensor if where is None else change(name, tensor, where[1], where[0])
+    return result
+
+
+def narrow_config(config: EarlyBertConfig, ticket: Ticket) -> EarlyBertConfig:
+    """The narrow network's configuration: kept units per layer, no coefficients."""
+    ticket.require_model(full_shape(config), "the ticket")
+    narrow = copy.deepcopy(config)
+    narrow.kept_heads = [list(kept) for kept in ticket.heads]
+    narrow.kept_neurons = [list(kept) for kept in ticket.neurons]
+    narrow.ticket_sha256 = ticket.sha256
+    narrow.searching = False
+    return narrow
+
+
+def narrow_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) -> dict[str, Tensor]:
+    """Slices a full network's tensors (weights or moments) down to the ticket; coefficients are left out.
+
+    Removed units are dropped without compensation (`prune_heads` semantics: rows of query, key and value with their
+    biases, columns of the output projection; the output biases stay whole).
+    """
+
+    def cut(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
+        kept = getattr(ticket, kind)[layer_of(name)]
+        return tensor.index_select(axis, _unit_rows(name, kind, kept, config))
+
+    without_coefficients = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
+    return _for_each_unit_tensor(without_coefficients, ticket, cut)
+
+
+def widen_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) -> dict[str, Tensor]:
+    """The inverse of narrowing: every unit back in its place in the full network, zeros where one was cut.
+
+    `config` is the full network's. A unit whose output columns are zero adds nothing, so the function stays the same.
+    """
+
+    def pad(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
+        shape = list(tensor.shape)
+        units = config.intermediate_size if kind == "neurons" else config.hidden_size
+        shape[axis] = 3 * units if ".qkv." in name else units
+        kept = getattr(ticket, kind)[layer_of(name)]
+        return tensor.new_zeros(shape).index_copy_(axis, _unit_rows(name, kind, kept, config), tensor)
+
+    return _for_each_unit_tensor(weights, ticket, pad)
+
+
+def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """Multiplies the coefficients into the weights they act on, which then compute the same function without them.
+
+    With W' = c W the gradient of W' is that of W divided by c: `exp_avg` is divided by c and `exp_avg_sq` by c squared.
+    Coefficients and their moments are left out of the result.
+    """
+    baked = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
+    baked_moments = {
+        kind: {name: tensor for name, tensor in tensors.items() if not name.endswith("coefficients")}
+        for kind, tensors in moments.items()
+    }
+    for name, coefficient_C in weights.items():
+        if not name.endswith("coefficients"):
+            continue
+        target = name.removesuffix("coefficients") + "weight"
+        baked[target] = fold_coefficients(weights[target], coefficient_C)
+        alive_C = coefficient_C.abs() >= SMALLEST_COEFFICIENT
+        inverse_C = torch.where(alive_C, coefficient_C, torch.ones_like(coefficient_C)).reciprocal() * alive_C
+        for kind, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            if kind in moments:
+                baked_moments[kind][target] = fold_coefficients(moments[kind][target], inverse_C**power)
+    return baked, baked_moments

@@ -1,0 +1,56 @@
+"""A small text of known structure, and a corpus made from it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.corpus import Corpus
+from earlybert.data_prep.prepare import prepare
+
+DOCUMENTS = 60
+
+
+def make_documents(count: int = DOCUMENTS) -> list[str]:
+    """Documents whose every sentence names its document and its place, in words of an invented language."""
+    rng = np.random.default_rng(7)
+    words = [
+        "".join(rng.choice(list("bdfgklmnprst")) + rng.choice(list("aeiou")) for _ in range(3)) for _ in range(400)
+    ]
+    documents = []
+    for document in range(count):
+        paragraphs = []
+        for paragraph in range(rng.integers(1, 4)):
+            sentences = [
+                f"Entry {document} part {paragraph} line {line} says {' '.join(rng.choice(words, rng.integers(2, 15)))}."
+                for line in range(rng.integers(1, 8))
+            ]
+            paragraphs.append(" ".join(sentences))
+        documents.append("\n".join(paragraphs))
+    return documents
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    return make_documents()
+
+
+@pytest.fixture(scope="session")
+def text_file(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "entries.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def config(text_file: Path) -> CorpusConfig:
+    return CorpusConfig(
+        source="text", files=[str(text_file)], vocab_size=400, lengths=[32, 64], duplicates=2, validation_fraction=0.1
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus(config: CorpusConfig, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return prepare(config, tmp_path_factory.mktemp("corpora") / "entries")
