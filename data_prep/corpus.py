@@ -99,7 +99,7 @@ class Corpus:
         """The highest token id plus one."""
         return self.manifest["vocabulary"]["size"]
 
-    @property
+    @cached_property
     def special_tokens(self) -> SpecialTokens:
         """The ids of the special tokens."""
         return SpecialTokens(**self.manifest["vocabulary"]["special_tokens"])

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 import jsonargparse
 import yaml
 
-from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import write_text
 from earlybert.pretrain.ticket import TicketRule
@@ -229,11 +229,13 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
     """Refuses keys that no field has, by file and line."""
     if not isinstance(node, yaml.MappingNode):
         raise UserError(
-            f"{path}:{node.start_mark.line + 1}: {prefix or 'a recipe'} must be a mapping of keys to values"
+            f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys to values"
         )
     hints = get_type_hints(section)
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{path}:{line}: a key must be a name, not a list or mapping")
         if key not in hints:
             raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"{_nearest(key, list(hints))}')
         if dataclasses.is_dataclass(hints[key]):
@@ -247,6 +249,8 @@ def check_recipe_file(path: Path) -> None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: is not valid YAML ({error.problem})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a UTF-8 recipe ({error})") from None
     if node is None:
@@ -256,7 +260,7 @@ def check_recipe_file(path: Path) -> None:
 
 def recipe_parser() -> jsonargparse.ArgumentParser:
     """Command-line parser with one dotted flag per field of a recipe."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--recipe-file", action="config", help=jsonargparse.SUPPRESS)
     parser.add_class_arguments(Recipe, nested_key=None)
     return parser
@@ -282,7 +286,9 @@ def one_sentence(error: Exception) -> str:
         return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
     if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
         option = match[1].split()[0]
-        return f"unknown option {option}{_nearest(option.lstrip('-').split('=')[0], _field_names(Recipe))}"
+        close = difflib.get_close_matches(option.lstrip("-").split("=")[0], _field_names(Recipe), n=1)
+        hint = f'did you mean "{close[0]}"?' if close else "options are the fields of a recipe, see --help"
+        return f"unknown option {option}; {hint}"
     return " ".join(text.split())
 
 
@@ -305,6 +311,8 @@ def load_recipe(file: Path, overrides: list[str]) -> Recipe:
 def _with_corpus_lengths(recipe: Recipe) -> Recipe:
     """The corpus is prepared for exactly the lengths that the plan trains at."""
     lengths = sorted({recipe.phase(name).length for name in recipe.plan if name != "narrow"})
+    if not lengths or lengths[0] < MINIMUM_LENGTH:
+        return recipe  # check_recipe says what is wrong with the plan or the phase
     return dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, lengths=lengths))
 
 
@@ -341,9 +349,35 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         raise UserError(f"model.num_heads is {model.num_heads}; it must divide model.hidden_size, {model.hidden_size}")
     for name in ("hidden_dropout", "attention_dropout"):
         _require(0 <= getattr(model, name) < 1, f"model.{name}", getattr(model, name), "at least 0 and below 1")
-    recipe.draw.check(model.intermediate_size)
-    for name in {"phase1" if name == "search" else name for name in recipe.plan if name != "narrow"}:
+    _require(model.initializer_range > 0, "model.initializer_range", model.initializer_range, "above 0")
+    for name in dict.fromkeys("phase1" if name == "search" else name for name in recipe.plan if name != "narrow"):
         _check_phase(recipe, name, world_size)
+    if {"search", "narrow"} & set(recipe.plan):
+        recipe.draw.check(model.intermediate_size)
+    if "search" in recipe.plan:
+        _check_search(recipe)
+    factor = recipe.narrow.step_factor
+    _require(0 < factor <= 1, "narrow.step_factor", factor, "above 0 and at most 1")
+    _require(0 < recipe.mask_probability < 1, "mask_probability", recipe.mask_probability, "between 0 and 1")
+    for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+        _require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
+    for name in ("every", "samples"):
+        _require(
+            getattr(recipe.validation, name) >= 1, f"validation.{name}", getattr(recipe.validation, name), "at least 1"
+        )
+    optimizer = recipe.optimizer
+    _require(
+        len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
+        "optimizer.betas",
+        optimizer.betas,
+        "two numbers, each at least 0 and below 1",
+    )
+    _require(optimizer.eps > 0, "optimizer.eps", optimizer.eps, "above 0")
+    for name in ("weight_decay", "max_grad_norm"):
+        _require(getattr(optimizer, name) >= 0, f"optimizer.{name}", getattr(optimizer, name), "at least 0")
+
+
+def _check_search(recipe: Recipe) -> None:
     search = recipe.search
     _require(search.steps >= 1, "search.steps", search.steps, "at least 1")
     _require(
@@ -356,21 +390,6 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     _require(search.stop_window >= 0, "search.stop_window", search.stop_window, "at least 0")
     for name in ("lambda_heads", "lambda_neurons"):
         _require(getattr(search, name) >= 0, f"search.{name}", getattr(search, name), "at least 0")
-    factor = recipe.narrow.step_factor
-    _require(0 < factor <= 1, "narrow.step_factor", factor, "above 0 and at most 1")
-    _require(0 < recipe.mask_probability < 1, "mask_probability", recipe.mask_probability, "between 0 and 1")
-    for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
-        _require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
-    for name in ("every", "samples"):
-        _require(
-            getattr(recipe.validation, name) >= 1, f"validation.{name}", getattr(recipe.validation, name), "at least 1"
-        )
-    _require(
-        len(recipe.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in recipe.optimizer.betas),
-        "optimizer.betas",
-        recipe.optimizer.betas,
-        "two numbers, each at least 0 and below 1",
-    )
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

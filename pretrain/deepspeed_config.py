@@ -163,13 +163,52 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
         for name in value:
             if name not in inside:
                 raise _unknown(path, name, inside, f"{key}.")
-    for name in content.get("optimizer", {}).get("params", {}):
+    parameters = content.get("optimizer", {}).get("params", {})
+    if not isinstance(parameters, dict):
+        raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
+    for name in parameters:
         if name not in (allowed := {"lr", "betas", "eps", "weight_decay"}):
             raise _unknown(path, name, allowed, "optimizer.params.")
+        _check_number(path, f"optimizer.params.{name}", parameters[name], pair=name == "betas")
+    _check_number(path, "gradient_clipping", content.get("gradient_clipping", "auto"))
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
+    _check_values(content, path)
     _check_batches(content, path)
+
+
+def _check_number(path: Path, name: str, value: Any, *, pair: bool = False) -> None:
+    """Refuses what is neither "auto" nor a number (with `pair`: two of them), none below 0."""
+    numbers = value if pair and isinstance(value, list) and len(value) == 2 else None if pair else [value]
+    if value == "auto" or (
+        numbers is not None and all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 for x in numbers)
+    ):
+        return
+    expected = "two numbers" if pair else "a number, at least 0,"
+    raise UserError(f'{path}: {name} is {value!r}; it must be {expected} or "auto"')
+
+
+def _check_values(content: dict[str, Any], path: Path) -> None:
+    """Lets DeepSpeed's own models judge the values in its sections."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    models = {"zero_optimization": DeepSpeedZeroConfig, "fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}
+    for section, model in models.items():
+        values = dict(content.get(section, {}))
+        if section != "zero_optimization" and values.pop("enabled", "auto") not in (True, False, "auto"):
+            enabled = content[section]["enabled"]
+            raise UserError(f'{path}: {section}.enabled is {enabled!r}; it must be true, false or "auto"')
+        try:
+            model(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, (section, *first["loc"])))
+            raise UserError(f"{path}: {name} is {first['input']!r}; {first['msg']}") from None
+    if all(content.get(name, {}).get("enabled") is True for name in ("fp16", "bf16")):
+        raise UserError(f'{path}: fp16.enabled and bf16.enabled are both true; at most one may be, or both "auto"')
 
 
 def _check_batches(content: dict[str, Any], path: Path) -> None:

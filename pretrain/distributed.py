@@ -46,8 +46,8 @@ def start() -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", torch.cuda.current_device())
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
-    if "OMP_NUM_THREADS" not in os.environ or local_ranks == 1:
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     return torch.device("cpu")
 

@@ -7,6 +7,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from earlybert.data_prep.corpus import Corpus
+from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.bert_format import to_bert
 from earlybert.pretrain.checkpoint import newest_intact
 from earlybert.pretrain.config import load_recipe
@@ -48,3 +49,18 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     corpus.tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+
+
+def main(argv: list[str]) -> None:
+    """Writes a run's network and tokenizer for Hugging Face transformers."""
+    parser = ArgumentParser("earlybert export", description=main.__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument(
+        "--format", choices=("earlybert", "bert"), default="bert", help="narrow, or plain full-shape BERT"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    if not (arguments.run_dir / "config.yaml").is_file():
+        raise UserError(f"{arguments.run_dir}: is not a run directory; it has no config.yaml")
+    export_checkpoint(arguments.run_dir, arguments.format, arguments.out)
+    print(f"written to {arguments.out}")

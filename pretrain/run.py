@@ -12,8 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.errors import CorpusError
@@ -45,6 +44,9 @@ from earlybert.pretrain.surgery import bake_coefficients, full_shape, narrow_wei
 from earlybert.pretrain.telemetry import Telemetry, say
 from earlybert.pretrain.ticket import Ticket
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass
 class Run:
@@ -55,7 +57,7 @@ class Run:
     deepspeed_file: DeepSpeedFile
     corpus: Corpus
     full: EarlyBertConfig
-    device: torch.device
+    device: "torch.device"
     ticket: Ticket | None = None
 
     @property

@@ -3,7 +3,6 @@
 Shape suffixes: L layers, U units of one kind in a layer, K recordings.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,9 +123,3 @@ def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, recipe:
         kind="search", stage="search", step=snapshot.step, seed=recipe.seed, coefficients_sha256=file_hash(path)
     )
     return draw(model, snapshot.heads_LU, snapshot.neurons_LU, recipe.draw, source)
-
-
-def replace_rule(recipe: Recipe, **numbers: object) -> Recipe:
-    """The recipe with other numbers in its draw section; None leaves one as it is."""
-    given = {name: value for name, value in numbers.items() if value is not None}
-    return dataclasses.replace(recipe, draw=dataclasses.replace(recipe.draw, **given))  # type: ignore[arg-type]

@@ -148,6 +148,11 @@ class Ticket:
                 source=TicketSource(**content["source"]),
             )
             ticket._check_indices(name)
+            ticket.rule.check(ticket.model.intermediate_size)
+            if ticket.source.kind not in ("search", "random", "all"):
+                raise UserError(f"{name}: source.kind is {ticket.source.kind!r}; it must be search, random or all")
+            if ticket.sha256 != stated:
+                raise UserError(f"{name}: its counts or other fields do not fit its indices and rule")
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{name}: is not a complete ticket ({error})") from None
         return ticket
@@ -159,7 +164,8 @@ class Ticket:
             if len(layers) != self.model.num_layers:
                 raise UserError(f'{name}: "{kind}" has {len(layers)} layers; the model has {self.model.num_layers}')
             for index, kept in enumerate(layers):
-                if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
+                whole = all(type(unit) is int for unit in kept)
+                if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
                     raise UserError(
                         f'{name}: "{kind}" of layer {index} must be sorted distinct indices below {size}, at least one'
                     )

@@ -16,20 +16,20 @@ DOCUMENTS = 60
 def make_documents(count: int = DOCUMENTS) -> list[str]:
     """Documents whose every sentence names its document and its place, in words of an invented language."""
     rng = np.random.default_rng(7)
-    words = [
-        "".join(rng.choice(list("bdfgklmnprst")) + rng.choice(list("aeiou")) for _ in range(3)) for _ in range(400)
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    words = ["".join(rng.choice(syllables, 3)) for _ in range(400)]
+
+    def sentence(document: int, paragraph: int, line: int) -> str:
+        said = " ".join(rng.choice(words, rng.integers(2, 15)))
+        return f"Entry {document} part {paragraph} line {line} says {said}."
+
+    return [
+        "\n".join(
+            " ".join(sentence(document, paragraph, line) for line in range(rng.integers(1, 8)))
+            for paragraph in range(rng.integers(1, 4))
+        )
+        for document in range(count)
     ]
-    documents = []
-    for document in range(count):
-        paragraphs = []
-        for paragraph in range(rng.integers(1, 4)):
-            sentences = [
-                f"Entry {document} part {paragraph} line {line} says {' '.join(rng.choice(words, rng.integers(2, 15)))}."
-                for line in range(rng.integers(1, 8))
-            ]
-            paragraphs.append(" ".join(sentences))
-        documents.append("\n".join(paragraphs))
-    return documents
 
 
 @pytest.fixture(scope="session")

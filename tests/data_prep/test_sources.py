@@ -100,8 +100,8 @@ def test_hub_reads_a_local_data_set_and_names_what_is_wrong(tmp_path: Path) -> N
 
 
 def test_sentences_survive_the_file_between(tmp_path: Path) -> None:
-    texts = ["Dr. Who came  in. He\u2028left!\nNew\x0bparagraph", " \n ", "Is it? Yes."]
-    expected = [["Dr. Who came in.", "He left!", "New paragraph"], ["Is it?", "Yes."]]
+    texts = ["Dr. Smith came  in. He\u2028left!\nNew\x0bparagraph", " \n ", "Is it? Yes."]
+    expected = [["Dr. Smith came in.", "He left!", "New paragraph"], ["Is it?", "Yes."]]
     assert write_sentences(texts, tmp_path / "sentences.txt") == 2
     assert list(read_sentences(tmp_path / "sentences.txt")) == expected
     assert split_sentences(texts[0]) == expected[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,9 @@ def test_lowercase_decides_about_case_and_accents(sentences_file: Path) -> None:
 
 def test_written_special_token_is_text(sentences_file: Path) -> None:
     tokenizer = train_tokenizer(sentences_file, vocab_size=200, lowercase=True)
-    text = encode([["Using [MASK] and [SEP]."]], tokenizer)
+    text = encode([["Using [MASK] and [CLS]."]], tokenizer)
     assert not set(text.tokens.tolist()) & set(special_tokens(tokenizer).ids) - {tokenizer.unk_token_id}
-    assert "".join(tokenizer.convert_ids_to_tokens(text.tokens.tolist())).replace("##", "") == "using[mask]and[sep]."
+    assert "".join(tokenizer.convert_ids_to_tokens(text.tokens.tolist())).replace("##", "") == "using[mask]and[cls]."
 
 
 def test_encoding_keeps_the_structure_and_drops_what_is_empty(sentences_file: Path) -> None:
@@ -133,12 +134,11 @@ def test_published_vocabulary_agrees_with_hugging_face(case: str) -> None:
 
     data = Path(os.environ["EARLYBERT_DATA"])
     vocabulary = data / "vocab" / f"bert-base-{case}-vocab.txt"
-    published = BertTokenizer.from_pretrained(
-        vocabulary.parent, vocab_file=str(vocabulary), do_lower_case=case != "cased"
-    )
-    loaded = load_tokenizer(str(vocabulary), lowercase=case == "uncased")
+    folder, lowercase = vocabulary.parent, case == "uncased"
+    published = BertTokenizer.from_pretrained(folder, vocab_file=str(vocabulary), do_lower_case=lowercase)
+    loaded = load_tokenizer(str(vocabulary), lowercase=lowercase)
     assert special_tokens(loaded) == SpecialTokens(pad=0, unknown=100, cls=101, sep=102, mask=103)
-    texts = [text for text, _ in zip(read_file(data / "wikipedia" / "wiki-00000.jsonl.xz", "text"), range(20))]
+    texts = list(islice(read_file(data / "wikipedia" / "wiki-00000.jsonl.xz", "text"), 20))
     text = encode([[line] for line in texts], loaded)
     expected = published(texts, add_special_tokens=False)["input_ids"]
     assert [part.tolist() for part in np.split(text.tokens, text.sentence_bounds[1:-1])] == expected

@@ -1,0 +1,34 @@
+"""The `earlybert` command: one subcommand per thing one does beside training."""
+
+import importlib
+import sys
+
+from earlybert.data_prep.errors import CorpusError
+from earlybert.pretrain.errors import UserError
+
+# Imported when called, so that `earlybert --help` does not wait for torch.
+COMMANDS = {
+    "prepare": ("earlybert.data_prep.prepare", "make sample shards from text"),
+    "plan": ("earlybert.pretrain.plan_command", "print the stages with steps, tokens, parameters and operations"),
+    "ticket": ("earlybert.pretrain.ticket_command", "show, compare or draw tickets, or make random ones"),
+    "checkpoint": ("earlybert.pretrain.checkpoint_command", "list or verify the checkpoints of a run"),
+    "export": ("earlybert.pretrain.export", "write a run's network for Hugging Face transformers"),
+}
+
+
+def main() -> None:
+    """Entry of the console command: exit status 2 and one sentence for what a user can put right."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: earlybert COMMAND [ARGUMENTS]    (earlybert COMMAND --help says more)\n")
+        for name, (_, purpose) in COMMANDS.items():
+            print(f"  {name:<12}{purpose}")
+        print("\nTraining itself is pretrain/run.py, under deepspeed, torchrun, srun or plain python.")
+        return
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"unknown command {arguments[0]!r}; it must be one of {', '.join(COMMANDS)}")
+        importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+    except (UserError, CorpusError) as error:
+        print(f"earlybert: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,105 @@
+"""What all tests share: a small corpus of made-up text, and a recipe that trains on it in seconds."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "pretrain" / "run.py"
+BIN = Path(sys.executable).parent
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def write_text(path: Path, documents: int = 120, seed: int = 0) -> None:
+    """Documents of made-up words whose frequencies differ, so that there is something to learn."""
+    generator = random.Random(seed)
+    letters = "abcdefghijklmnop"
+    words = ["".join(generator.choices(letters, k=generator.randint(2, 7))) for _ in range(150)]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+
+    def sentence() -> str:
+        return " ".join(generator.choices(words, weights, k=generator.randint(5, 12))).capitalize() + "."
+
+    path.write_text("\n\n".join("\n".join(sentence() for _ in range(12)) for _ in range(documents)) + "\n")
+
+
+def small_recipe(text: Path) -> dict:
+    """Two layers, 20 + 20 + 10 steps; every part of the method takes part."""
+    return {
+        "model": {
+            "hidden_size": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 96,
+            "max_position_embeddings": 64,
+        },
+        "corpus": {"source": "text", "files": [str(text)], "vocab_size": 300, "validation_fraction": 0.1},
+        "search": {"steps": 20, "snapshot_every": 10},
+        "draw": {"head_ratio": 0.25, "neuron_ratio": 0.3, "width_multiple": 8},
+        "narrow": {"step_factor": 1.0},
+        "phase1": {
+            "length": 32,
+            "max_predictions": 5,
+            "global_batch": 50,
+            "micro_batch": 16,
+            "steps": 20,
+            "learning_rate": 5e-3,
+            "warmup": 0.3,
+        },
+        "phase2": {
+            "length": 64,
+            "max_predictions": 10,
+            "global_batch": 20,
+            "micro_batch": 8,
+            "steps": 10,
+            "learning_rate": 4e-3,
+            "warmup": 0.2,
+        },
+        "validation": {"every": 10, "samples": 40},
+        "checkpoint_every": 7,
+        "log_every": 1,
+        "matmul_precision": "highest",
+        "export": ["earlybert", "bert"],
+    }
+
+
+def start(command: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """A process with one thread a rank, its output merged."""
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+def run_training(cwd: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:
+    """Runs pretrain/run.py to its end; returns exit status and output."""
+    process = start([*launcher, str(RUN), *arguments], cwd)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text.txt, small.yaml and (once a run has prepared it) corpora/."""
+    folder = tmp_path_factory.mktemp("workplace")
+    write_text(folder / "text.txt")
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_recipe(folder / "text.txt")))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(workplace: Path) -> Path:
+    """A complete run of the small recipe, made by plain python."""
+    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "finished")
+    assert status == 0, output
+    return workplace / "finished"

@@ -1,0 +1,270 @@
+"""The whole preparation: what lies in the directory, that it repeats, and that damage is found."""
+
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earlybert.data_prep import prepare as prepare_module
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.corpus import Corpus, Sample
+from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.prepare import main, prepare
+
+
+def all_rows(corpus: Corpus, split: str, length: int) -> list[Sample]:
+    samples = corpus.samples(split, length)
+    return samples.rows(range(len(samples)))
+
+
+def squeeze(text: str) -> str:
+    return "".join(text.lower().split())
+
+
+@pytest.fixture
+def copy(corpus: Corpus, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(corpus.directory, tmp_path / "copy"))
+
+
+def test_samples_are_pieces_of_the_documents(corpus: Corpus, documents: list[str]) -> None:
+    """Label 0: one document holds A and then B. Label 1: they come from two. No document is in both splits."""
+    texts = [squeeze(text) for text in documents]
+    special, found = corpus.special_tokens, {}
+    for split in ("train", "validation"):
+        found[split] = set()
+        for length in corpus.lengths:
+            for sample in all_rows(corpus, split, length):
+                ids = sample.input_ids.tolist()
+                assert len(ids) <= length and ids[0] == special.cls and ids[-1] == special.sep
+                assert ids[sample.first_length - 1] == special.sep
+                assert len([token for token in ids if token in special.ids]) == 3
+                a, b = (
+                    squeeze("".join(corpus.tokenizer.convert_ids_to_tokens(part)).replace("##", ""))
+                    for part in (ids[1 : sample.first_length - 1], ids[sample.first_length : -1])
+                )
+                places = [(n, text.find(a), text.rfind(b)) for n, text in enumerate(texts) if a in text and b in text]
+                if sample.next_sentence_label == 0:
+                    assert any(0 <= start < after for _, start, after in places)
+                # Long pieces are found in one document only.
+                for piece in (a, b):
+                    holders = [n for n, text in enumerate(texts) if piece in text]
+                    assert holders
+                    if len(holders) == 1:
+                        found[split].add(holders[0])
+    assert not found["train"] & found["validation"]
+    assert len(found["validation"]) == 6 and len(found["train"]) > 45
+
+
+def test_counts_in_the_manifest_are_those_of_the_files(corpus: Corpus, documents: list[str]) -> None:
+    counts = corpus.manifest["counts"]
+    assert counts["train"]["documents"] + counts["validation"]["documents"] == len(documents)
+    assert counts["train"]["sentences"] + counts["validation"]["sentences"] == sum(t.count("Entry") for t in documents)
+    for split in counts:
+        for length in corpus.lengths:
+            assert counts[split]["samples"][str(length)] == len(corpus.samples(split, length))
+    tokens = sum(len(corpus.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in documents)
+    assert counts["train"]["tokens"] + counts["validation"]["tokens"] == tokens
+
+
+def test_unigram_numbers_by_hand(config: CorpusConfig, tmp_path: Path) -> None:
+    # Without pairs the samples tile the documents, so their tokens are the text's.
+    corpus = prepare(replace(config, next_sentence=False, duplicates=1, lengths=[64]), tmp_path / "corpus")
+    tokens = {
+        split: Counter(token for row in all_rows(corpus, split, 64) for token in row.input_ids[1:-1].tolist())
+        for split in ("train", "validation")
+    }
+    held_out, train = sum(tokens["validation"].values()), sum(tokens["train"].values())
+    cross_entropy = entropy = 0.0
+    for token, count in tokens["validation"].items():
+        cross_entropy -= count / held_out * math.log((tokens["train"][token] + 1) / (train + corpus.vocab_size))
+        entropy -= count / held_out * math.log(count / held_out)
+    assert corpus.manifest["unigram_cross_entropy"] == pytest.approx(cross_entropy, rel=1e-12)
+    assert corpus.manifest["unigram_entropy"] == pytest.approx(entropy, rel=1e-12)
+    assert entropy < cross_entropy
+
+
+def test_two_runs_give_the_same_bytes(config: CorpusConfig, corpus: Corpus, tmp_path: Path) -> None:
+    again = prepare(config, tmp_path / "again")
+    assert again.manifest == corpus.manifest
+    assert again.fingerprint == corpus.fingerprint
+    other = prepare(replace(config, seed=config.seed + 1), tmp_path / "other")
+    assert other.fingerprint != corpus.fingerprint
+
+
+def test_duplicates_are_fresh_segmentations_of_the_training_text_only(
+    config: CorpusConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    once = prepare(replace(config, duplicates=1), tmp_path / "once")
+    rows = {
+        name: [tuple(row.input_ids.tolist()) for row in all_rows(c, "train", 64)]
+        for name, c in (("once", once), ("twice", corpus))
+    }
+    assert set(rows["once"]) <= set(rows["twice"])
+    assert 1.7 < len(rows["twice"]) / len(rows["once"]) < 2.3
+    assert len(set(rows["twice"]) - set(rows["once"])) > 0.7 * len(rows["once"])
+    assert len(once.samples("validation", 64)) == len(corpus.samples("validation", 64))
+
+
+def test_rows_keep_order_and_repetition(corpus: Corpus) -> None:
+    samples = corpus.samples("train", 32)
+    rows = all_rows(corpus, "train", 32)
+    picked = [len(samples) - 1, 3, 3, 0]
+    for row, index in zip(samples.rows(picked), picked, strict=True):
+        assert np.array_equal(row.input_ids, rows[index].input_ids)
+        assert (row.first_length, row.next_sentence_label) == (
+            rows[index].first_length,
+            rows[index].next_sentence_label,
+        )
+    assert rows[0].input_ids.dtype == np.int32
+    with pytest.raises(IndexError):
+        samples.rows([len(samples)])
+
+
+def test_samples_are_shuffled(corpus: Corpus) -> None:
+    documents = [
+        int(match.group(1))
+        for row in all_rows(corpus, "train", 64)
+        if (match := re.search(r"entry (\d+) part", corpus.tokenizer.decode(row.input_ids)))
+    ]
+    assert np.mean(np.abs(np.diff(documents)) <= 1) < 0.3
+
+
+def test_many_shards_read_as_one(
+    config: CorpusConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("earlybert.data_prep.shards.SAMPLES_PER_SHARD", 50)
+    sharded = prepare(config, tmp_path / "sharded")
+    assert len(list((sharded.directory / "train" / "length-32").iterdir())) > 3
+    pairs = zip(all_rows(sharded, "train", 32), all_rows(corpus, "train", 32), strict=True)
+    assert all(np.array_equal(one.input_ids, other.input_ids) for one, other in pairs)
+
+
+def test_vocabulary_and_special_tokens_are_the_tokenizers(corpus: Corpus) -> None:
+    assert corpus.vocab_size == len(corpus.tokenizer) == 400
+    assert corpus.special_tokens.mask == corpus.tokenizer.mask_token_id
+    assert corpus.next_sentence is True and corpus.lengths == [32, 64]
+
+
+def test_length_or_split_that_is_not_there_is_named(corpus: Corpus) -> None:
+    with pytest.raises(CorpusError, match=r"length 128; it was prepared for 32, 64"):
+        corpus.samples("train", 128)
+    with pytest.raises(CorpusError, match=r"no split 'test', but train and validation"):
+        corpus.samples("test", 32)
+
+
+SHARD = "train/length-64/shard-00000.arrow"
+
+
+def test_flipped_byte_is_found_by_checksum(copy: Path) -> None:
+    content = bytearray((copy / SHARD).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / SHARD).write_bytes(content)
+    Corpus.open(copy)
+    with pytest.raises(CorpusError, match=rf"{SHARD} is damaged"):
+        Corpus.open(copy, verify_checksums=True)
+
+
+def test_truncated_or_missing_file_is_found_at_once(copy: Path) -> None:
+    content = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(content[:-1])
+    with pytest.raises(CorpusError, match=rf"{SHARD} has {len(content) - 1} bytes, .* {len(content)};"):
+        Corpus.open(copy)
+    (copy / SHARD).unlink()
+    with pytest.raises(CorpusError, match=rf"{SHARD} is missing"):
+        Corpus.open(copy)
+
+
+def test_manifest_that_is_missing_damaged_or_of_another_format_is_named(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for content, words in (
+        (json.dumps({**manifest, "format": "earlybert-corpus/9"}), r"'earlybert-corpus/9', .* 'earlybert-corpus/1'"),
+        ("[]", "format None"),
+        (json.dumps(manifest)[:-5], "manifest.json is damaged"),
+    ):
+        (copy / "manifest.json").write_text(content)
+        with pytest.raises(CorpusError, match=words):
+            Corpus.open(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(CorpusError, match=r"manifest\.json is missing"):
+        Corpus.open(copy)
+
+
+def test_same_configuration_is_there_already_and_another_is_refused(
+    config: CorpusConfig, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(config, corpus.directory).fingerprint == corpus.fingerprint
+    assert "there already" in capsys.readouterr().err
+    with pytest.raises(CorpusError, match=r"with vocab_size 400, not 500"):
+        prepare(replace(config, vocab_size=500), corpus.directory)
+
+
+def test_other_directory_is_left_alone(config: CorpusConfig, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    for path in (tmp_path / "mine", tmp_path / "mine" / "file"):
+        with pytest.raises(CorpusError, match="is not a corpus"):
+            prepare(config, path)
+    with pytest.raises(CorpusError, match="cannot be made"):
+        prepare(config, tmp_path / "mine" / "file" / "corpus")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
+
+
+def test_empty_directory_is_filled(config: CorpusConfig, tmp_path: Path) -> None:
+    prepare(config, tmp_path)
+    assert (tmp_path / "manifest.json").is_file()
+
+
+def test_too_few_documents_for_a_split(config: CorpusConfig, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("\n\n".join(f"Document number {i} is here." for i in range(10)))
+    few = replace(config, files=[str(tmp_path / "few.txt")], vocab_size=128)
+    with pytest.raises(CorpusError, match=r"10 documents, .* 9 for training and 1 for validation, .* at least 2 "):
+        prepare(few, tmp_path / "corpus")
+    with pytest.raises(CorpusError, match=r"10 documents, .* 10 for training and 0 for validation, .* at least 1\."):
+        prepare(replace(few, next_sentence=False, validation_fraction=0.01), tmp_path / "corpus")
+    assert [path.name for path in tmp_path.iterdir()] == ["few.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_left_of_a_run_that_fails_late(
+    error: type[BaseException], config: CorpusConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(prepare_module, "write_manifest", fail)
+    with pytest.raises(error):
+        prepare(config, tmp_path / "corpus")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "corpus.yaml").write_text(f"source: text\nfiles: [{text_file}]\nvocab_size: 300\nlengths: [32]\n")
+    out = tmp_path / "out"
+    main(["--config", str(tmp_path / "corpus.yaml"), "--out", str(out), "--lengths", "[48]", "--max_megabytes", "1"])
+    config = Corpus.open(out).manifest["config"]
+    assert (config["lengths"], config["vocab_size"], config["max_megabytes"]) == ([48], 300, 1.0)
+    printed = capsys.readouterr().out
+    assert "samples of length 48" in printed and "unigram cross-entropy" in printed and str(out) in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["out"]),
+        (["--out", "x", "--vocab_size", "many"], ["vocab_size", "many"]),
+        (["--out", "x", "--sead", "1"], ["--sead"]),
+        (["--out", "x", "--source", "web"], ["source", "web", "pydocs"]),
+        (["--out", "x", "--lengths", "[4]"], ["lengths", "4", "at least 8"]),
+        (["--out", "x", "--config", "absent.yaml"], ["config", "absent.yaml"]),
+    ],
+)
+def test_bad_argument_is_one_sentence(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(CorpusError) as raised:
+        main(arguments)
+    assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)

@@ -1,0 +1,62 @@
+"""Numerical settings of these tests, and a corpus small enough to look through."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.corpus import Corpus
+from earlybert.data_prep.prepare import prepare
+
+LENGTHS = [16, 32]
+
+
+@pytest.fixture(autouse=True)
+def exact_and_single_threaded() -> Iterator[None]:
+    """True fp32 matrix products; the models are too small to share out over threads."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+def write_text(path: Path) -> None:
+    """Documents of invented words, a paragraph a line, a blank line between documents."""
+    rng = np.random.default_rng(3)
+    words = ["".join(rng.choice(list("bdfgklmnprst")) + rng.choice(list("aeiou")) for _ in range(2)) for _ in range(90)]
+    documents = []
+    for _ in range(30):
+        sentences = [" ".join(rng.choice(words, rng.integers(3, 9))).capitalize() + "." for _ in range(8)]
+        documents.append(" ".join(sentences))
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+
+
+def make_corpus(folder: Path, *, next_sentence: bool) -> Corpus:
+    write_text(folder / "documents.txt")
+    config = CorpusConfig(
+        source="text",
+        files=[str(folder / "documents.txt")],
+        vocab_size=150,
+        lengths=LENGTHS,
+        next_sentence=next_sentence,
+        short_sequence_probability=0.3,
+        validation_fraction=0.2,
+    )
+    return prepare(config, folder / "corpus")
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Pairs of segments, for lengths 16 and 32."""
+    return make_corpus(tmp_path_factory.mktemp("pairs"), next_sentence=True)
+
+
+@pytest.fixture(scope="session")
+def single_segment_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The same text without next-sentence prediction."""
+    return make_corpus(tmp_path_factory.mktemp("singles"), next_sentence=False)

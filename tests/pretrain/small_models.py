@@ -1,0 +1,99 @@
+"""Small networks with every parameter random (biases and LayerNorms too), and the same in Hugging Face's BERT."""
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+from earlybert.pretrain.initial import parameter_shapes
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.surgery import full_shape
+from earlybert.pretrain.ticket import Ticket, TicketRule, TicketSource
+
+VOCABULARY = 101
+NEVER_MASKED = 4
+
+
+def small_config(**changes: object) -> EarlyBertConfig:
+    """Three layers of 4 heads and 48 neurons, 101 vocabulary entries (so 27 padding rows), no dropout."""
+    fields = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return EarlyBertConfig(**(fields | changes))
+
+
+def random_weights(config: EarlyBertConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Large enough that every unit matters; LayerNorm weights and coefficients around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in parameter_shapes(config).items():
+        values = 0.2 * torch.randn(shape, generator=generator)
+        weights[name] = 1 + values if name.endswith(("LayerNorm.weight", "coefficients")) else values
+    weights["embeddings.word_embeddings.weight"][config.vocab_size :] = 0.0
+    return weights
+
+
+def build(
+    config: EarlyBertConfig, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32
+) -> EarlyBertForPreTraining:
+    model = EarlyBertForPreTraining(config).to(dtype)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def random_inputs(seed: int = 0, batch: int = 4, length: int = 17) -> dict[str, Tensor]:
+    """Sequences of different lengths with two segments."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.randint(length // 2, length + 1, (batch, 1), generator=generator)
+    ends[0] = length
+    position = torch.arange(length)[None]
+    return {
+        "input_ids": torch.randint(NEVER_MASKED, VOCABULARY, (batch, length), generator=generator),
+        "attention_mask": (position < ends).long(),
+        "token_type_ids": ((position >= ends // 2) & (position < ends)).long(),
+    }
+
+
+def random_bert(*, next_sentence: bool = True, attention: str = "eager") -> BertForPreTraining | BertForMaskedLM:
+    """Hugging Face's BERT of `small_config()`'s shape, every parameter random."""
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation=attention,
+    )
+    model = (BertForPreTraining if next_sentence else BertForMaskedLM)(config).eval()
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + noise if name.endswith("LayerNorm.weight") else noise)
+    return model
+
+
+def make_ticket(config: EarlyBertConfig, heads: list[list[int]], neurons: list[list[int]]) -> Ticket:
+    return Ticket(
+        model=full_shape(config),
+        heads=tuple(map(tuple, heads)),
+        neurons=tuple(map(tuple, neurons)),
+        rule=TicketRule(width_multiple=1),
+        source=TicketSource(kind="random", seed=0),
+    )
+
+
+def unequal_ticket(config: EarlyBertConfig) -> Ticket:
+    """Three, one and all four heads; 5, 47 and 20 neurons."""
+    return make_ticket(
+        config, [[0, 2, 3], [1], [0, 1, 2, 3]], [[0, 3, 17, 31, 47], [*range(1, 48)], [*range(0, 40, 2)]]
+    )

@@ -1,0 +1,329 @@
+"""Which samples a step takes and how the loss adds up, whoever computes what."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import build, random_weights, small_config
+
+from earlybert.data_prep.corpus import Corpus
+from earlybert.data_prep.masking import mask_sample, sample_order
+from earlybert.pretrain.batches import Batch, StepBatches, StepLoader
+from earlybert.pretrain.config import PhaseConfig, Recipe
+from earlybert.pretrain.model import EarlyBertForPreTraining
+from earlybert.pretrain.objective import penalty, score, step_share
+from earlybert.pretrain.plan import Stage, build_stages
+
+LENGTH, PREDICTIONS, GLOBAL_BATCH, SEED = 32, 4, 11, 5
+PHASE = PhaseConfig(
+    length=LENGTH,
+    max_predictions=PREDICTIONS,
+    global_batch=GLOBAL_BATCH,
+    micro_batch=4,
+    steps=50,
+    learning_rate=0.01,
+    warmup=0.2,
+)
+RECIPE = Recipe(phase1=PHASE, phase2=PHASE, plan=["phase1"], seed=SEED)
+STAGE: Stage = build_stages(RECIPE)[0]
+# (world size, micro-batch): even, uneven, one each, more room than samples, ranks without any.
+LAYOUTS = [(1, 11), (1, 4), (1, 1), (2, 4), (2, 3), (3, 2), (4, 3), (2, 64), (8, 2), (11, 1)]
+Row = tuple[tuple[int, ...], ...]
+
+
+def loaders(
+    corpus: Corpus, world_size: int = 1, micro_batch: int = 4, split: str = "train", **changes: Any
+) -> list[StepLoader]:
+    recipe = dataclasses.replace(RECIPE, **changes)
+    options = {"global_batch": GLOBAL_BATCH, "micro_batch": micro_batch, "world_size": world_size}
+    return [StepLoader(corpus, split, STAGE, recipe, rank=rank, **options) for rank in range(world_size)]
+
+
+def rows(batch: Batch) -> list[Row]:
+    """Every sequence of a batch, without its padding: tokens, segments, predicted positions and labels, NSP label."""
+    length = batch.input_ids_BS.shape[1]
+    found: list[Row] = []
+    for row, attended in enumerate(batch.attention_mask_BS.bool()):
+        predicted = [
+            (position - row * length, label)
+            for position, label in zip(batch.masked_positions_N.tolist(), batch.masked_labels_N.tolist(), strict=True)
+            if row * length <= position < (row + 1) * length
+        ]
+        found.append(
+            (
+                tuple(batch.input_ids_BS[row][attended].tolist()),
+                tuple(batch.token_type_ids_BS[row][attended].tolist()),
+                tuple(position for position, _ in predicted),
+                tuple(label for _, label in predicted),
+                (int(batch.next_sentence_labels_B[row]),),
+            )
+        )
+    return found
+
+
+def step_rows(steps: list[StepBatches]) -> Counter[Row]:
+    return Counter(row for step in steps for batch in step.batches if batch.weight for row in rows(batch))
+
+
+def expected_rows(corpus: Corpus, position: int) -> Counter[Row]:
+    """The samples of the step at `position`, one by one, by the contract: order and masks of (seed, epoch, index)."""
+    samples = corpus.samples("train", LENGTH)
+    expected = []
+    for place in range(position, position + GLOBAL_BATCH):
+        epoch = place // len(samples)
+        index = int(sample_order(len(samples), seed=SEED, epoch=epoch)[place % len(samples)])
+        (sample,) = samples.rows([index])
+        masked = mask_sample(
+            sample.input_ids,
+            corpus.special_tokens,
+            corpus.vocab_size,
+            seed=SEED,
+            epoch=epoch,
+            index=index,
+            max_predictions=PREDICTIONS,
+        )
+        segments = [int(i >= sample.first_length) for i in range(len(sample.input_ids))]
+        expected.append(
+            (
+                tuple(masked.input_ids.tolist()),
+                tuple(segments),
+                tuple(masked.positions.tolist()),
+                tuple(masked.labels.tolist()),
+                (sample.next_sentence_label,),
+            )
+        )
+    return Counter(expected)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), LAYOUTS)
+def test_layout_decides_only_who_computes_what(small_corpus: Corpus, world_size: int, micro_batch: int) -> None:
+    count = len(small_corpus.samples("train", LENGTH))
+    for position in (0, GLOBAL_BATCH, count - 4, 3 * count + 1):
+        steps = [loader.load(position) for loader in loaders(small_corpus, world_size, micro_batch)]
+        assert step_rows(steps) == expected_rows(small_corpus, position)
+        assert sum(step.sequences for step in steps) == GLOBAL_BATCH
+        assert len({len(step.batches) for step in steps}) == 1
+        assert all(len(batch.input_ids_BS) <= micro_batch for step in steps for batch in step.batches)
+
+
+def test_counts_are_those_of_the_rows(small_corpus: Corpus) -> None:
+    for step in (loader.load(22) for loader in loaders(small_corpus, 4, 3)):
+        found = [row for batch in step.batches if batch.weight for row in rows(batch)]
+        assert step.sequences == len(found)
+        assert step.predictions == sum(len(row[2]) for row in found)
+        assert step.tokens == sum(len(row[0]) for row in found)
+
+
+def test_position_alone_decides(small_corpus: Corpus) -> None:
+    """Neither what was loaded before nor the loader's own history matters, and one step follows on the other."""
+    (used,) = loaders(small_corpus)
+    for position in (500, 0, 77):
+        used.load(position)
+    (fresh,) = loaders(small_corpus)
+    assert step_rows([used.load(33)]) == step_rows([fresh.load(33)])
+
+
+def unmasked(row: Row) -> tuple[int, ...]:
+    """What the tokens were before masking."""
+    tokens = list(row[0])
+    for position, label in zip(row[2], row[3], strict=True):
+        tokens[position] = label
+    return tuple(tokens)
+
+
+def epoch_rows(corpus: Corpus, epoch: int, **changes: Any) -> list[Row]:
+    """All rows of an epoch in order, sample by sample."""
+    recipe = dataclasses.replace(RECIPE, **changes)
+    loader = StepLoader(corpus, "train", STAGE, recipe, global_batch=1, micro_batch=1, rank=0, world_size=1)
+    count = len(corpus.samples("train", LENGTH))
+    return [rows(loader.load(position).batches[0])[0] for position in range(epoch * count, (epoch + 1) * count)]
+
+
+def test_every_epoch_shows_every_sample_once_in_its_own_order(small_corpus: Corpus) -> None:
+    samples = small_corpus.samples("train", LENGTH)
+    stored = [tuple(sample.input_ids.tolist()) for sample in samples.rows(range(len(samples)))]
+    first, second = ([unmasked(row) for row in epoch_rows(small_corpus, epoch)] for epoch in (0, 1))
+    assert Counter(first) == Counter(second) == Counter(stored)
+    assert first != second and first != stored and second != stored
+
+
+def rows_by_sample(corpus: Corpus, epoch: int, **changes: Any) -> dict[tuple[int, ...], Row]:
+    return {unmasked(row): row for row in epoch_rows(corpus, epoch, **changes)}
+
+
+def test_dynamic_masks_differ_between_epochs(small_corpus: Corpus) -> None:
+    first, second = (rows_by_sample(small_corpus, epoch) for epoch in (0, 1))
+    assert sum(first[tokens] != second[tokens] for tokens in first) > 0.9 * len(first)
+
+
+def test_static_masks_stay(small_corpus: Corpus) -> None:
+    first, second = (rows_by_sample(small_corpus, epoch, masking="static") for epoch in (0, 1))
+    assert len(first) > 20 and first == second
+
+
+def test_another_seed_gives_another_order_and_other_masks(small_corpus: Corpus) -> None:
+    first, second = (loaders(small_corpus, seed=seed)[0].load(0) for seed in (1, 2))
+    assert step_rows([first]) != step_rows([second])
+
+
+def test_validation_is_always_the_same(small_corpus: Corpus) -> None:
+    """The stored order, the same masks in every stage, whatever the masking of training."""
+    samples = small_corpus.samples("validation", LENGTH)
+    (loader,) = loaders(small_corpus, split="validation")
+    step = loader.load(0)
+    originals = [unmasked(row) for batch in step.batches for row in rows(batch)]
+    assert originals == [tuple(sample.input_ids.tolist()) for sample in samples.rows(range(GLOBAL_BATCH))]
+    for changes in ({"masking": "static"}, {"micro_batch": 2, "world_size": 3}):
+        others = loaders(small_corpus, split="validation", **changes)
+        assert step_rows([other.load(0) for other in others]) == step_rows([step])
+
+
+# --- one batch -------------------------------------------------------------------------------------------------------
+
+
+def test_masks_and_segments_mark_what_they_should(small_corpus: Corpus) -> None:
+    special = small_corpus.special_tokens
+    (loader,) = loaders(small_corpus, 1, GLOBAL_BATCH)
+    (batch,) = loader.load(0).batches
+    widths = batch.attention_mask_BS.sum(1)
+    assert batch.input_ids_BS.shape == (GLOBAL_BATCH, int(widths.max())) and int(widths.min()) < int(widths.max())
+    for tokens, attended, segments in zip(
+        batch.input_ids_BS.tolist(), batch.attention_mask_BS.tolist(), batch.token_type_ids_BS.tolist(), strict=True
+    ):
+        width = sum(attended)
+        assert attended == [1] * width + [0] * (len(tokens) - width)
+        assert set(tokens[width:]) <= {special.pad} and special.pad not in tokens[:width]
+        separators = [i for i, token in enumerate(tokens) if token == special.sep]
+        assert tokens[0] == special.cls and len(separators) == 2 and separators[1] == width - 1
+        first = separators[0] + 1
+        assert segments == [0] * first + [1] * (width - first) + [0] * (len(tokens) - width)
+    attended_positions = batch.attention_mask_BS.flatten().nonzero().flatten().tolist()
+    assert set(batch.masked_positions_N.tolist()) <= set(attended_positions)
+    assert all(dtype == torch.int64 for dtype in {t.dtype for t in vars(batch).values() if torch.is_tensor(t)})
+    assert not set(batch.masked_labels_N.tolist()) & {special.pad, special.cls, special.sep, special.mask}
+
+
+def test_model_inputs_are_what_the_model_takes(small_corpus: Corpus) -> None:
+    (loader,) = loaders(small_corpus)
+    batch = loader.load(0).batches[0]
+    output = network(small_corpus)(**batch.model_inputs())
+    assert len(output.prediction_logits) == len(batch.masked_labels_N)
+    assert output.seq_relationship_logits.shape == (4, 2)
+
+
+def test_single_segments_have_no_second_one(single_segment_corpus: Corpus) -> None:
+    (loader,) = loaders(single_segment_corpus)
+    for batch in loader.load(0).batches:
+        assert not batch.token_type_ids_BS.any() and not batch.next_sentence_labels_B.any()
+
+
+def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
+    """Eleven sequences, 8 ranks, two at a time: ranks 0 to 4 have two, rank 5 has one, ranks 6 and 7 none."""
+    steps = [loader.load(0) for loader in loaders(small_corpus, 8, 2)]
+    assert [[batch.weight for batch in step.batches] for step in steps] == [[1.0]] * 6 + [[0.0]] * 2
+    assert [step.sequences for step in steps] == [2, 2, 2, 2, 2, 1, 0, 0]
+    assert [(step.predictions, step.tokens) for step in steps[6:]] == [(0, 0)] * 2
+    assert all(len(step.batches[0].input_ids_BS) == 1 for step in steps[6:])
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def network(corpus: Corpus, *, searching: bool = False) -> EarlyBertForPreTraining:
+    """float64, no dropout."""
+    config = small_config(vocab_size=corpus.vocab_size, next_sentence=corpus.next_sentence, searching=searching)
+    return build(config, random_weights(config), torch.float64)
+
+
+def score64(model: EarlyBertForPreTraining, batch: Batch) -> Any:
+    return score(model(**batch.model_inputs()), batch)
+
+
+def direct_loss(corpus: Corpus, model: EarlyBertForPreTraining, position: int) -> tuple[float, float]:
+    """(mean over masked tokens, mean over sequences) of cross-entropies, one unpadded sequence at a time."""
+    masked, next_sentence = [], []
+    for tokens, segments, positions, labels, (label,) in expected_rows(corpus, position).elements():
+        inputs = {"input_ids": torch.tensor([tokens]), "token_type_ids": torch.tensor([segments])}
+        output = model(**inputs)
+        log_probabilities = output.prediction_logits[0, list(positions)].log_softmax(-1)
+        masked += [-float(row[token]) for row, token in zip(log_probabilities.detach(), labels, strict=True)]
+        if output.seq_relationship_logits is not None:
+            logits = output.seq_relationship_logits.detach()
+            next_sentence.append(float(F.cross_entropy(logits, torch.tensor([label]))))
+    return float(np.mean(masked)), float(np.mean(next_sentence)) if next_sentence else 0.0
+
+
+@pytest.mark.parametrize("name", ["small_corpus", "single_segment_corpus"])
+def test_loss_is_the_mean_over_the_global_batch_in_every_layout(name: str, request: pytest.FixtureRequest) -> None:
+    corpus: Corpus = request.getfixturevalue(name)
+    model = network(corpus)
+    masked, next_sentence = direct_loss(corpus, model, 22)
+    for world_size, micro_batch in LAYOUTS:
+        steps = [loader.load(22) for loader in loaders(corpus, world_size, micro_batch)]
+        predictions, sequences = sum(s.predictions for s in steps), sum(s.sequences for s in steps)
+        scores = [score64(model, batch) for step in steps for batch in step.batches]
+        total = sum(float(step_share(one, predictions, sequences).detach()) for one in scores)
+        assert total == pytest.approx(masked + next_sentence, rel=2e-6)
+        sums = torch.stack([one.detached() for one in scores]).sum(0)
+        assert sums[0].item() / predictions == pytest.approx(masked, rel=2e-6)
+        assert sums[2].item() / sequences == pytest.approx(next_sentence, rel=2e-6, abs=1e-12)
+
+
+def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
+    gradients = []
+    for world_size, micro_batch in [(1, 11), (2, 3), (8, 2)]:
+        model = network(small_corpus)
+        steps = [loader.load(0) for loader in loaders(small_corpus, world_size, micro_batch)]
+        predictions, sequences = sum(s.predictions for s in steps), sum(s.sequences for s in steps)
+        for step in steps:
+            for batch in step.batches:
+                step_share(score64(model, batch), predictions, sequences).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    for other in gradients[1:]:
+        assert float((other - gradients[0]).norm() / gradients[0].norm()) < 1e-6
+
+
+def test_correct_predictions_are_counted(small_corpus: Corpus) -> None:
+    model = network(small_corpus)
+    (batch,) = loaders(small_corpus, 1, GLOBAL_BATCH)[0].load(0).batches
+    output = model(**batch.model_inputs())
+    with torch.no_grad():
+        # Every other prediction and the first three sentence pairs are made right, the rest wrong.
+        output.prediction_logits.zero_()
+        output.seq_relationship_logits.zero_()
+        for row, label in enumerate(batch.masked_labels_N.tolist()):
+            output.prediction_logits[row, label] = 1.0 if row % 2 == 0 else -1.0
+        for row, label in enumerate(batch.next_sentence_labels_B.tolist()):
+            output.seq_relationship_logits[row, label] = 1.0 if row < 3 else -1.0
+    found = score(output, batch)
+    assert int(found.masked_correct) == (len(batch.masked_labels_N) + 1) // 2
+    assert int(found.next_sentence_correct) == 3
+
+
+def test_stand_in_adds_nothing_and_still_has_a_gradient(small_corpus: Corpus) -> None:
+    """Its backward pass must reach every parameter, or the other ranks wait for ever in their collectives."""
+    model = network(small_corpus)
+    stand_in = loaders(small_corpus, 8, 2)[7].load(0).batches[0]
+    scores = score64(model, stand_in)
+    assert scores.detached().tolist() == [0.0] * 4
+    step_share(scores, 5, 7).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_penalty_has_the_gradient_of_its_strengths(small_corpus: Corpus) -> None:
+    """lambda * sign(c), nothing more: whatever else is computed with the coefficients is left out here."""
+    model = network(small_corpus, searching=True)
+    model.layers[0].attention.output.coefficients.data[1] = -0.4
+    batch = loaders(small_corpus)[0].load(0).batches[0]
+    penalty(model(**batch.model_inputs()), 1e-4, 3e-4).backward()
+    for name, parameter in model.named_parameters():
+        if name.endswith("coefficients"):
+            strength = 1e-4 if "attention" in name else 3e-4
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, strength * parameter.detach().sign(), rtol=1e-6, atol=0)
+        else:
+            assert parameter.grad is None or not parameter.grad.any()

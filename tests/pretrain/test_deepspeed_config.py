@@ -1,0 +1,211 @@
+"""DeepSpeed files: the shipped ones, what "auto" becomes, and one clear sentence for everything that is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earlybert.pretrain.config import DEFAULT_DEEPSPEED, OptimizerConfig
+from earlybert.pretrain.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.errors import UserError
+
+SHIPPED = sorted(path.name for path in DEFAULT_DEEPSPEED.parent.glob("*.json"))
+
+
+def load(tmp_path: Path, content: Any) -> DeepSpeedFile:
+    path = tmp_path / "ds.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return DeepSpeedFile.load(path)
+
+
+def refusal(tmp_path: Path, content: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, content)
+    text = str(caught.value)
+    assert "\n" not in text and "ds.json" in text
+    return text
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_are_sound(name: str) -> None:
+    file = DeepSpeedFile.load(DEFAULT_DEEPSPEED.parent / name)
+    assert file.optimizer in ("Lamb", "AdamW") and file.optimizer_numbers == {}
+    assert file.zero_stage == 1
+    assert file.batches(64, 8, 2) == (8, 4)
+    assert "auto" not in json.dumps(file.resolve(OptimizerConfig(), "fp16", 8, 4, 2))
+
+
+def test_default_file_is_lamb() -> None:
+    assert DEFAULT_DEEPSPEED.name == "lamb.json" and "lamb.json" in SHIPPED
+    assert DeepSpeedFile.load(DEFAULT_DEEPSPEED).optimizer == "Lamb"
+
+
+def test_optimizer_section_is_taken_out(tmp_path: Path) -> None:
+    params = {"lr": "auto", "betas": [0.8, 0.99], "eps": "auto", "weight_decay": 0.1}
+    file = load(tmp_path, {"optimizer": {"type": "AdamW", "params": params}, "zero_optimization": {"stage": 2}})
+    assert file.optimizer == "AdamW"
+    assert file.optimizer_numbers == {"betas": [0.8, 0.99], "weight_decay": 0.1}
+    assert file.zero_stage == 2 and "optimizer" not in file.resolve(OptimizerConfig(), "fp32", 1, 1, 1)
+
+
+def test_file_without_anything_is_lamb_without_zero(tmp_path: Path) -> None:
+    file = load(tmp_path, {})
+    assert (file.optimizer, file.zero_stage) == ("Lamb", 0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "enabled"),
+    [("fp32", (False, False)), ("fp16", (True, False)), ("bf16", (False, True))],
+)
+def test_auto_is_resolved(tmp_path: Path, precision: str, enabled: tuple[bool, bool]) -> None:
+    auto = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "fp16": {"enabled": "auto", "initial_scale_power": 12},
+        "bf16": {"enabled": "auto"},
+    }
+    resolved = load(tmp_path, auto).resolve(OptimizerConfig(max_grad_norm=0.7), precision, 4, 3, 2)
+    assert resolved["train_micro_batch_size_per_gpu"] == 4
+    assert resolved["gradient_accumulation_steps"] == 3
+    assert resolved["train_batch_size"] == 24
+    assert resolved["gradient_clipping"] == 0.7
+    assert (resolved["fp16"]["enabled"], resolved["bf16"]["enabled"]) == enabled
+    assert resolved["fp16"]["initial_scale_power"] == 12
+    assert resolved["zero_allow_untested_optimizer"] is True
+    assert "auto" not in json.dumps(resolved)
+
+
+def test_gradients_are_summed_in_fp32_under_bf16(tmp_path: Path) -> None:
+    resolved = load(tmp_path, {}).resolve(OptimizerConfig(), "bf16", 1, 1, 1)
+    assert resolved["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+def test_own_numbers_of_the_file_win(tmp_path: Path) -> None:
+    file = load(tmp_path, {"gradient_clipping": 0.3, "train_micro_batch_size_per_gpu": 16})
+    assert file.resolve(OptimizerConfig(), "fp32", 1, 1, 1)["gradient_clipping"] == 0.3
+    assert file.batches(64, 8, 2) == (16, 2)
+
+
+def test_resolving_leaves_the_file_alone(tmp_path: Path) -> None:
+    file = load(tmp_path, {"fp16": {"enabled": "auto"}})
+    file.resolve(OptimizerConfig(), "fp16", 1, 1, 1)
+    assert file.content == {"fp16": {"enabled": "auto"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "precision"),
+    [
+        ({}, None),
+        ({"fp16": {"enabled": "auto"}}, None),
+        ({"fp16": {"enabled": True}}, "fp16"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, "bf16"),
+    ],
+)
+def test_precision_that_the_file_asks_for(tmp_path: Path, content: dict[str, Any], precision: str | None) -> None:
+    assert load(tmp_path, content).precision() == precision
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro_batch", "world_size"), [(64, 8, 2), (10, 4, 2), (3, 8, 2), (7, 3, 1), (65_536, 64, 24)]
+)
+def test_micro_batches_cover_the_global_batch(
+    tmp_path: Path, global_batch: int, micro_batch: int, world_size: int
+) -> None:
+    micro, accumulation = load(tmp_path, {}).batches(global_batch, micro_batch, world_size)
+    assert micro <= micro_batch
+    assert micro * accumulation * world_size >= global_batch > micro * (accumulation - 1) * world_size
+
+
+BAD: dict[str, tuple[Any, list[str]]] = {
+    "empty": ("", [":1:", "JSON"]),
+    "broken on line 3": ('{\n "fp16": {},\n "bf16": \n}', [":4:", "JSON"]),
+    "a list": ([], ["list", "object"]),
+    "unknown key": (
+        {"gradient_acumulation_steps": 1},
+        ['"gradient_acumulation_steps"', '"gradient_accumulation_steps"?'],
+    ),
+    "unknown nested key": (
+        {"zero_optimization": {"stge": 1}},
+        ['"zero_optimization.stge"', '"zero_optimization.stage"?'],
+    ),
+    "unknown key of fp16": (
+        {"fp16": {"loss_scale_windw": 1}},
+        ['"fp16.loss_scale_windw"', '"fp16.loss_scale_window"?'],
+    ),
+    "unknown optimizer key": (
+        {"optimizer": {"type": "Lamb", "parms": {}}},
+        ['"optimizer.parms"', '"optimizer.params"?'],
+    ),
+    "unknown parameter": ({"optimizer": {"type": "Lamb", "params": {"beta": 1}}}, ["optimizer.params.beta", "betas"]),
+    "key unlike any": ({"zzz": 1}, ['"zzz"', "zero_optimization"]),
+    "section a number": ({"fp16": 1}, ["fp16 is 1", "object"]),
+    "numeric learning rate": (
+        {"optimizer": {"type": "Lamb", "params": {"lr": 0.006}}},
+        ["optimizer.params.lr is 0.006", '"auto"', "recipe"],
+    ),
+    "unknown optimizer": (
+        {"optimizer": {"type": "OneBitLamb"}},
+        ["optimizer.type is 'OneBitLamb'", '"Lamb"', '"AdamW"'],
+    ),
+    "optimizer without type": ({"optimizer": {"params": {}}}, ["optimizer.type is None"]),
+    "parameters a list": ({"optimizer": {"type": "Lamb", "params": ["lr"]}}, ["optimizer.params"]),
+    "parameters null": ({"optimizer": {"type": "Lamb", "params": None}}, ["optimizer.params"]),
+    "betas a number": ({"optimizer": {"type": "Lamb", "params": {"betas": 0.9}}}, ["optimizer.params.betas is 0.9"]),
+    "eps a text": ({"optimizer": {"type": "Lamb", "params": {"eps": "tiny"}}}, ["optimizer.params.eps"]),
+    "scheduler": ({"scheduler": {"type": "WarmupLR"}}, ["scheduler", "recipe"]),
+    "stage 4": ({"zero_optimization": {"stage": 4}}, ["zero_optimization.stage is 4", "0, 1, 2 or 3"]),
+    "stage a text": ({"zero_optimization": {"stage": "auto"}}, ["zero_optimization.stage is 'auto'"]),
+    "bucket a text": ({"zero_optimization": {"reduce_bucket_size": "big"}}, ["zero_optimization.reduce_bucket_size"]),
+    "clipping a text": ({"gradient_clipping": "some"}, ["gradient_clipping"]),
+    "both precisions": ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["fp16", "bf16"]),
+    "enabled a text": ({"fp16": {"enabled": "yes"}}, ["fp16.enabled"]),
+    "batch of none": ({"train_batch_size": 0}, ["train_batch_size is 0", "positive"]),
+    "batch a text": ({"train_micro_batch_size_per_gpu": "8"}, ["train_micro_batch_size_per_gpu is '8'", "positive"]),
+    "batch a fraction": ({"gradient_accumulation_steps": 2.0}, ["gradient_accumulation_steps is 2.0"]),
+    "three numbers that contradict each other": (
+        {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 4},
+        ["train_batch_size 64", "train_micro_batch_size_per_gpu 3", "gradient_accumulation_steps 4", '"auto"'],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused(tmp_path: Path, name: str) -> None:
+    content, expected = BAD[name]
+    message = refusal(tmp_path, content)
+    assert all(part in message for part in expected), message
+
+
+def test_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.json: cannot be read \(No such file or directory\)"):
+        DeepSpeedFile.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "world_size", "expected"),
+    [
+        ({"train_batch_size": 32}, 1, ["train_batch_size is 32", "global_batch is 64"]),
+        ({"gradient_accumulation_steps": 3}, 2, ["gradient_accumulation_steps is 3", "takes 4", '"auto"']),
+        (
+            {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 16},
+            2,
+            ["gradient_accumulation_steps is 16", "2 ranks takes 8"],
+        ),
+    ],
+)
+def test_numbers_that_contradict_the_recipe_are_refused(
+    tmp_path: Path, numbers: dict[str, int], world_size: int, expected: list[str]
+) -> None:
+    file = load(tmp_path, numbers)
+    with pytest.raises(UserError) as caught:
+        file.batches(64, 8, world_size)
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in expected), message
+
+
+def test_numbers_that_agree_are_accepted(tmp_path: Path) -> None:
+    numbers = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 8}
+    assert load(tmp_path, numbers).batches(64, 16, 2) == (4, 8)

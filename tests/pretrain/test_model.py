@@ -1,0 +1,248 @@
+"""The network against Hugging Face's BERT, its padded vocabulary, and its Auto classes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import VOCABULARY, build, random_bert, random_inputs, random_weights, small_config, unequal_ticket
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForPreTraining, BertForPreTraining
+
+from earlybert.kernels.lamb import Lamb
+from earlybert.pretrain.bert_format import from_bert
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.surgery import narrow_config, narrow_weights
+
+IGNORED = -100
+
+
+def matching_model(bert: torch.nn.Module, *, searching: bool = False) -> EarlyBertForPreTraining:
+    """Our network with the weights of Hugging Face's; with all coefficients 1 when searching."""
+    config, weights = from_bert(bert.config, bert.state_dict())
+    config.searching = searching
+    model = EarlyBertForPreTraining(config)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert all(name.endswith("coefficients") for name in missing) and not unexpected
+    assert len(missing) == (6 if searching else 0)
+    return model.eval()
+
+
+def labels_for(inputs: dict[str, Tensor]) -> Tensor:
+    """[B, S]: the token to predict at every third attended position, elsewhere IGNORED."""
+    labels = torch.roll(inputs["input_ids"], 1, dims=0)
+    chosen = (torch.arange(labels.shape[1]) % 3 == 0)[None] & inputs["attention_mask"].bool()
+    return torch.where(chosen, labels, IGNORED)
+
+
+@pytest.mark.parametrize("searching", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_are_those_of_bert_for_pretraining(attention: str, searching: bool) -> None:
+    bert, inputs = random_bert(attention=attention), random_inputs()
+    with torch.no_grad():
+        ours, theirs = matching_model(bert, searching=searching)(**inputs), bert(**inputs)
+    torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], theirs.prediction_logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.seq_relationship_logits, theirs.seq_relationship_logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("without", [["attention_mask"], ["token_type_ids"], ["attention_mask", "token_type_ids"]])
+def test_absent_inputs_default_as_in_bert(without: list[str]) -> None:
+    bert = random_bert()
+    inputs = {name: value for name, value in random_inputs().items() if name not in without}
+    with torch.no_grad():
+        ours, theirs = matching_model(bert)(**inputs), bert(**inputs)
+    torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], theirs.prediction_logits, rtol=1e-5, atol=1e-5)
+
+
+def test_without_next_sentence_it_is_bert_for_masked_lm() -> None:
+    bert, inputs = random_bert(next_sentence=False), random_inputs()
+    model = matching_model(bert)
+    with torch.no_grad():
+        ours, theirs = model(**inputs), bert(**inputs)
+    assert ours.seq_relationship_logits is None
+    assert not any(name.startswith(("pooler", "next_sentence")) for name, _ in model.named_parameters())
+    torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], theirs.logits, rtol=1e-5, atol=1e-5)
+
+
+def our_loss(model: torch.nn.Module, inputs: dict[str, Tensor], labels: Tensor, next_sentence: Tensor) -> Tensor:
+    positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+    output = model(**inputs, masked_positions=positions)
+    masked = F.cross_entropy(output.prediction_logits, labels.flatten()[positions])
+    return masked + F.cross_entropy(output.seq_relationship_logits, next_sentence)
+
+
+@pytest.mark.parametrize("searching", [False, True])
+def test_gradients_are_those_of_bert(searching: bool) -> None:
+    bert, inputs = random_bert(), random_inputs()
+    labels, next_sentence = labels_for(inputs), torch.tensor([0, 1, 1, 0])
+    theirs = bert(**inputs, labels=labels, next_sentence_label=next_sentence).loss
+    theirs.backward()
+    model = matching_model(bert, searching=searching)
+    ours = our_loss(model, inputs, labels, next_sentence)
+    ours.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    gradients = {name: parameter.grad for name, parameter in bert.named_parameters()}
+    _, expected = from_bert(bert.config, gradients)
+    for name, parameter in model.named_parameters():
+        if name.endswith("coefficients"):
+            continue
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_key_bias_gradient_is_exactly_zero() -> None:
+    """Softmax ignores a key bias; the float64 gradient through Hugging Face's BERT shows that nothing is lost."""
+    bert, inputs = random_bert().double(), random_inputs()
+    labels, next_sentence = labels_for(inputs), torch.tensor([0, 1, 1, 0])
+    bert(**inputs, labels=labels, next_sentence_label=next_sentence).loss.backward()
+    model = matching_model(random_bert())
+    our_loss(model, inputs, labels, next_sentence).backward()
+    for layer, theirs in zip(model.layers, bert.bert.encoder.layer, strict=True):
+        query, key, value = layer.attention.qkv.bias.grad.chunk(3)
+        attention = theirs.attention.self
+        assert torch.count_nonzero(key) == 0
+        assert float(attention.key.bias.grad.abs().max()) < 1e-15
+        torch.testing.assert_close(query.double(), attention.query.bias.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(value.double(), attention.value.bias.grad, rtol=1e-4, atol=1e-7)
+        assert float(query.abs().max()) > 1e-6 and float(value.abs().max()) > 1e-6
+
+
+def test_masked_positions_pick_rows_of_the_full_logits() -> None:
+    config, inputs = small_config(), random_inputs()
+    model = build(config, random_weights(config))
+    positions = torch.tensor([0, 5, 17, 18, 40, 67])
+    with torch.no_grad():
+        full, some = model(**inputs), model(**inputs, masked_positions=positions)
+    torch.testing.assert_close(
+        some.prediction_logits, full.prediction_logits.flatten(0, 1)[positions], rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(some.seq_relationship_logits, full.seq_relationship_logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_rows_can_never_be_predicted(dtype: torch.dtype) -> None:
+    config, inputs = small_config(), random_inputs()
+    assert config.padded_vocab_size == 128
+    with torch.no_grad():
+        logits = build(config, random_weights(config), dtype)(**inputs).prediction_logits
+    assert logits.shape[-1] == 128
+    assert torch.isneginf(logits[..., VOCABULARY:]).all()
+    assert torch.isfinite(logits[..., :VOCABULARY]).all()
+    assert int(logits.argmax(-1).max()) < VOCABULARY
+
+
+def test_padding_rows_get_no_gradient_and_stay_zero_under_lamb() -> None:
+    config, inputs = small_config(), random_inputs()
+    model = build(config, random_weights(config)).train()
+    model.masked_token.bias.data[VOCABULARY:] = 0.0
+    rows, bias = model.embeddings.word_embeddings.weight, model.masked_token.bias
+    before = rows.detach().clone()
+    optimizer = Lamb([{"params": [rows], "weight_decay": 0.01}, {"params": [bias], "weight_decay": 0.0}], lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        our_loss(model, inputs, labels_for(inputs), torch.tensor([0, 1, 1, 0])).backward()
+        assert rows.grad is not None and bias.grad is not None
+        assert torch.count_nonzero(rows.grad[VOCABULARY:]) == 0 and torch.count_nonzero(bias.grad[VOCABULARY:]) == 0
+        optimizer.step()
+    assert torch.count_nonzero(rows[VOCABULARY:]) == 0 and torch.count_nonzero(bias[VOCABULARY:]) == 0
+    assert bool((rows[:VOCABULARY] != before[:VOCABULARY]).all())
+
+
+def test_vocabulary_that_needs_no_padding_has_none() -> None:
+    config = small_config(vocab_size=128)
+    assert config.padded_vocab_size == 128
+    with torch.no_grad():
+        logits = build(config, random_weights(config))(**random_inputs()).prediction_logits
+    assert torch.isfinite(logits).all()
+
+
+def test_decoder_is_the_embedding_table() -> None:
+    config, inputs = small_config(), random_inputs()
+    model = build(config, random_weights(config))
+    tables = [name for name, p in model.named_parameters() if p.shape == (config.padded_vocab_size, 32)]
+    assert tables == ["embeddings.word_embeddings.weight"]
+    unused = next(token for token in range(VOCABULARY) if not (inputs["input_ids"] == token).any())
+    with torch.no_grad():
+        before = model(**inputs).prediction_logits
+        model.embeddings.word_embeddings.weight[unused] += 1.0
+        changed = (model(**inputs).prediction_logits != before).flatten(0, 1).any(0)
+    assert changed.nonzero().flatten().tolist() == [unused]
+
+
+def test_penalties_are_the_sums_of_absolute_coefficients() -> None:
+    config = small_config(searching=True)
+    weights = random_weights(config)
+    weights["layers.1.attention.output.coefficients"][0] = -0.7
+    output = build(config, weights)(**random_inputs())
+    for penalty, part in ((output.head_penalty, "attention"), (output.neuron_penalty, "feed_forward")):
+        coefficients = [weights[f"layers.{layer}.{part}.output.coefficients"].double() for layer in range(3)]
+        expected = float(torch.cat(coefficients).abs().sum())
+        assert float(penalty.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_only_a_searching_network_has_coefficients() -> None:
+    config = small_config()
+    assert not any("coefficients" in name for name in random_weights(config))
+    found = {name: w.numel() for name, w in random_weights(small_config(searching=True)).items() if "coeff" in name}
+    assert sum(found.values()) == 3 * (4 + 48)
+    output = build(config, random_weights(config))(**random_inputs())
+    assert output.head_penalty is None and output.neuron_penalty is None
+
+
+def test_coefficients_scale_head_outputs_and_neurons() -> None:
+    """Hooks multiply what enters the output projections of a network without coefficients."""
+    searching = small_config(searching=True)
+    weights, inputs = random_weights(searching), random_inputs()
+    plain = build(small_config(), {name: w for name, w in weights.items() if not name.endswith("coefficients")})
+    for index, layer in enumerate(plain.layers):
+        for part, group in (("attention", 8), ("feed_forward", 1)):
+            scale = weights[f"layers.{index}.{part}.output.coefficients"].repeat_interleave(group)
+            getattr(layer, part).output.register_forward_pre_hook(lambda _, args, s=scale: (args[0] * s,))
+    with torch.no_grad():
+        ours, expected = build(searching, weights)(**inputs), plain(**inputs)
+    torch.testing.assert_close(ours.prediction_logits, expected.prediction_logits, rtol=1e-4, atol=1e-5)
+
+
+def save_narrow(folder: Path) -> tuple[EarlyBertConfig, EarlyBertForPreTraining]:
+    full = small_config()
+    config = narrow_config(full, unequal_ticket(full))
+    model = build(config, narrow_weights(full, random_weights(full), unequal_ticket(full)))
+    model.save_pretrained(folder)
+    return config, model
+
+
+def test_auto_classes_reload_unequal_widths(tmp_path: Path) -> None:
+    config, model = save_narrow(tmp_path)
+    reloaded = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert isinstance(reloaded, EarlyBertForPreTraining) and not isinstance(reloaded, BertForPreTraining)
+    found = AutoConfig.from_pretrained(tmp_path)
+    assert (found.heads, found.neurons) == ([3, 1, 4], [5, 47, 20])
+    assert (found.kept_heads, found.ticket_sha256) == (config.kept_heads, config.ticket_sha256)
+    assert reloaded.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        before, after = model(**random_inputs()), reloaded.eval()(**random_inputs())
+    assert torch.equal(before.prediction_logits, after.prediction_logits)
+    assert torch.equal(before.seq_relationship_logits, after.seq_relationship_logits)
+
+
+def test_fresh_process_reloads_unequal_widths(tmp_path: Path) -> None:
+    """Importing the package is all that the Auto classes need."""
+    _, model = save_narrow(tmp_path)
+    inputs = random_inputs()
+    torch.save(inputs, tmp_path / "inputs.pt")
+    script = (
+        "import sys, torch, earlybert.pretrain.model\n"
+        "from transformers import AutoModelForPreTraining\n"
+        "folder = sys.argv[1]\n"
+        "torch.set_num_threads(1)\n"
+        "model = AutoModelForPreTraining.from_pretrained(folder).eval()\n"
+        "with torch.no_grad():\n"
+        "    logits = model(**torch.load(folder + '/inputs.pt')).prediction_logits\n"
+        "torch.save(logits, folder + '/logits.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, cwd=tmp_path)
+    with torch.no_grad():
+        expected = model(**inputs).prediction_logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,192 @@
+"""Stages of a plan and their learning rates, with the numbers of full-size pre-training worked out by hand."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from earlybert.pretrain.accounting import count_parameters
+from earlybert.pretrain.config import ModelConfig, NarrowConfig, PhaseConfig, Recipe, SearchConfig
+from earlybert.pretrain.plan import Stage, budgeted_steps, build_stages, describe_plan, model_config, stage_model
+from earlybert.pretrain.surgery import full_shape
+from earlybert.pretrain.ticket import TicketRule, random_ticket
+
+PHASE1 = PhaseConfig(
+    length=128,
+    max_predictions=20,
+    global_batch=65_536,
+    micro_batch=64,
+    steps=7_038,
+    learning_rate=6e-3,
+    warmup=0.2843,
+)
+PHASE2 = PhaseConfig(
+    length=512,
+    max_predictions=80,
+    global_batch=32_768,
+    micro_batch=16,
+    steps=1_563,
+    learning_rate=4e-3,
+    warmup=0.128,
+)
+
+
+def paper(**changes: Any) -> Recipe:
+    return Recipe(**({"phase1": PHASE1, "phase2": PHASE2} | changes))
+
+
+def stages(**changes: Any) -> dict[str, Stage]:
+    return {stage.name: stage for stage in build_stages(paper(**changes))}
+
+
+DENSE: dict[str, Any] = {"plan": ["phase1", "phase2"]}
+
+
+def test_stages_of_the_paper() -> None:
+    found = stages()
+    assert list(found) == ["search", "phase1", "phase2"]
+    assert [(s.begin, s.narrow, s.searching) for s in found.values()] == [
+        ("initial", False, True),
+        ("narrow", True, False),
+        ("lengthen", True, False),
+    ]
+    assert [s.steps for s in found.values()] == [400, 5_630, 1_250]
+    assert [s.schedule_steps for s in found.values()] == [7_038, 5_630, 1_250]
+    assert [(s.length, s.max_predictions) for s in found.values()] == [(128, 20), (128, 20), (512, 80)]
+    assert [(s.global_batch, s.micro_batch) for s in found.values()] == [(65_536, 64), (65_536, 64), (32_768, 16)]
+
+
+def test_dense_plan_runs_all_steps() -> None:
+    found = stages(**DENSE)
+    assert [(s.name, s.begin, s.narrow, s.steps) for s in found.values()] == [
+        ("phase1", "initial", False, 7_038),
+        ("phase2", "lengthen", False, 1_563),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (["search"], [("search", "initial", False)]),
+        (["narrow", "phase1", "phase2"], [("phase1", "narrow", True), ("phase2", "lengthen", True)]),
+        (["search", "narrow", "phase2"], [("search", "initial", False), ("phase2", "narrow", True)]),
+        (["phase2"], [("phase2", "initial", False)]),
+    ],
+)
+def test_how_stages_begin(plan: Any, expected: list[tuple[str, str, bool]]) -> None:
+    assert [(s.name, s.begin, s.narrow) for s in build_stages(paper(plan=plan))] == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "factor", "expected"),
+    [(7_038, 0.8, 5_630), (1_563, 0.8, 1_250), (5, 0.5, 3), (7, 0.5, 4), (10, 1.0, 10), (1, 0.1, 1)],
+)
+def test_budget_rounds_half_up(steps: int, factor: float, expected: int) -> None:
+    assert budgeted_steps(steps, factor) == expected
+
+
+def test_step_factor_changes_narrow_stages_only() -> None:
+    factor = NarrowConfig(step_factor=0.5)
+    assert [s.steps for s in stages(narrow=factor).values()] == [400, 3_519, 782]
+    assert [s.steps for s in stages(narrow=factor, **DENSE).values()] == [7_038, 1_563]
+
+
+def test_warmup_rises_in_a_line_and_falls_off_a_step() -> None:
+    """Steps count from 0. Of 7,038 steps warm-up takes 0.2843, that is 2,000.9: step 1,999 is its last."""
+    stage = stages(**DENSE)["phase1"]
+    rates = [stage.learning_rate_at(step, "poly") for step in range(7_038)]
+    assert rates[0] == pytest.approx(6e-3 / (7_038 * 0.2843))
+    assert rates[999] == pytest.approx(6e-3 * 1_000 / 2_000.9, rel=1e-4)
+    assert rates[1_999] == pytest.approx(6e-3 * 2_000 / 2_000.9, rel=1e-4)
+    assert rates[2_000] == pytest.approx(6e-3 * math.sqrt(1 - 0.2843), rel=1e-4)
+    assert rates[2_000] == pytest.approx(5.08e-3, abs=5e-6)
+    assert max(rates) == rates[1_999]
+    assert all(later < earlier for earlier, later in pairwise(rates[2_000:]))
+    assert rates[5_277] == pytest.approx(6e-3 * math.sqrt(0.25), rel=1e-3)
+    assert rates[-2] == pytest.approx(6e-3 * math.sqrt(1 / 7_038))
+    assert rates[-1] == 0.0
+
+
+def test_second_phase_falls_to_its_own_step() -> None:
+    stage = stages(**DENSE)["phase2"]
+    assert stage.learning_rate_at(199, "poly") == pytest.approx(4e-3 * 200 / (1_563 * 0.128))
+    assert stage.learning_rate_at(200, "poly") == pytest.approx(4e-3 * math.sqrt(1 - 0.128), rel=1e-3)
+
+
+def test_continuous_schedule_has_no_step() -> None:
+    stage = stages(**DENSE)["phase1"]
+    rates = [stage.learning_rate_at(step, "poly_continuous") for step in range(7_038)]
+    assert rates[:2_000] == [stage.learning_rate_at(step, "poly") for step in range(2_000)]
+    assert rates[2_000] == pytest.approx(6e-3, rel=1e-4)
+    # A quarter of the way left of the fall: x = 1 - 0.7157 / 4.
+    assert rates[round(7_038 * (1 - 0.7157 / 4)) - 1] == pytest.approx(3e-3, rel=1e-3)
+    assert max(abs(a - b) for a, b in pairwise(rates[:6_900])) < 3e-5
+    assert rates[-1] == 0.0
+
+
+def test_no_warmup_starts_below_the_peak_and_never_divides_by_zero() -> None:
+    stage = stages(phase1=PhaseConfig(**(vars(PHASE1) | {"warmup": 0.0, "steps": 100})), **DENSE)["phase1"]
+    for schedule in ("poly", "poly_continuous"):
+        assert stage.learning_rate_at(0, schedule) == pytest.approx(6e-3 * math.sqrt(0.99))
+
+
+def test_search_follows_the_full_schedule() -> None:
+    search, dense = stages()["search"], stages(**DENSE)["phase1"]
+    assert search.learning_rate_at(399, "poly") == pytest.approx(1.2e-3, rel=1e-3)
+    assert all(search.learning_rate_at(s, "poly") == dense.learning_rate_at(s, "poly") for s in range(400))
+    # The sum bounds how far coefficients can move.
+    assert sum(search.learning_rate_at(s, "poly") for s in range(400)) == pytest.approx(0.24, abs=0.005)
+
+
+def test_narrow_stages_keep_the_warmup_proportion() -> None:
+    stage = stages()["phase1"]
+    rates = [stage.learning_rate_at(step, "poly") for step in range(5_630)]
+    assert rates.index(max(rates)) == math.floor(5_630 * 0.2843) - 1 == 1_599
+    assert rates[-1] == 0.0
+
+
+def test_description_of_the_paper_s_plan() -> None:
+    recipe = paper(draw=TicketRule(width_multiple=1))
+    full = model_config(recipe, 30_522, next_sentence=True)
+    described = describe_plan(recipe, full)
+    assert [stage["tokens"] for stage in described["stages"]] == [
+        400 * 65_536 * 128,
+        5_630 * 65_536 * 128,
+        1_250 * 32_768 * 512,
+    ]
+    dense = described["dense_parameters"]
+    assert dense == count_parameters(full)
+    search, phase1, phase2 = (stage["parameters"] for stage in described["stages"])
+    # method: 37,008 coefficients; 109,482,240 parameters dense and 83,038,157 narrow.
+    assert search == dense + 37_008
+    assert phase1 == phase2 == dense - (109_482_240 - 83_038_157)
+    assert described["flops"] == pytest.approx(sum(s["flops_per_step"] * s["steps"] for s in described["stages"]))
+    # The search costs 4 % of dense training, the narrow network 0.69 of it for 80 % of the steps.
+    assert described["flops"] / described["dense_flops"] == pytest.approx(0.039 + 0.8 * 0.69, abs=0.01)
+
+
+def test_plan_is_known_before_the_ticket_is_drawn() -> None:
+    """Layers share the neurons differently in every ticket, but there are as many."""
+    recipe = paper(model=ModelConfig(num_layers=3), draw=TicketRule(width_multiple=64))
+    full = model_config(recipe, 30_522, next_sentence=True)
+    drawn = random_ticket(full_shape(full), recipe.draw, seed=11)
+    assert describe_plan(recipe, full) == describe_plan(recipe, full, drawn)
+
+
+def test_dense_plan_describes_itself_as_dense() -> None:
+    recipe = paper(**DENSE)
+    described = describe_plan(recipe, model_config(recipe, 30_522, next_sentence=True))
+    assert described["flops"] == described["dense_flops"]
+
+
+def test_networks_of_the_stages() -> None:
+    recipe = paper(search=SearchConfig(steps=5))
+    full = model_config(recipe, 30_522, next_sentence=False)
+    ticket = random_ticket(full_shape(full), recipe.draw, seed=1)
+    search, phase1, _ = (stage_model(full, stage, ticket) for stage in build_stages(recipe))
+    assert search.searching and search.kept_heads is None and not full.searching
+    assert not phase1.searching and phase1.ticket_sha256 == ticket.sha256
+    assert phase1.heads == [8] * 12 and not phase1.next_sentence
+    with pytest.raises(ValueError, match="phase1 is narrow and needs a ticket"):
+        stage_model(full, build_stages(recipe)[1], None)
