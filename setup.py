@@ -1,4 +1,6 @@
-"""Package metadata. The top-level folders are mapped into the package `earlybert`, so none of them claims a global name."""
+"""Package metadata. Top-level folders are mapped into the package `earlybert`, so none of them claims a global name."""
+
+from pathlib import Path
 
 from setuptools import setup
 
@@ -7,8 +9,8 @@ FOLDERS = ["data_prep", "kernels", "pretrain", "ds_configs"]
 setup(
     name="earlybert",
     version="0.1.0",
-    description="Pre-trains BERT for about half the money: early-bird tickets, rewound and trained narrow, on DeepSpeed",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="Pre-trains BERT for about half the money: early-bird tickets, trained narrow, on DeepSpeed",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",

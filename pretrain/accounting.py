@@ -1,5 +1,7 @@
 """Parameters and arithmetic of a network with a width of its own in every layer."""
 
+from collections.abc import Sequence
+
 from earlybert.pretrain.initial import parameter_shapes
 from earlybert.pretrain.model import EarlyBertConfig
 
@@ -22,8 +24,8 @@ def count_parameters(config: EarlyBertConfig, *, with_heads: bool = True) -> int
 
 
 def flops_per_sequence(
-    heads: list[float],
-    neurons: list[float],
+    heads: Sequence[float],
+    neurons: Sequence[float],
     hidden_size: int,
     head_size: int,
     vocab_size: int,

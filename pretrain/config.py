@@ -232,14 +232,18 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
             f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys to values"
         )
     hints = get_type_hints(section)
+    seen: set[str] = set()
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise UserError(f"{path}:{line}: a key must be a name, not a list or mapping")
         if key not in hints:
             raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"{_nearest(key, list(hints))}')
+        if key in seen:
+            raise UserError(f'{path}:{line}: key "{prefix}{key}" stands there twice; keep one of them')
+        seen.add(key)
         if dataclasses.is_dataclass(hints[key]):
-            _check_keys(value_node, hints[key], f"{prefix}{key}.", path)  # type: ignore[arg-type]
+            _check_keys(value_node, hints[key], f"{prefix}{key}.", path)
 
 
 def check_recipe_file(path: Path) -> None:
@@ -317,12 +321,16 @@ def _with_corpus_lengths(recipe: Recipe) -> Recipe:
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    paths = {name: getattr(recipe, name) for name in ("data", "ticket", "deepspeed")}
-    return dataclasses.replace(recipe, **{name: str(Path(path).resolve()) for name, path in paths.items() if path})
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path else None
+
+    return dataclasses.replace(
+        recipe, data=absolute(recipe.data), ticket=absolute(recipe.ticket), deepspeed=absolute(recipe.deepspeed)
+    )
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

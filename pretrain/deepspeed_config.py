@@ -145,7 +145,7 @@ def _known_sections() -> dict[str, set[str] | None]:
 def _unknown(path: Path, key: str, known: set[str], prefix: str = "") -> UserError:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f'did you mean "{prefix}{close[0]}"?' if close else f"known keys are {', '.join(sorted(known))}"
-    return UserError(f'{path}: unknown key "{prefix}{key}" (DeepSpeed would ignore it); {hint}')
+    return UserError(f'{path}: unknown or unsupported key "{prefix}{key}"; {hint}')
 
 
 def _check_sections(content: dict[str, Any], path: Path) -> None:

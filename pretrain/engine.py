@@ -66,11 +66,16 @@ def has_decay(name: str) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module, kind: str, numbers: Mapping[str, Any], recipe: OptimizerConfig
+    model: nn.Module, kind: str, given: Mapping[str, Any], recipe: OptimizerConfig
 ) -> torch.optim.Optimizer:
     """LAMB (or AdamW) with one decayed group and one common group for everything else."""
     named = list(model.named_parameters())
-    numbers = {"betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay} | dict(numbers)
+    numbers: dict[str, Any] = {
+        "betas": recipe.betas,
+        "eps": recipe.eps,
+        "weight_decay": recipe.weight_decay,
+        **given,
+    }
     groups = [
         {"params": [p for name, p in named if has_decay(name)], "weight_decay": numbers.pop("weight_decay")},
         {"params": [p for name, p in named if not has_decay(name)], "weight_decay": 0.0},

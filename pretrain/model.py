@@ -8,6 +8,7 @@ N predicted positions, 3 = query, key, value.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ class CoefficientLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, num_coefficients: int | None) -> None:
         super().__init__(in_features, out_features)
         self.coefficients = None if num_coefficients is None else nn.Parameter(torch.ones(num_coefficients))
-        self.penalty: Tensor | None = None
+        self.penalty = torch.zeros(())
 
     def forward(self, unit_BSI: Tensor) -> Tensor:
         if self.coefficients is None:
@@ -118,6 +119,11 @@ class CoefficientLinear(nn.Linear):
         coefficient = self.coefficients.float()
         self.penalty = coefficient.abs().sum()
         return F.linear(unit_BSI, fold_coefficients(self.weight, coefficient), self.bias)
+
+
+def total_penalty(modules: list[CoefficientLinear]) -> Tensor:
+    """Sum of |c| over all coefficients of these modules' last forward pass, fp32 scalar."""
+    return torch.stack([module.penalty for module in modules]).sum()
 
 
 class Attention(nn.Module):
@@ -217,6 +223,10 @@ class EarlyBertForPreTraining(PreTrainedModel):
             self.next_sentence = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @property
+    def encoder_layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
@@ -228,7 +238,7 @@ class EarlyBertForPreTraining(PreTrainedModel):
             token_type_ids = torch.zeros_like(input_ids)
         hidden_BSH = self.embeddings(input_ids, token_type_ids)
         attended_BS = None if attention_mask is None else attention_mask.bool()
-        for layer in self.layers:
+        for layer in self.encoder_layers:
             hidden_BSH = layer(hidden_BSH, attended_BS)
         return hidden_BSH
 
@@ -250,8 +260,8 @@ class EarlyBertForPreTraining(PreTrainedModel):
             next_sentence_logits = self.next_sentence(torch.tanh(self.pooler(hidden_BSH[:, 0])))
         output = EarlyBertOutput(prediction_logits=prediction_logits, seq_relationship_logits=next_sentence_logits)
         if self.config.searching:
-            output.head_penalty = torch.stack([layer.attention.output.penalty for layer in self.layers]).sum()
-            output.neuron_penalty = torch.stack([layer.feed_forward.output.penalty for layer in self.layers]).sum()
+            output.head_penalty = total_penalty([layer.attention.output for layer in self.encoder_layers])
+            output.neuron_penalty = total_penalty([layer.feed_forward.output for layer in self.encoder_layers])
         return output
 
 

@@ -40,7 +40,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 def print_plan(plan: dict[str, Any]) -> None:
     """One row a stage, and what dense training would cost."""
-    table = Table(title=" -> ".join(plan["plan"]), title_justify="left")
+    table = Table(box=None, pad_edge=False)
     for column in (
         "stage",
         "begins",
@@ -68,6 +68,8 @@ def print_plan(plan: dict[str, Any]) -> None:
             f"{stage['parameters']:,}",
             f"{stage['flops']:.3g}",
         )
-    Console().print(table)
+    # Never folded: piped into a file, a table is as wide as it needs to be.
+    Console(width=160).print(table)
+    print(f"plan: {' -> '.join(plan['plan'])}")
     line = f"dense training: {plan['dense_parameters']:,} parameters, {plan['dense_flops']:.3g} FLOPs"
     print(f"{line}; this plan takes {plan['flops'] / plan['dense_flops']:.1%} of that")
