@@ -86,8 +86,9 @@ class DeepSpeedFile:
         for name in ("fp16", "bf16"):
             section = content.setdefault(name, {})
             section["enabled"] = precision == name
-        if precision == "bf16":
-            # The L1 gradient of 1e-4 beside a data gradient does not survive a sum in bf16.
+        if precision == "bf16" and self.zero_stage > 0:
+            # The L1 gradient of 1e-4 beside a data gradient does not survive a sum in bf16. DeepSpeed has no such sum
+            # without ZeRO.
             content.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
         return content
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -298,41 +299,54 @@ def observe(case: Case) -> Seen:
     return seen
 
 
-@functools.cache
 def launch(world_size: int) -> list[dict[str, Seen]]:
-    """Observe all cases on so many ranks; what each rank saw, by case."""
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    """Observe all cases on so many ranks, once per test session; what each rank saw, by case."""
+    failures, seen = _train_on_ranks(world_size)
+    assert not failures, failures
+    return seen
+
+
+@functools.cache
+def _train_on_ranks(world_size: int) -> tuple[str, list[dict[str, Seen]]]:
+    """What failed ranks wrote last, and what the ranks saw when none failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, f"rank{rank}.pt") for rank in range(world_size)]
         environment = {
             **os.environ,
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(free_port()),
             "WORLD_SIZE": str(world_size),
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
         }
-        outputs = [Path(folder, f"rank{rank}.pt") for rank in range(world_size)]
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", "import lamb_worker; lamb_worker.main()", str(output)],
-                cwd=Path(__file__).parent,
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank, output in enumerate(outputs)
-        ]
-        try:
-            texts = [rank.communicate(timeout=300)[0] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        failed = [text for rank, text in zip(ranks, texts, strict=True) if rank.returncode != 0]
-        assert not failed, "\n".join(text[-3000:] for text in failed)
-        return [torch.load(output, weights_only=False) for output in outputs]
+        ranks = []
+        for rank, output in enumerate(outputs):
+            with output.with_suffix(".log").open("w") as log:
+                command = [sys.executable, "-c", "import lamb_worker; lamb_worker.main()", str(output)]
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                # The folder makes this module importable.
+                here = Path(__file__).parent
+                ranks.append(subprocess.Popen(command, cwd=here, env=environment | own, stdout=log, stderr=log))
+        deadline = time.monotonic() + 300
+        # When one rank has failed the others wait for it in a collective.
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        codes = [rank.poll() for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        if any(code != 0 for code in codes):
+            logs = "\n".join(output.with_suffix(".log").read_text()[-3000:] for output in outputs)
+            return f"Exit codes {codes} (None: killed).\n{logs}", []
+        return "", [torch.load(output, weights_only=False) for output in outputs]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main() -> None:

@@ -1,0 +1,52 @@
+"""Is the searched ticket better than chance? Trains random tickets of the same width in every layer beside it.
+
+    python benchmarks/ticket_vs_random.py runs/quickstart [--seeds 0 1 2] [--out FILE.json]
+
+Everything but the ticket is the run's own: recipe, corpus, initial weights, data order, masks. Prints validation losses
+at the end of every stage. Interrupted, it goes on with the arm it was at.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from earlybert.pretrain.summary import read_metrics
+from earlybert.pretrain.ticket import Ticket, random_ticket_like
+
+RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
+
+
+def final_losses(run_dir: Path) -> dict[str, float]:
+    """Masked-token validation loss at the end of each stage, nats."""
+    return {line["stage"]: line["masked_loss"] for line in read_metrics(run_dir, "validation")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path, help="a finished run with a ticket")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    run_dir: Path = arguments.run_dir
+    arms = {"searched ticket": run_dir}
+    for seed in arguments.seeds:
+        arm = run_dir.with_name(f"{run_dir.name}-random-{seed}")
+        ticket = arm.with_suffix(".ticket.json")
+        if not ticket.is_file():
+            random_ticket_like(Ticket.load(run_dir / "ticket.json"), seed).save(ticket)
+        command = [sys.executable, str(RUN), "--config", str(run_dir / "config.yaml"), "--run-dir", str(arm)]
+        subprocess.run([*command, "--ticket", str(ticket), "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
+        arms[f"random ticket, seed {seed}"] = arm
+    table = {name: final_losses(arm) for name, arm in arms.items()}
+    stages = [stage for stage in table["searched ticket"] if stage != "search"]
+    print(f"{'validation loss, nats':<26}" + "".join(f"{stage:>10}" for stage in stages))
+    for name, losses in table.items():
+        print(f"{name:<26}" + "".join(f"{losses[stage]:>10.4f}" for stage in stages))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
