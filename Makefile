@@ -23,8 +23,9 @@ lint: $(INSTALLED)
 	for folder in data_prep kernels pretrain; do ln -s ../../$$folder types/earlybert/$$folder; done
 	MYPYPATH=types $(BIN)/mypy --namespace-packages --explicit-package-bases -p earlybert
 
-bench: $(INSTALLED)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: quickstart
+	$(BIN)/python benchmarks/layouts.py --phase1.global_batch 32 --phase1.micro_batch 16
+	$(BIN)/python benchmarks/ticket_vs_random.py $(RUN_DIR)
 
 $(INSTALLED): setup.py constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)

@@ -56,7 +56,8 @@ def launch(name: str, run_dir: Path, config: str, steps: int, overrides: list[st
     command += ["--matmul_precision", "highest", "--log_every", "1", "--validation.every", "1000000", *overrides]
     if micro_batch is not None:
         command += ["--phase1.micro_batch", str(micro_batch)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1" if launcher is not PLAIN else str(os.cpu_count())}
+    # Two ranks share the cores; one rank takes what the caller allows it.
+    environment = dict(os.environ) if launcher is PLAIN else os.environ | {"OMP_NUM_THREADS": "1"}
     with (run_dir / "log.txt").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
     if code:

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.arguments import ArgumentParser
-from earlybert.pretrain.config import DEFAULT_RECIPE, Recipe, check_recipe, load_recipe, recipe_path
+from earlybert.pretrain.checks import check_recipe
+from earlybert.pretrain.config import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
 from earlybert.pretrain.plan import describe_plan, model_config
 from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import Ticket

@@ -18,11 +18,11 @@ from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.errors import CorpusError
 from earlybert.pretrain import distributed
 from earlybert.pretrain.checkpoint import Checkpoint, newest_intact
+from earlybert.pretrain.checks import check_recipe
 from earlybert.pretrain.config import (
     DEFAULT_DEEPSPEED,
     DEFAULT_RECIPE,
     Recipe,
-    check_recipe,
     load_recipe,
     recipe_parser,
     recipe_path,
@@ -73,7 +73,7 @@ def run(recipe: Recipe, run_dir: Path) -> None:
     telemetry = Telemetry(
         run_dir, enabled=distributed.rank() == 0, resume_after=latest.state["global_step"] if latest else -1
     )
-    telemetry.text("plan", f"```\n{describe_plan(recipe, setting.full)}\n```", 0)
+    telemetry.text("plan", f"```\n{(run_dir / 'plan.json').read_text()}\n```", 0)
     for index, stage in enumerate(stages):
         if latest is not None and (latest.state["stage_index"], latest.state["finished"]) >= (index, True):
             continue

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from earlybert.data_prep.errors import CorpusError
+from earlybert.pretrain.checks import check_recipe
 from earlybert.pretrain.config import (
     LAYOUT_FIELDS,
     RECIPES,
     Recipe,
-    check_recipe,
     load_recipe,
     recipe_path,
     require_same_run,
