@@ -176,6 +176,9 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
     _check_values(content, path)
+    for name in ("offload_optimizer", "offload_param"):
+        if name in content.get("zero_optimization", {}):
+            raise UserError(f"{path}: zero_optimization.{name} is not supported: BERT fits a GPU; remove it")
     _check_batches(content, path)
 
 
