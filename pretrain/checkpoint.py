@@ -23,7 +23,7 @@ from torch import Tensor
 from earlybert.pretrain import distributed
 from earlybert.pretrain.engine import MOMENTS, StageEngine
 from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import file_hash, read_json, write_json
+from earlybert.pretrain.files import content_hash, file_hash, read_json, write_json
 
 FORMAT = "earlybert-checkpoint/1"
 KINDS = ("master", *MOMENTS)
@@ -64,11 +64,14 @@ def save(folder: Path, engine: StageEngine, state: Mapping[str, Any], keep: int)
             "files": {file: entry for file, _, entry in written} | {"state.json": _entry(temporary / "state.json")},
             "tensors": {key: file for file, keys, _ in written for key in keys},
         }
-        write_json(temporary / "manifest.json", manifest)
+        write_json(temporary / "manifest.json", manifest | {"sha256": content_hash(manifest)})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        complete = list_checkpoints(folder)
+        # Newer ones are damaged: the run went back behind them.
+        newer = [path for path in complete if path.name > final.name]
+        for path in newer + [path for path in complete if path not in newer][:-keep]:
+            shutil.rmtree(path)
     distributed.barrier()
 
 
@@ -111,6 +114,9 @@ class Checkpoint:
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 found = content.get("format") if isinstance(content, dict) else content
                 raise UserError(f'{path / name}: "format" is {found!r}; this version reads {FORMAT!r}')
+        stated = self.manifest.pop("sha256", None)
+        if stated != content_hash(self.manifest):
+            raise UserError(f"{path / 'manifest.json'}: its sha256 does not fit its content; the file was changed")
         self.files: dict[str, str] = self.manifest["tensors"]
 
     @property

@@ -54,6 +54,7 @@ def _check_search(recipe: Recipe) -> None:
     )
     _require(search.snapshot_every >= 1, "search.snapshot_every", search.snapshot_every, "at least 1")
     _require(search.stop_window >= 0, "search.stop_window", search.stop_window, "at least 0")
+    _require(0 <= search.stop_threshold <= 1, "search.stop_threshold", search.stop_threshold, "from 0 to 1")
     for name in ("lambda_heads", "lambda_neurons"):
         _require(getattr(search, name) >= 0, f"search.{name}", getattr(search, name), "at least 0")
 

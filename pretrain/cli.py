@@ -29,6 +29,6 @@ def main() -> None:
         if arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}; it must be one of {', '.join(COMMANDS)}")
         importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
-    except (UserError, CorpusError) as error:
+    except (UserError, CorpusError, OSError) as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,7 +25,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
     """Opens the corpus; rank 0 prepares it first where needed, which the other ranks wait for."""
     directory = corpus_directory(recipe)
     if recipe.data:
-        return Corpus.open(directory)
+        return Corpus.open(directory, verify_checksums=distributed.rank() == 0)
     if distributed.rank() == 0:
         # Imported here: reading and tokenising bring libraries that training does not need.
         from earlybert.data_prep.prepare import prepare

@@ -86,18 +86,25 @@ class DeepSpeedFile:
         for name in ("fp16", "bf16"):
             section = content.setdefault(name, {})
             section["enabled"] = precision == name
-        if precision == "bf16" and self.zero_stage > 0:
-            # The L1 gradient of 1e-4 beside a data gradient does not survive a sum in bf16. DeepSpeed has no such sum
-            # without ZeRO.
+        if precision in ("bf16", "fp16") and self.zero_stage > 0:
+            # Hundreds of micro-batches, and the L1 gradient of 1e-4 beside a data gradient, do not survive a sum in
+            # half precision. DeepSpeed has no such sum without ZeRO.
             content.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
         return content
 
     def precision(self) -> str | None:
         """The precision that the file itself asks for, or None when it leaves that to the recipe."""
-        for name in ("fp16", "bf16"):
-            if self.content.get(name, {}).get("enabled", "auto") is True:
-                return name
-        return None
+        enabled = {name: self.content.get(name, {}).get("enabled", "auto") for name in ("fp16", "bf16")}
+        if set(enabled.values()) == {False}:
+            return "fp32"
+        return next((name for name, value in enabled.items() if value is True), None)
+
+    def identity(self, optimizer: OptimizerConfig) -> dict[str, Any]:
+        """What of the file decides the result of a step, and must not change within a run."""
+        numbers = {"betas": optimizer.betas, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
+        clipping = self.number("gradient_clipping")
+        clipping = optimizer.max_grad_norm if clipping is None else clipping
+        return {"type": self.optimizer, **numbers, **self.optimizer_numbers, "gradient_clipping": clipping}
 
 
 def _known_sections() -> dict[str, set[str] | None]:
@@ -179,6 +186,9 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
     for name in ("offload_optimizer", "offload_param"):
         if name in content.get("zero_optimization", {}):
             raise UserError(f"{path}: zero_optimization.{name} is not supported: BERT fits a GPU; remove it")
+    for section in ("fp16", "bf16"):
+        if content.get(section, {}).get(f"{section}_master_weights_and_grads"):
+            raise UserError(f"{path}: {section}.{section}_master_weights_and_grads is not supported: masters are fp32")
     _check_batches(content, path)
 
 

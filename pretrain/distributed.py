@@ -38,13 +38,17 @@ def start() -> torch.device:
         )
     # Its notes repeat on every rank and for every stage; errors still come through.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if torch.cuda.is_available():
+        # With one visible device a task, every local rank's device is number 0.
+        local_rank = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        os.environ["LOCAL_RANK"] = str(local_rank)
+        torch.cuda.set_device(local_rank)
     import deepspeed
 
     # Training never uses this operation, and DeepSpeed would compile it for most of a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", torch.cuda.current_device())
     if "OMP_NUM_THREADS" not in os.environ:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())

@@ -1,6 +1,7 @@
 """A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,8 +43,19 @@ class TrainingState:
     loss_scale: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
+def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> str:
     """fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU, unless the recipe or the DeepSpeed file names one."""
+    stated = file.precision()
+    if stated and recipe.precision not in ("auto", stated):
+        raise UserError(f"precision is {recipe.precision}, but {file.path} asks for {stated}; they must agree")
+    wanted = _device_precision(stated or recipe.precision, device)
+    if wanted == "fp16" and file.zero_stage == 0:
+        # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
+        raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")
+    return wanted
+
+
+def _device_precision(wanted: str, device: torch.device) -> str:
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("precision is fp16, which CPUs have no fast path for; it must be fp32, bf16 or auto")
     if wanted != "auto":
@@ -56,7 +68,8 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 def set_matmul_precision(wanted: str, device: torch.device) -> None:
     """ "auto" takes oneDNN's fp32 kernels, twice as fast, on CPUs where "medium" does not mean bf16 tiles."""
     if wanted == "auto":
-        wanted = "highest" if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else "medium"
+        true_fp32 = platform.machine() == "x86_64" and not torch.cpu._is_amx_tile_supported()
+        wanted = "medium" if device.type == "cpu" and true_fp32 else "highest"
     torch.set_float32_matmul_precision(wanted)
 
 
@@ -99,7 +112,7 @@ class StageEngine:
         file: DeepSpeedFile,
         device: torch.device,
     ) -> None:
-        self.precision = resolve_precision(file.precision() or recipe.precision, device)
+        self.precision = resolve_precision(recipe, file, device)
         self.micro_batch, self.accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
         model = _materialised(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)

@@ -62,5 +62,8 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if not (arguments.run_dir / "config.yaml").is_file():
         raise UserError(f"{arguments.run_dir}: is not a run directory; it has no config.yaml")
-    export_checkpoint(arguments.run_dir, arguments.format, arguments.out)
+    out: Path = arguments.out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")
+    export_checkpoint(arguments.run_dir, arguments.format, out)
     print(f"written to {arguments.out}")

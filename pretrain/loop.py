@@ -1,5 +1,6 @@
 """Training one stage: steps, validation, recordings of the coefficients, checkpoints."""
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +51,7 @@ class StageRun:
     telemetry: Telemetry
     device: torch.device
     ticket_sha256: str | None
+    optimizer: dict[str, Any]
 
     def loader(self, split: str) -> StepLoader:
         global_batch, micro_batch = self.stage.global_batch, self.engine.micro_batch
@@ -139,7 +141,9 @@ def train_step(run: StageRun, batches: StepBatches) -> dict[str, Any]:
         engine.backward_and_step(loss)
         sums += scores.detached()
     metrics = _metrics(distributed.sum_over_ranks(sums).tolist(), predictions, sequences)
-    _require_finite(metrics["loss"], run)
+    gradient_norm = engine.gradient_norm()
+    _require_finite("loss", metrics["loss"], run)
+    _require_finite("gradient norm", gradient_norm, run)
     seconds = time.perf_counter() - began
     return {
         "stage": stage.name,
@@ -147,7 +151,7 @@ def train_step(run: StageRun, batches: StepBatches) -> dict[str, Any]:
         **metrics,
         "l1": l1,
         "learning_rate": learning_rate,
-        "gradient_norm": engine.gradient_norm(),
+        "gradient_norm": gradient_norm,
         "tokens_per_second": tokens / seconds,
         "seconds": seconds,
     }
@@ -164,16 +168,15 @@ def _metrics(sums: list[float], predictions: int, sequences: int) -> dict[str, f
     }
 
 
-def _require_finite(loss: float, run: StageRun) -> None:
+def _require_finite(name: str, value: float, run: StageRun) -> None:
     # Under fp16 the loss scale is looking for its level; an overflow skips the update instead.
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        if run.engine.precision == "fp16":
-            return
-        phase = "phase2" if run.stage.name == "phase2" else "phase1"
-        raise UserError(
-            f"the loss became {loss} at step {run.place.step + 1} of {run.stage.name}, samples from position "
-            f"{run.place.position} on; {phase}.learning_rate {run.stage.learning_rate:g} may be too high"
-        )
+    if math.isfinite(value) or run.engine.precision == "fp16":
+        return
+    phase = "phase2" if run.stage.name == "phase2" else "phase1"
+    raise UserError(
+        f"the {name} became {value} at step {run.place.step + 1} of {run.stage.name}, samples from position "
+        f"{run.place.position} on; {phase}.learning_rate {run.stage.learning_rate:g} may be too high"
+    )
 
 
 @torch.no_grad()
@@ -221,5 +224,6 @@ def save_checkpoint(run: StageRun) -> None:
         "loss_scale": run.engine.loss_scale_state(),
         "ticket_sha256": run.ticket_sha256,
         "corpus": run.corpus.fingerprint,
+        "optimizer": run.optimizer,
     }
     checkpoint.save(run.run_dir / "checkpoints", run.engine, state, run.recipe.keep_checkpoints)

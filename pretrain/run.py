@@ -7,16 +7,18 @@
 Called again with the same run directory, it goes on where it was.
 """
 
-import argparse
+import dataclasses
 import sys
 import time
+from argparse import SUPPRESS
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.errors import CorpusError
 from earlybert.pretrain import distributed
+from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.checkpoint import Checkpoint, newest_intact
 from earlybert.pretrain.checks import check_recipe
 from earlybert.pretrain.config import (
@@ -73,17 +75,18 @@ def run(recipe: Recipe, run_dir: Path) -> None:
     telemetry = Telemetry(
         run_dir, enabled=distributed.rank() == 0, resume_after=latest.state["global_step"] if latest else -1
     )
-    telemetry.text("plan", f"```\n{(run_dir / 'plan.json').read_text()}\n```", 0)
     for index, stage in enumerate(stages):
         if latest is not None and (latest.state["stage_index"], latest.state["finished"]) >= (index, True):
             continue
         if stage.narrow and setting.ticket is None:
-            setting.ticket = agree_on_ticket(setting)
+            setting.ticket = agree_on_ticket(setting, latest)
         state, place = begin_or_resume(setting, stage, index, latest)
         train(setting, stage, state, place, telemetry)
-        latest = Checkpoint(distributed.broadcast_object(newest_path(setting)))
+        latest = newest_checkpoint(setting)
+        if latest is None:
+            raise UserError(f"{setting.checkpoints}: the checkpoint that ended {stage.name} cannot be read back")
     telemetry.close()
-    finish(setting, stages)
+    finish(setting, latest)
 
 
 def set_up(recipe: Recipe, run_dir: Path) -> Run:
@@ -93,17 +96,20 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     stages = build_stages(recipe)
     for stage in stages:
         deepspeed_file.batches(stage.global_batch, stage.micro_batch, distributed.world_size())
-    ticket = Ticket.load(Path(recipe.ticket)) if recipe.ticket else None
+    # A run that has begun keeps its own copy of the ticket.
+    given = run_dir / "ticket.json" if (run_dir / "ticket.json").is_file() else recipe.ticket
+    ticket = Ticket.load(Path(given)) if given else None
     corpus = open_corpus(recipe)
     for stage in stages:
         corpus.samples("train", stage.length)
     full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
     if ticket is not None:
-        ticket.require_model(full_shape(full), str(recipe.ticket))
+        ticket.require_model(full_shape(full), str(given))
     device = distributed.start()
     set_matmul_precision(recipe.matmul_precision, device)
     if distributed.rank() == 0:
-        recipe.save(run_dir / "config.yaml")
+        # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
+        dataclasses.replace(recipe, data=str(corpus.directory.resolve())).save(run_dir / "config.yaml")
         write_json(run_dir / "plan.json", describe_plan(recipe, full, ticket))
     return Run(run_dir, recipe, deepspeed_file, corpus, full, device)
 
@@ -121,28 +127,32 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
     checkpoint = Checkpoint(path)
     if checkpoint.state["corpus"] != setting.corpus.fingerprint:
         raise UserError(f"{setting.corpus.directory}: is not the corpus that {path} was trained on")
-    say(
-        f"going on from {path}: {checkpoint.state['stage']} step {checkpoint.state['step']}",
-        enabled=distributed.rank() == 0,
-    )
+    optimizer = setting.deepspeed_file.identity(setting.recipe.optimizer)
+    if checkpoint.state["optimizer"] != optimizer:
+        raise UserError(
+            f"{setting.deepspeed_file.path}: asks for {optimizer}, but {path} was trained with "
+            f"{checkpoint.state['optimizer']}; a run keeps its optimizer"
+        )
     return checkpoint
 
 
-def agree_on_ticket(setting: Run) -> Ticket:
+def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
     """Rank 0 draws (or takes the given or already drawn ticket) and writes it; every rank gets it, and all compare."""
     path = setting.run_dir / "ticket.json"
-    content = None
+    content: dict[str, Any] = {}
     if distributed.rank() == 0:
-        if path.is_file():
-            ticket = Ticket.load(path)
-        elif setting.recipe.ticket:
-            ticket = Ticket.load(Path(setting.recipe.ticket))
-        else:
-            ticket = draw_from_snapshot(setting.run_dir / "search", None, full_shape(setting.full), setting.recipe)
-        ticket.save(path)
-        write_json(setting.run_dir / "plan.json", describe_plan(setting.recipe, setting.full, ticket))
-        content = ticket.content() | {"sha256": ticket.sha256}
-    ticket = Ticket.from_content(distributed.broadcast_object(content), str(path))
+        try:
+            ticket = find_ticket(setting, searched)
+            ticket.save(path)
+            write_json(setting.run_dir / "plan.json", describe_plan(setting.recipe, setting.full, ticket))
+            content = ticket.content() | {"sha256": ticket.sha256}
+        except UserError as error:
+            # The other ranks wait for an answer: they get this one.
+            content = {"error": str(error)}
+    content = distributed.broadcast_object(content)
+    if "error" in content:
+        raise UserError(content["error"])
+    ticket = Ticket.from_content(content, str(path))
     ticket.require_model(full_shape(setting.full), str(path))
     hashes = set(distributed.gather_objects(ticket.sha256))
     if hashes != {ticket.sha256}:
@@ -150,10 +160,24 @@ def agree_on_ticket(setting: Run) -> Ticket:
     return ticket
 
 
+def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
+    """The run's own ticket, else the given one, else one drawn where the search ended."""
+    path = setting.run_dir / "ticket.json"
+    if path.is_file():
+        return Ticket.load(path)
+    if setting.recipe.ticket:
+        return Ticket.load(Path(setting.recipe.ticket))
+    assert searched is not None
+    return draw_from_snapshot(
+        setting.run_dir / "search", searched.state["step"], full_shape(setting.full), setting.recipe
+    )
+
+
 def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint | None) -> tuple[TrainingState, Place]:
     """What the stage's engine is filled with, and where in the stage that is."""
     if latest is not None and latest.state["stage_index"] == index:
         stored = latest.state
+        say(f"going on from {latest.path}: step {stored['step']}", enabled=distributed.rank() == 0)
         place = Place(index, stored["step"], stored["position"], stored["steps_before"])
         if setting.ticket is not None and stored["ticket_sha256"] not in (None, setting.ticket.sha256):
             raise UserError(f"{latest.path}: was trained from another ticket than {setting.run_dir / 'ticket.json'}")
@@ -202,16 +226,17 @@ def train(setting: Run, stage: Stage, state: TrainingState, place: Place, teleme
             telemetry=telemetry,
             device=setting.device,
             ticket_sha256=setting.ticket.sha256 if setting.ticket else None,
+            optimizer=setting.deepspeed_file.identity(setting.recipe.optimizer),
         )
     )
     engine.destroy()
 
 
-def finish(setting: Run, stages: list[Stage]) -> None:
+def finish(setting: Run, latest: Checkpoint | None) -> None:
     """Exports the model, writes the summary and, last, DONE."""
-    if stages[-1].searching:
+    if setting.recipe.plan[-1] == "search":
         # The plan ends with the search: its result is the ticket.
-        agree_on_ticket(setting)
+        agree_on_ticket(setting, latest)
     if distributed.rank() == 0:
         for form in setting.recipe.export:
             export_checkpoint(setting.run_dir, form, setting.run_dir / "export" / form)
@@ -223,12 +248,11 @@ def finish(setting: Run, stages: list[Stage]) -> None:
 
 def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
     """The recipe with all overrides, and the run directory; raises UserError."""
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, usage="run.py [--config RECIPE] [--run-dir DIR] [--FIELD VALUE ...]"
-    )
+    usage = "run.py [--config RECIPE] [--run-dir DIR] [--FIELD VALUE ...]"
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, usage=usage)
     parser.add_argument("--config", help="a recipe's name or a YAML file; default quickstart")
     parser.add_argument("--run-dir", "--run_dir", type=Path, help="default runs/RECIPE")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", help=SUPPRESS)
     parser.add_argument("-h", "--help", action="store_true")
     arguments, overrides = parser.parse_known_args(argv)
     if arguments.help:
@@ -240,8 +264,9 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
     if not stored.is_file():
         return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir
     recipe = load_recipe(recipe_path(arguments.config) if arguments.config else stored, overrides)
-    require_same_run(load_recipe(stored, []), recipe, stored)
-    return recipe, run_dir
+    begun = load_recipe(stored, [])
+    require_same_run(begun, recipe, stored)
+    return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir
 
 
 def main() -> None:
@@ -254,7 +279,7 @@ def main() -> None:
                 print(f"{run_dir} is done. Another --run-dir starts a new run.")
             return
         run(recipe, run_dir)
-    except (UserError, CorpusError) as error:
+    except (UserError, CorpusError, OSError) as error:
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
         if distributed.rank() > 0:
             time.sleep(3)

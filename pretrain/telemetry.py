@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from earlybert.pretrain.files import write_text
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -27,7 +29,7 @@ class Telemetry:
             return
         self._metrics_path = run_dir / "metrics.jsonl"
         kept = [line for line in _whole_lines(self._metrics_path) if json.loads(line)["global_step"] <= resume_after]
-        self._metrics_path.write_text("".join(kept), encoding="utf-8")
+        write_text(self._metrics_path, "".join(kept))
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_after + 1)
 
