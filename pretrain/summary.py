@@ -15,6 +15,9 @@ from earlybert.pretrain.corpora import corpus_directory
 from earlybert.pretrain.files import read_json, write_json
 from earlybert.pretrain.ticket import Ticket
 
+# The search trains the full network on phase 1's batches: the two are compared step for step.
+DENSE_AND_NARROW = {"dense": "search", "narrow": "phase1"}
+
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl of one kind: train, validation or mask_distance."""
@@ -78,7 +81,6 @@ def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any]) ->
     """
     seconds = summary["median_step_seconds"]
     ratio = seconds["phase1"] / seconds["search"]
-    flops_ratio = stages["phase1"]["flops_per_step"] / stages["search"]["flops_per_step"]
     weight = {"phase1": 1.0}
     if "phase2" in stages:
         weight["phase2"] = stages["phase2"]["flops_per_step"] / stages["phase1"]["flops_per_step"]
@@ -86,7 +88,7 @@ def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any]) ->
     train = sum(weight[name] * stages[name]["steps"] for name in weight)
     return {
         "step_time_ratio": ratio,
-        "step_flops_ratio": flops_ratio,
+        "flops_per_step": {name: stages[stage]["flops_per_step"] for name, stage in DENSE_AND_NARROW.items()},
         "time_saved": time_saved(summary["steps"]["search"], train, base, ratio),
     }
 
@@ -105,8 +107,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     for kind in ("heads", "neurons"):
         row(f"{kind} per layer", " ".join(map(str, dense[kind])), " ".join(map(str, narrow[kind])) if narrow else "")
     if "step_time_ratio" in summary:
-        row("operations per step", "1", f"{summary['step_flops_ratio']:.3f}")
-        row("median step time, search and phase 1", "1", f"{summary['step_time_ratio']:.3f}")
+        flops = summary["flops_per_step"]
+        row("FLOPs per step", f"{flops['dense']:.3g}", f"{flops['narrow']:.3g}")
+        row("FLOPs, relative", "1", f"{flops['narrow'] / flops['dense']:.3f}")
+        row("step time (search, phase 1)", "1", f"{summary['step_time_ratio']:.3f}")
     console = Console()
     console.print(table)
     validation = summary["validation"]
