@@ -1,13 +1,16 @@
 """DeepSpeed files: the shipped ones, what "auto" becomes, and one clear sentence for everything that is wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED, OptimizerConfig
+from earlybert.pretrain.config import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.engine import resolve_precision
 from earlybert.pretrain.errors import UserError
 
 SHIPPED = sorted(path.name for path in DEFAULT_DEEPSPEED.parent.glob("*.json"))
@@ -78,9 +81,31 @@ def test_auto_is_resolved(tmp_path: Path, precision: str, enabled: tuple[bool, b
     assert "auto" not in json.dumps(resolved)
 
 
-def test_gradients_are_summed_in_fp32_under_bf16(tmp_path: Path) -> None:
-    resolved = load(tmp_path, {}).resolve(OptimizerConfig(), "bf16", 1, 1, 1)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_are_summed_in_fp32_in_half_precision(tmp_path: Path, precision: str, stage: int) -> None:
+    file = load(tmp_path, {"zero_optimization": {"stage": stage}})
+    resolved = file.resolve(OptimizerConfig(), precision, 1, 1, 1)
     assert resolved["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+def test_without_zero_bf16_takes_the_sums_that_deepspeed_has(tmp_path: Path) -> None:
+    """DeepSpeed refuses fp32 sums there (NotImplementedError in its engine), so none are asked for."""
+    assert "data_types" not in load(tmp_path, {}).resolve(OptimizerConfig(), "bf16", 1, 1, 1)
+
+
+def test_precision_of_file_and_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_path("quickstart"), ["--precision", "bf16"])
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    silent = load(tmp_path, {"zero_optimization": {"stage": 1}})
+    assert resolve_precision(recipe, silent, cpu) == "bf16"
+    assert resolve_precision(dataclasses.replace(recipe, precision="auto"), silent, cpu) == "fp32"
+    neither = load(tmp_path, {"fp16": {"enabled": False}, "bf16": {"enabled": False}})
+    assert resolve_precision(dataclasses.replace(recipe, precision="auto"), neither, cuda) == "fp32"
+    with pytest.raises(UserError, match=r"precision is bf16, but .* asks for fp16"):
+        resolve_precision(recipe, load(tmp_path, {"fp16": {"enabled": True}}), cuda)
+    with pytest.raises(UserError, match="stage is 0, which cannot train in fp16"):
+        resolve_precision(dataclasses.replace(recipe, precision="fp16"), load(tmp_path, {}), cuda)
 
 
 def test_own_numbers_of_the_file_win(tmp_path: Path) -> None:
