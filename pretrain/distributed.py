@@ -8,6 +8,10 @@ from typing import Any
 import torch
 import torch.distributed
 
+# DeepSpeed looks for its accelerator when it is imported, and remarks upon finding none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 
 def rank() -> int:
     """Global rank, known from the environment before any process group exists."""
@@ -30,14 +34,10 @@ def start() -> torch.device:
 
     Returns this rank's device.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
-    # Its notes repeat on every rank and for every stage; errors still come through.
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if torch.cuda.is_available():
         # With one visible device a task, every local rank's device is number 0.
         local_rank = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
@@ -45,6 +45,8 @@ def start() -> torch.device:
         torch.cuda.set_device(local_rank)
     import deepspeed
 
+    # Its notes repeat on every rank and for every stage; errors still come through.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Training never uses this operation, and DeepSpeed would compile it for most of a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.arguments import ArgumentParser
@@ -44,6 +45,7 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
         model = EarlyBertForPreTraining(narrow_config(full, ticket) if ticket else full)
         model.load_state_dict(weights)
     temporary = out.with_name(f".{out.name}.tmp")
+    disable_progress_bar()  # a bar for one file of one shard
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     corpus.tokenizer.save_pretrained(temporary)
