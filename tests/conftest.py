@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,13 @@ def start(command: list[str], cwd: Path, **environment: str) -> subprocess.Popen
         stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
+
+
+def free_port() -> str:
+    """A port for the ranks of one launch to meet at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def run_training(cwd: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:

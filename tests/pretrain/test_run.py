@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.ticket import Ticket
-from tests.conftest import BIN, RUN, run_training, small_recipe, start
+from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 
 
 def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
@@ -116,7 +116,7 @@ def last_step(run_dir: Path) -> int:
 
 def test_deepspeed_launcher_gives_the_same_losses(finished_run: Path, workplace: Path) -> None:
     """Plain python and the deepspeed launcher: dropout on, bit for bit."""
-    launcher = (str(BIN / "deepspeed"), "--num_accelerators", "1", "--master_port", "29511")
+    launcher = (str(BIN / "deepspeed"), "--num_accelerators", "1", "--master_port", free_port())
     status, output = run_training(
         workplace, "--config", "small.yaml", "--run-dir", "launched", "--plan", "[search]", launcher=launcher
     )
@@ -141,7 +141,7 @@ def test_resume_with_another_world_size_and_stage(finished_run: Path, workplace:
     (workplace / "elastic" / "ticket.json").write_bytes((workplace / "still" / "ticket.json").read_bytes())
     config = json.loads((RUN.parent.parent / "ds_configs" / "lamb.json").read_text())
     (workplace / "stage3.json").write_text(json.dumps(config | {"zero_optimization": {"stage": 3}}))
-    launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "29512")
+    launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port())
     status, output = run_training(
         workplace, "--run-dir", "elastic", "--deepspeed", "stage3.json", "--phase2.micro_batch", "3", launcher=launcher
     )
