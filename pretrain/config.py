@@ -220,6 +220,14 @@ def recipe_path(name: str) -> Path:
     raise UserError(f"--config is {name!r}, which is neither a file nor one of the recipes {names}")
 
 
+def run_config_path(run_dir: Path) -> Path:
+    """The resolved recipe of a run; raises UserError where there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir}: is not a run directory; it has no config.yaml")
+    return path
+
+
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"

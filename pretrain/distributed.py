@@ -38,9 +38,11 @@ def start() -> torch.device:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
+    # DeepSpeed reads this variable, too.
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         # With one visible device a task, every local rank's device is number 0.
-        local_rank = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        local_rank %= torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(local_rank)
         torch.cuda.set_device(local_rank)
     import deepspeed

@@ -1,6 +1,5 @@
 """A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,12 +112,10 @@ class StageEngine:
         device: torch.device,
     ) -> None:
         self.precision = resolve_precision(recipe, file, device)
-        self.micro_batch, self.accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
+        self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
         model = _materialised(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
-        resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, self.accumulation, world_size())
-        # DeepSpeed itself reads this variable and would otherwise ask the network for it.
-        os.environ.setdefault("LOCAL_RANK", "0")
+        resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
         self.optimizer = optimizer
         if isinstance(optimizer, Lamb):
@@ -134,7 +131,8 @@ class StageEngine:
         for partition in self.layout:
             targets = [(partition.flat, state.weights)]
             targets += [(self.optimizer.state[partition.flat][kind], state.moments[kind]) for kind in state.moments]
-            for piece in partition.pieces:
+            # With many ranks most pieces are empty here, and each source is read from disk when asked for.
+            for piece in (piece for piece in partition.pieces if piece.numel):
                 for flat, source in targets:
                     partition.scatter(piece, source[piece.name], flat)
         set_step_count(self.optimizer, state.optimizer_step)

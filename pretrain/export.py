@@ -11,7 +11,7 @@ from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.bert_format import to_bert
 from earlybert.pretrain.checkpoint import newest_intact
-from earlybert.pretrain.config import load_recipe
+from earlybert.pretrain.config import load_recipe, run_config_path
 from earlybert.pretrain.corpora import corpus_directory
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.model import EarlyBertForPreTraining
@@ -29,7 +29,7 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     "earlybert" is the narrow network (needs this package to load), "bert" the full shape with zeros where a unit was
     cut (needs transformers only: `BertForPreTraining`, or `BertForMaskedLM` without next-sentence prediction).
     """
-    recipe = load_recipe(run_dir / "config.yaml", [])
+    recipe = load_recipe(run_config_path(run_dir), [])
     checkpoint = newest_intact(run_dir / "checkpoints", say)
     if checkpoint is None:
         raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
@@ -62,8 +62,6 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    if not (arguments.run_dir / "config.yaml").is_file():
-        raise UserError(f"{arguments.run_dir}: is not a run directory; it has no config.yaml")
     out: Path = arguments.out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")

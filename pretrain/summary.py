@@ -29,12 +29,12 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
     """Computes report.json from what the run directory holds, writes it and returns it."""
     recipe = load_recipe(run_dir / "config.yaml", [])
     plan = read_json(run_dir / "plan.json")
-    validation = read_metrics(run_dir, "validation")
+    train, validation = read_metrics(run_dir, "train"), read_metrics(run_dir, "validation")
     statistics_of_text = Corpus.open(corpus_directory(recipe)).manifest
     summary: dict[str, Any] = {
         "run_dir": str(run_dir),
         "plan": plan["plan"],
-        "steps": {stage["name"]: taken_steps(run_dir, stage["name"]) for stage in plan["stages"]},
+        "steps": {stage["name"]: taken_steps(validation, stage["name"]) for stage in plan["stages"]},
         "validation": {
             key: validation[-1][key]
             for key in ("stage", "step", "masked_loss", "masked_accuracy", "next_sentence_accuracy")
@@ -45,7 +45,7 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
             "heads": [recipe.model.num_heads] * recipe.model.num_layers,
             "neurons": [recipe.model.intermediate_size] * recipe.model.num_layers,
         },
-        "median_step_seconds": {stage["name"]: median_seconds(run_dir, stage["name"]) for stage in plan["stages"]},
+        "median_step_seconds": {stage["name"]: median_seconds(train, stage["name"]) for stage in plan["stages"]},
     }
     if (run_dir / "ticket.json").is_file():
         ticket = Ticket.load(run_dir / "ticket.json")
@@ -63,14 +63,14 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
     return summary
 
 
-def taken_steps(run_dir: Path, stage: str) -> int:
+def taken_steps(validation: list[dict[str, Any]], stage: str) -> int:
     """Updates really made in a stage: a search may stop before its limit."""
-    return max((line["step"] for line in read_metrics(run_dir, "validation") if line["stage"] == stage), default=0)
+    return max((line["step"] for line in validation if line["stage"] == stage), default=0)
 
 
-def median_seconds(run_dir: Path, stage: str) -> float | None:
+def median_seconds(train: list[dict[str, Any]], stage: str) -> float | None:
     """Median seconds of a logged step, waiting for data left out; None before the first."""
-    seconds = [line["seconds"] for line in read_metrics(run_dir, "train") if line["stage"] == stage]
+    seconds = [line["seconds"] for line in train if line["stage"] == stage]
     return statistics.median(seconds) if seconds else None
 
 

@@ -5,9 +5,11 @@ from argparse import Namespace
 from pathlib import Path
 
 from earlybert.pretrain.arguments import ArgumentParser
-from earlybert.pretrain.config import Recipe, load_recipe, recipe_path
+from earlybert.pretrain.config import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.plan import model_config
 from earlybert.pretrain.search import draw_from_snapshot
+from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import (
     FullShape,
     Ticket,
@@ -80,7 +82,7 @@ def _compare(arguments: Namespace, _: list[str]) -> None:
 
 
 def _draw(arguments: Namespace, _: list[str]) -> None:
-    recipe = load_recipe(_config_of_run(arguments.run_dir), [])
+    recipe = load_recipe(run_config_path(arguments.run_dir), [])
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
     rule = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
     recipe = dataclasses.replace(recipe, draw=rule)
@@ -88,21 +90,8 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
     _write(ticket, arguments.out)
 
 
-def _config_of_run(run_dir: Path) -> Path:
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run_dir}: is not a run directory; it has no config.yaml")
-    return path
-
-
 def _shape(recipe: Recipe) -> FullShape:
-    model = recipe.model
-    return FullShape(
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        head_size=model.hidden_size // model.num_heads,
-        intermediate_size=model.intermediate_size,
-    )
+    return full_shape(model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence))
 
 
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
