@@ -1,72 +1,75 @@
 """What a corpus is made from and how: every field of `earlybert prepare`."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.source_config import CleaningConfig, MixedSource, SourceConfig
 
+Objective = Literal["nsp", "sop", "full-sentences"]
+TokenizerKind = Literal["wordpiece", "unigram", "bpe"]
 MINIMUM_LENGTH = 8
 # Five special tokens and an alphabet have to fit, or WordPiece learns nothing.
 MINIMUM_VOCABULARY = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
+class CorpusConfig(SourceConfig):
     """How to make a corpus.
 
     Equal configurations over equal text give byte-equal corpora.
 
     Args:
-        source: `pydocs` (prose from the documentation of the installed Python and its packages; needs no download),
-            `text` (files of one's own) or `hub` (a data set for the `datasets` library).
-        files: For `text`: files or glob patterns; `.txt` (one paragraph a line, a blank line between documents) or
-            `.jsonl` (one document a line), plain or compressed as `.gz`, `.bz2` or `.xz`.
-        text_field: For `.jsonl` and `hub`: the field that holds a document's text, one paragraph a line.
-        hub_name: For `hub`: name of the data set, or a local data set folder.
-        hub_config: For `hub`: name of the data set's configuration, where it has several.
-        hub_split: For `hub`: the split to read.
-        max_megabytes: Stop reading after so much text (10**6 bytes of UTF-8).
+        mix: For source `mix`: the sources, each with a name and a weight.
+        cleaning: What is dropped from the text.
         tokenizer: A `vocab.txt`, a `tokenizer.json` or a folder with a fast Hugging Face tokenizer. Without one a
-            WordPiece vocabulary is trained on the text.
+            vocabulary is trained on a sample of the text.
+        tokenizer_kind: What to train: `wordpiece` (BERT's), or SentencePiece's `unigram` or `bpe`.
         vocab_size: Entries of the vocabulary to train, special tokens included.
         lowercase: Lowercase and strip accents; for a trained vocabulary and for a bare `vocab.txt` (other tokenizers
             state it themselves).
         lengths: Sequence lengths to prepare, in tokens, special tokens included.
-        next_sentence: Make pairs of segments with a next-sentence label; otherwise single segments of whole sentences.
+        objective: `nsp` (pairs of segments; the second is the next one or, every second time, one from another
+            document), `sop` (pairs of neighbours; every second time swapped) or `full-sentences` (single segments of
+            whole sentences, no pairs).
         short_sequence_probability: Share of the samples that aim at a random shorter length.
         duplicates: Passes over the training documents, each with fresh segments (BERT's `dupe_factor`).
-        validation_fraction: Share of the documents held out for validation.
+        packing: Plan which short samples share a row of the full length, and store the plan.
+        validation_fraction: Chance of each document to be held out for validation.
         seed: Seed of the split, the segments and the order of the samples.
 
     Raises:
         CorpusError: A field has a value that cannot work.
     """
 
-    source: Literal["pydocs", "text", "hub"] = "pydocs"
-    files: list[str] = field(default_factory=list)
-    text_field: str = "text"
-    hub_name: str | None = None
-    hub_config: str | None = None
-    hub_split: str = "train"
-    max_megabytes: float | None = None
+    mix: list[MixedSource] = field(default_factory=list)
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     tokenizer: str | None = None
+    tokenizer_kind: TokenizerKind = "wordpiece"
     vocab_size: int = 30522
     lowercase: bool = True
     lengths: list[int] = field(default_factory=lambda: [128, 512])
-    next_sentence: bool = True
+    objective: Objective = "nsp"
     short_sequence_probability: float = 0.1
     duplicates: int = 1
+    packing: bool = False
     validation_fraction: float = 0.05
     seed: int = 42
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without reading anything."""
-        if self.source not in ("pydocs", "text", "hub"):
-            raise CorpusError(f"source is {self.source!r}, but must be pydocs, text or hub.")
-        if self.source == "text" and not self.files:
-            raise CorpusError("files is empty, but source text needs at least one file or glob pattern.")
-        if self.source == "hub" and not self.hub_name:
-            raise CorpusError("hub_name is not set, but source hub needs the name or folder of a data set.")
+        super().__post_init__()
+        names = [source.name for source in self.mix]
+        if (self.source == "mix") != bool(names) or len(set(names)) != len(names):
+            raise CorpusError(
+                f"source is {self.source!r} and mix names {names}, but source mix needs at least one source and no "
+                "name twice, and other sources need mix to be empty."
+            )
+        if self.source == "mix" and (self.files or self.hub_name or self.max_megabytes):
+            raise CorpusError("files, hub_name and max_megabytes belong to the sources of a mix, not beside it.")
+        for name, choices in (("objective", Objective), ("tokenizer_kind", TokenizerKind)):
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise CorpusError(f"{name} is {value!r}, but must be one of {', '.join(get_args(choices))}.")
         if not self.lengths or len(set(self.lengths)) != len(self.lengths):
             raise CorpusError(f"lengths is {self.lengths}, but must name at least one length and none twice.")
         if min(self.lengths) < MINIMUM_LENGTH:
@@ -75,8 +78,6 @@ class CorpusConfig:
             )
         if self.vocab_size < MINIMUM_VOCABULARY:
             raise CorpusError(f"vocab_size is {self.vocab_size}, but must be at least {MINIMUM_VOCABULARY}.")
-        if self.max_megabytes is not None and not self.max_megabytes > 0:
-            raise CorpusError(f"max_megabytes is {self.max_megabytes}, but must be above 0.")
         if not 0 <= self.short_sequence_probability <= 1:
             raise CorpusError(
                 f"short_sequence_probability is {self.short_sequence_probability}, but must be from 0 to 1."
@@ -85,7 +86,18 @@ class CorpusConfig:
             raise CorpusError(
                 f"validation_fraction is {self.validation_fraction}, but must be between 0 and 1, both excluded."
             )
-        if self.duplicates < 1:
-            raise CorpusError(f"duplicates is {self.duplicates}, but must be at least 1.")
+        if not 1 <= self.duplicates <= 100:
+            raise CorpusError(f"duplicates is {self.duplicates}, but must be from 1 to 100.")
         if self.seed < 0:
             raise CorpusError(f"seed is {self.seed}, but must not be negative.")
+
+    @property
+    def next_sentence(self) -> bool:
+        """Whether samples are pairs with a label."""
+        return self.objective != "full-sentences"
+
+    @property
+    def sources(self) -> list[MixedSource]:
+        """The sources in their order; a source that is no mix is one of weight 1, named like itself."""
+        own = {field.name: getattr(self, field.name) for field in fields(SourceConfig)}
+        return self.mix if self.source == "mix" else [MixedSource(name=self.source, **own)]

@@ -1,20 +1,22 @@
 """A prepared corpus: what is in it, and its samples."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.manifest import NAME, read_manifest
+from earlybert.data_prep.manifest import NAME, damaged_files, read_manifest
 from earlybert.data_prep.shards import shard_folder
-from earlybert.data_prep.tokenizer import SpecialTokens, load_tokenizer
+from earlybert.data_prep.tokenizer import SpecialTokens, continues_word, load_tokenizer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
 
@@ -25,7 +27,8 @@ class Sample:
     Attributes:
         input_ids: int32 [tokens], `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
         first_length: Tokens of `[CLS] A [SEP]`; the rest is the second segment.
-        next_sentence_label: 1 when the second segment is random, 0 when it is the next or there is none.
+        next_sentence_label: 1 when the second segment is random or, for `sop`, stands before the first in the text; 0
+            when it is the next or there is none.
     """
 
     input_ids: np.ndarray
@@ -38,10 +41,7 @@ class Samples:
 
     def __init__(self, folder: Path) -> None:
         """Open all shards of a folder."""
-        from datasets import Dataset, concatenate_datasets
-
-        shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob("shard-*.arrow"))]
-        self._dataset = concatenate_datasets(shards).with_format("arrow")
+        self._dataset, _ = _open_shards(folder, "shard")
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -61,6 +61,43 @@ class Samples:
             Sample(tokens[bounds[row] : bounds[row + 1]], first_length, labels[row])
             for row, first_length in enumerate(table["first_length"].to_pylist())
         ]
+
+    def sizes(self) -> Iterator[np.ndarray]:
+        """Tokens of all samples, special tokens included, in order: int64 arrays of a shard each."""
+        for chunk in self._dataset.data.column("input_ids").chunks:
+            yield np.diff(chunk.offsets.to_numpy()).astype(np.int64)
+
+
+class Packing:
+    """Which samples of one split and length share a row of the full length, read memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the plans of all shards of a folder."""
+        self._dataset, self._row_bounds = _open_shards(folder, "packing")
+        _, self._sample_bounds = _open_shards(folder, "shard")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def rows(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """For each row at `indices` the indices of its samples: int64 [samples], neighbours in the stored order.
+
+        Raises:
+            IndexError: An index is out of range.
+        """
+        rows = self._dataset[list(indices)].combine_chunks()["samples"].combine_chunks()
+        members = rows.values.to_numpy().astype(np.int64)
+        firsts = self._sample_bounds[np.searchsorted(self._row_bounds, indices, side="right") - 1]
+        bounds = pairwise(rows.offsets.to_numpy().tolist())
+        return [members[begin:end] + first for (begin, end), first in zip(bounds, firsts, strict=True)]
+
+
+def _open_shards(folder: Path, kind: str) -> tuple["Dataset", np.ndarray]:
+    """All files of one kind as one data set, and int64 [files + 1] with the bounds of each file's rows in it."""
+    from datasets import Dataset, concatenate_datasets
+
+    shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob(f"{kind}-*.arrow"))]
+    return concatenate_datasets(shards).with_format("arrow"), np.cumsum([0, *map(len, shards)])
 
 
 class Corpus:
@@ -86,7 +123,13 @@ class Corpus:
             CorpusError: It is incomplete, damaged or of another format.
         """
         directory = Path(directory)
-        manifest = read_manifest(directory, verify_checksums=verify_checksums)
+        manifest = read_manifest(directory)
+        if verify_checksums:
+            for name, damaged in damaged_files(directory, manifest):
+                if damaged:
+                    raise CorpusError(
+                        f"{directory / name} is damaged: its SHA-256 is not the manifest's; prepare the corpus again."
+                    )
         return cls(directory, manifest, hashlib.sha256((directory / NAME).read_bytes()).hexdigest())
 
     @cached_property
@@ -104,6 +147,15 @@ class Corpus:
         """The ids of the special tokens."""
         return SpecialTokens(**self.manifest["vocabulary"]["special_tokens"])
 
+    @cached_property
+    def continues_word(self) -> np.ndarray:
+        """For whole-word masking: bool [vocab_size], whether a token goes on with the word of the one before it.
+
+        Raises:
+            CorpusError: The tokenizer does not show where words begin.
+        """
+        return continues_word(self.tokenizer)
+
     @property
     def lengths(self) -> list[int]:
         """The sequence lengths that were prepared."""
@@ -111,8 +163,8 @@ class Corpus:
 
     @property
     def next_sentence(self) -> bool:
-        """Whether the samples are pairs with a next-sentence label."""
-        return self.manifest["config"]["next_sentence"]
+        """Whether the samples are pairs with a label: the second segment is random, or swapped with the first."""
+        return self.manifest["config"]["objective"] != "full-sentences"
 
     def samples(self, split: str, length: int) -> Samples:
         """The samples of a split (`train` or `validation`) at one of the prepared lengths.
@@ -120,10 +172,23 @@ class Corpus:
         Raises:
             CorpusError: The corpus has no such split or length.
         """
+        return Samples(self._folder(split, length))
+
+    def packing(self, split: str, length: int) -> Packing:
+        """Which of these samples share a row.
+
+        Raises:
+            CorpusError: The corpus has no such split or length, or was prepared without packing.
+        """
+        if not self.manifest["config"]["packing"]:
+            raise CorpusError(f"{self.directory} was prepared without packing; prepare it with --packing true.")
+        return Packing(self._folder(split, length))
+
+    def _folder(self, split: str, length: int) -> Path:
         splits = list(self.manifest["counts"])
         if split not in splits:
             raise CorpusError(f"{self.directory} has no split {split!r}, but {' and '.join(splits)}.")
         if length not in self.lengths:
             prepared = ", ".join(map(str, self.lengths))
             raise CorpusError(f"{self.directory} has no samples of length {length}; it was prepared for {prepared}.")
-        return Samples(shard_folder(self.directory, split, length))
+        return shard_folder(self.directory, split, length)

@@ -2,34 +2,36 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.files import write_json
 
-FORMAT = "earlybert-corpus/1"
+FORMAT = "earlybert-corpus/2"
 NAME = "manifest.json"
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def write_manifest(directory: Path, content: dict[str, Any]) -> None:
-    """Write the manifest with the size and SHA-256 of every file in the directory; to be done last."""
-    files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    text = json.dumps({"format": FORMAT, **content, "files": files}, indent=2, ensure_ascii=False)
-    (directory / NAME).write_text(text + "\n", encoding="utf-8", errors="replace")
+def write_manifest(directory: Path, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Write the manifest; to be done last.
+
+    Args:
+        directory: The corpus.
+        content: What is in it.
+        files: For every file, by its path inside, what `describe_file` says.
+    """
+    write_json(directory / NAME, {"format": FORMAT, **content, "files": files})
 
 
-def read_manifest(directory: Path, *, verify_checksums: bool) -> dict[str, Any]:
-    """Read the manifest and check that every file is there with its size, and if asked with its SHA-256.
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest and check that every file is there with its size.
 
     Raises:
         CorpusError: Something is missing or differs; the message names the file.
@@ -43,18 +45,18 @@ def read_manifest(directory: Path, *, verify_checksums: bool) -> dict[str, Any]:
         raise CorpusError(f"{path} is damaged ({error}); prepare the corpus again.") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise CorpusError(f"{path} has the format {found!r}, but this version reads {FORMAT!r}.")
+        raise CorpusError(f"{path} has the format {found!r}, but this version reads {FORMAT!r}; prepare it again.")
     for name, expected in manifest["files"].items():
-        _check_file(directory / name, expected, verify_checksums)
+        if not (file := directory / name).is_file():
+            raise CorpusError(f"{file} is missing, but the manifest lists it; prepare the corpus again.")
+        if (size := file.stat().st_size) != expected["bytes"]:
+            raise CorpusError(
+                f"{file} has {size} bytes, but the manifest says {expected['bytes']}; prepare the corpus again."
+            )
     return manifest
 
 
-def _check_file(path: Path, expected: dict[str, Any], verify_checksum: bool) -> None:
-    if not path.is_file():
-        raise CorpusError(f"{path} is missing, but the manifest lists it; prepare the corpus again.")
-    if (size := path.stat().st_size) != expected["bytes"]:
-        raise CorpusError(
-            f"{path} has {size} bytes, but the manifest says {expected['bytes']}; prepare the corpus again."
-        )
-    if verify_checksum and sha256(path) != expected["sha256"]:
-        raise CorpusError(f"{path} is damaged: its SHA-256 is not the manifest's; prepare the corpus again.")
+def damaged_files(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Every file of a manifest, and whether its SHA-256 is another than the manifest's."""
+    for name, expected in manifest["files"].items():
+        yield name, describe_file(directory / name)["sha256"] != expected["sha256"]

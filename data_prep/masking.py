@@ -1,4 +1,4 @@
-"""Masking for the masked-LM objective, and the order of the samples: pure functions of (seed, epoch, index)."""
+"""Masking for the masked-LM objective: a pure function of (seed, epoch, index)."""
 
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ def mask_sample(
     index: int,
     probability: float = 0.15,
     max_predictions: int,
+    continues_word: np.ndarray | None = None,
 ) -> Masked:
     """Mask one sample (BERT, Devlin et al. 2019, section 3.1 and appendix A.1).
 
@@ -49,6 +50,8 @@ def mask_sample(
         index: The sample's index in its split.
         probability: Share of the tokens to predict.
         max_predictions: Upper limit of the predictions in one sample.
+        continues_word: For whole-word masking: bool [vocab_size], true for tokens that go on with the word of the token
+            before them. Then all tokens of a word are chosen or none, as far as whole words add up to the number.
     """
     tokens = input_ids.astype(np.int32)
     eligible = np.flatnonzero(
@@ -56,7 +59,11 @@ def mask_sample(
     )
     wanted = min(max_predictions, max(1, int(probability * len(tokens) + 0.5)))
     rng = generator(seed, "masking", epoch, index)
-    positions = np.sort(rng.choice(eligible, size=min(wanted, len(eligible)), replace=False, shuffle=False))
+    if continues_word is None:
+        chosen = rng.choice(eligible, size=min(wanted, len(eligible)), replace=False, shuffle=False)
+    else:
+        chosen = _whole_words(eligible, continues_word[tokens[eligible]], wanted, rng)
+    positions = np.sort(chosen)
     labels = tokens[positions]
     random_tokens = rng.integers(vocab_size - len(special.ids), size=len(positions), dtype=np.int32)
     for token in special.ids:  # ascending, so that each step moves the draw over one special token
@@ -66,6 +73,24 @@ def mask_sample(
     return Masked(tokens, positions, labels)
 
 
-def sample_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits the samples: int64 [count], a permutation of `range(count)`."""
-    return generator(seed, "sample order", epoch).permutation(count)
+def _whole_words(eligible: np.ndarray, continues: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of random words, as many as fit; part of a word only where every word has more than `wanted` tokens.
+
+    Args:
+        eligible: int64 [eligible], positions that may be chosen, ascending.
+        continues: bool [eligible], whether the token there goes on with the word before it.
+        wanted: Number of positions.
+        rng: For the order of the words.
+    """
+    begins = np.flatnonzero(~continues | (np.diff(eligible, prepend=-2) > 1))
+    words = np.split(eligible, begins[1:])
+    chosen: list[np.ndarray] = []
+    room = wanted
+    order = rng.permutation(len(words)).tolist()
+    for word in order:
+        if len(words[word]) <= room:
+            chosen.append(words[word])
+            room -= len(words[word])
+            if not room:
+                break
+    return np.concatenate(chosen) if chosen else words[order[0]][:wanted]

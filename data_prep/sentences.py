@@ -1,12 +1,13 @@
 """Documents to sentences, kept in a file in BERT's own input form: a sentence a line, a blank line after a document."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import sentencex
 
 # sentencex shares its full stops, question marks and list rules among languages; the code picks the abbreviations.
 LANGUAGE = "en"
+CHARACTERS_PER_BATCH = 1 << 20
 
 
 def split_sentences(document: str) -> list[str]:
@@ -18,28 +19,20 @@ def split_sentences(document: str) -> list[str]:
     return [stripped for sentence in sentences if (stripped := sentence.strip())]
 
 
-def write_sentences(documents: Iterable[str], path: Path) -> int:
-    """Split documents and write them to `path`; documents without a sentence are left out.
+def read_sentences(path: Path) -> Iterator[tuple[list[str], list[int]]]:
+    """The sentences of a file, about `CHARACTERS_PER_BATCH` at a time, however long the documents are.
 
-    Returns:
-        The number of documents written.
+    Yields:
+        Sentences in their order, and for each document that ends among them the number of all its sentences.
     """
-    count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for document in documents:
-            if sentences := split_sentences(document):
-                file.write("\n".join(sentences) + "\n\n")
-                count += 1
-    return count
-
-
-def read_sentences(path: Path) -> Iterator[list[str]]:
-    """The documents written by `write_sentences`, as lists of sentences."""
-    sentences: list[str] = []
+    so_far = 0
     with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            if line == "\n":
-                yield sentences
-                sentences = []
-            else:
-                sentences.append(line[:-1])
+        while lines := file.readlines(CHARACTERS_PER_BATCH):
+            ended = []
+            for line in lines:
+                if line == "\n":
+                    ended.append(so_far)
+                    so_far = 0
+                else:
+                    so_far += 1
+            yield [line[:-1] for line in lines if line != "\n"], ended

@@ -1,147 +1,171 @@
-"""Where text comes from: each source gives documents, one paragraph a line."""
+"""Where text comes from: the input is cut into units, and each unit gives cleaned documents.
 
-import bz2
-import glob
-import gzip
-import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any
+Everything here is a pure function of the configuration and the input. Duplicates over all units are found by
+`duplicates.py` from what each document carries.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from earlybert.data_prep import pydocs
+from earlybert.data_prep.books import book_pieces, read_book
+from earlybert.data_prep.cleaning import clean
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.counts import Counts
+from earlybert.data_prep.hub import hub_pieces, read_hub
+from earlybert.data_prep.input_files import Piece
+from earlybert.data_prep.mediawiki import dump_pieces, read_articles
+from earlybert.data_prep.near_duplicates import check_library, minhash_bands
+from earlybert.data_prep.source_config import MixedSource, SourceConfig
+from earlybert.data_prep.text_files import read_text, text_pieces
 
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# About so many units a source, so that work spreads evenly over many workers and an interruption costs little; but
+# units so small that their files and processes cost more than their text would be no gain, nor units of hours.
+UNITS_PER_SOURCE = 128
+SMALLEST_UNIT, LARGEST_UNIT = 1 << 20, 1 << 26
+PYDOCS_BYTES = 10**7
 
 
-def documents(config: CorpusConfig) -> Iterator[str]:
-    """The documents of the configured source, up to `max_megabytes`.
+@dataclass(frozen=True)
+class Unit:
+    """A part of the input that one worker reads in one go: small files together, or a stretch of a huge one.
+
+    Attributes:
+        name: Differs from that of every other unit, and is the same in every run; for messages and progress.
+        source: The source it belongs to, with its name in the mix (`unit.source.name`).
+        pieces: What to read, in order.
+    """
+
+    name: str
+    source: MixedSource
+    pieces: tuple[Piece, ...]
+
+    @property
+    def bytes(self) -> int:
+        """About how much text it holds, unpacked, markup included."""
+        return sum(piece.bytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A cleaned document.
+
+    Attributes:
+        text: One paragraph a line, none empty; Unicode form NFC, white space collapsed, valid UTF-8.
+        digest: 16 bytes that are the same for documents that differ only in case and white space.
+        copies: How often it enters each pass over the training text (the weight of its source made a whole number);
+            at least 1.
+        bands: uint64 [BANDS], hashes of the MinHash bands for `near_duplicates`; None unless
+            `cleaning.near_duplicates` is set.
+    """
+
+    text: str
+    digest: bytes
+    copies: int
+    bands: np.ndarray | None
+
+
+def units(config: CorpusConfig) -> list[Unit]:
+    """The input, cut into disjoint units in a fixed order.
+
+    Names and sizes of files are looked at, and indices of multistream dumps; no text is read. The cut depends on the
+    configuration and the input only. A source with `max_megabytes` is a single unit.
 
     Raises:
-        CorpusError: The source cannot be read, or holds no text.
+        CorpusError: A pattern matches no file, a file has an unknown ending, a data set cannot be found, or a library
+            is missing.
     """
-    if config.source == "pydocs":
-        name, texts = "pydocs", pydocs.documents()
-    elif config.source == "text":
-        files = find_files(config.files)
-        name = f"text ({', '.join(config.files)})"
-        texts = (text for file in files for text in read_file(file, config.text_field))
-    else:
-        name, texts = f"hub ({config.hub_name})", read_hub(config)
-    limit = float("inf") if config.max_megabytes is None else config.max_megabytes * 1e6
-    size = 0
-    for text in texts:
-        # JSON can hold lone surrogates, which have no UTF-8 form.
-        encoded = text.encode(errors="replace")
-        if text.strip():
-            yield encoded.decode()
-            size += len(encoded)
-        if size >= limit:
-            return
-    if size == 0:
-        raise CorpusError(f"The source {name} holds no text, but a corpus needs some.")
+    if config.cleaning.near_duplicates:
+        check_library()
+    found: list[Unit] = []
+    for source in config.sources:
+        groups = [_pieces(source)] if source.max_megabytes else _grouped(_pieces(source))
+        found += [Unit(f"{source.name}-{number:05d}", source, tuple(group)) for number, group in enumerate(groups)]
+    return found
 
 
-def find_files(patterns: Iterable[str]) -> list[Path]:
-    """The files that match, sorted, each once.
-
-    Raises:
-        CorpusError: A pattern matches no file, or a file has another ending than `.txt` or `.jsonl` (and compression).
-    """
-    found: set[Path] = set()
-    for pattern in patterns:
-        matches = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
-        if not matches:
-            raise CorpusError(f"files: no file matches {pattern}.")
-        found.update(matches)
-    for file in found:
-        if _content_suffix(file) not in (".txt", ".jsonl"):
-            raise CorpusError(f"files: {file} must end in .txt or .jsonl, which .gz, .bz2 or .xz may follow.")
-    return sorted(found)
+def _pieces(source: SourceConfig) -> list[Piece]:
+    if source.source == "text":
+        return text_pieces(source)
+    if source.source == "books":
+        return book_pieces(source)
+    if source.source == "mediawiki":
+        return dump_pieces(source)
+    if source.source == "hub":
+        return hub_pieces(source)
+    return [Piece(None, PYDOCS_BYTES)]
 
 
-def _content_suffix(file: Path) -> str:
-    return file.with_suffix("").suffix if file.suffix in OPENERS else file.suffix
+def _grouped(pieces: list[Piece]) -> list[list[Piece]]:
+    """Neighbours together up to the size of a unit; stretches of one file that follow one another become one."""
+    target = sum(piece.bytes for piece in pieces) // UNITS_PER_SOURCE
+    target = min(max(target, SMALLEST_UNIT), LARGEST_UNIT)
+    groups: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if piece.bytes > room or not groups:
+            groups.append([])
+            room = target
+        room -= piece.bytes
+        last = groups[-1][-1] if groups[-1] else None
+        if last and last.path == piece.path and last.end == piece.start:
+            groups[-1][-1] = replace(last, bytes=last.bytes + piece.bytes, end=piece.end)
+        else:
+            groups[-1].append(piece)
+    return groups
 
 
-def read_file(file: Path, text_field: str) -> Iterator[str]:
-    """The documents of one file.
+def read_unit(unit: Unit, config: CorpusConfig, counts: Counts) -> Iterator[Document]:
+    """The cleaned documents of one unit, in order. A unit may well give none.
 
     Args:
-        file: `.txt`: paragraphs are lines and documents end at blank lines; `.jsonl`: a document a line.
-        text_field: The field that holds the text in `.jsonl`.
+        unit: One of `units(config)`.
+        config: The configuration that the unit was made from.
+        counts: Is told everything that is dropped.
 
     Raises:
-        CorpusError: The file or one of its lines cannot be read; the message says which.
+        CorpusError: Something cannot be read; the message names the file and the line, page or offset.
     """
-    lines = read_lines(file)
-    if _content_suffix(file) == ".jsonl":
-        yield from _json_documents(file, lines, text_field)
-    else:
-        yield from _plain_documents(lines)
-
-
-def read_lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, unpacked where the ending says so, without their ends."""
-    opener = OPENERS.get(file.suffix, open)
-    number, offset = 0, 0
-    try:
-        with opener(file, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                offset += len(line)
-    except UnicodeDecodeError as error:
-        byte, position = error.object[error.start], offset + error.start
-        raise CorpusError(f"{file}:{number}: the byte 0x{byte:02x} at offset {position} is not UTF-8.") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise CorpusError(f"{file} cannot be read after line {number} ({error}).") from error
-
-
-def _plain_documents(lines: Iterable[str]) -> Iterator[str]:
-    paragraphs: list[str] = []
-    for line in lines:
-        if line.strip():
-            paragraphs.append(line)
-        elif paragraphs:
-            yield "\n".join(paragraphs)
-            paragraphs = []
-    if paragraphs:
-        yield "\n".join(paragraphs)
-
-
-def _json_documents(file: Path, lines: Iterable[str], text_field: str) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    limit = float("inf") if unit.source.max_megabytes is None else unit.source.max_megabytes * 1e6
+    size = 0
+    for text in _texts(unit, counts):
+        cleaned = clean(text, config.cleaning, counts)
+        if not cleaned:
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{file}:{number} is not JSON ({error.msg} at column {error.colno}).") from None
-        if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-            raise CorpusError(f"{file}:{number} has no text in the field {text_field!r} (see text_field).")
-        yield row[text_field]
+        size += len(cleaned.encode())
+        digest = hashlib.sha256(cleaned.replace("\n", " ").lower().encode()).digest()[:16]
+        if copies := _copies(unit.source.weight, config.seed, digest):
+            bands = minhash_bands(cleaned) if config.cleaning.near_duplicates else None
+            yield Document(cleaned, digest, copies, bands)
+        else:
+            counts.drop("document: weight of its source", cleaned)
+        if size >= limit:
+            return
 
 
-def read_hub(config: CorpusConfig) -> Iterator[str]:
-    """The rows of a data set, a document each, streamed."""
-    import datasets
+def _texts(unit: Unit, counts: Counts) -> Iterator[str]:
+    """The documents of a unit as their source has them, one paragraph a line."""
+    source = unit.source
+    for piece in unit.pieces:
+        if source.source == "text":
+            yield from read_text(piece, source)
+        elif source.source == "books":
+            yield from read_book(piece)
+        elif source.source == "mediawiki":
+            yield from read_articles(piece, counts)
+        elif source.source == "hub":
+            yield from read_hub(piece, source)
+        else:
+            yield from pydocs.documents()
 
-    try:
-        rows = datasets.load_dataset(
-            config.hub_name, config.hub_config, split=config.hub_split, streaming=True, token=False
-        )
-    # What can go wrong here is the library's, the network's and the data set's: no list of types would be complete.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CorpusError(f"hub_name: the data set {config.hub_name} cannot be loaded ({reason}).") from error
-    for number, row in enumerate(rows):
-        text = row.get(config.text_field)
-        if not isinstance(text, str):
-            raise CorpusError(
-                f"hub_name: row {number} of {config.hub_name} has no text in the field {config.text_field!r}; "
-                f"its fields are {', '.join(row)} (see text_field)."
-            )
-        yield text
+
+def _copies(weight: float, seed: int, digest: bytes) -> int:
+    """The weight rounded down, or up for as large a share of the documents as the weight's fraction says."""
+    whole, fraction = divmod(weight, 1)
+    if not fraction:
+        return int(whole)
+    draw = hashlib.sha256(f"weight {seed} ".encode() + digest).digest()[:8]
+    return int(whole) + (int.from_bytes(draw) < fraction * 2**64)

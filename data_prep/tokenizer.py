@@ -1,18 +1,19 @@
-"""Sentences to tokens: train or load a tokenizer, and encode a whole corpus into flat arrays."""
+"""Sentences to tokens: load a tokenizer, and encode with it."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from earlybert.data_prep.errors import CorpusError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {
@@ -22,7 +23,12 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-DOCUMENTS_PER_BATCH = 1024
+# SentencePiece and byte-level BPE write the space before a word as the beginning of its first token.
+WORD_BEGINNINGS = ("▁", "Ġ")
+# A code point that Unicode keeps free for such use inside programs.
+SENTENCE_END = "\ufdd0"
+SENTENCES_PER_TEXT = 64
+PROBE = ["This is one.", "and (another); \u00e9t\u00e9", "x", "\u200b", "In 1999 [MASK]s!"]
 
 
 @dataclass(frozen=True)
@@ -39,82 +45,6 @@ class SpecialTokens:
     def ids(self) -> tuple[int, ...]:
         """All of them, ascending."""
         return tuple(sorted((self.pad, self.unknown, self.cls, self.sep, self.mask)))
-
-
-@dataclass(frozen=True)
-class TokenisedText:
-    """Documents as tokens, without special tokens.
-
-    Attributes:
-        tokens: uint16 or uint32 [tokens], all sentences one after the other.
-        sentence_bounds: int64 [sentences + 1]; sentence i is `tokens[sentence_bounds[i] : sentence_bounds[i + 1]]`.
-        document_bounds: int64 [documents + 1]; document i has the sentences from `document_bounds[i]` to
-            `document_bounds[i + 1]`, the latter excluded.
-    """
-
-    tokens: np.ndarray
-    sentence_bounds: np.ndarray
-    document_bounds: np.ndarray
-
-    @property
-    def token_bounds(self) -> np.ndarray:
-        """int64 [documents + 1]; document i is `tokens[token_bounds[i] : token_bounds[i + 1]]`."""
-        return self.sentence_bounds[self.document_bounds]
-
-
-def train_tokenizer(sentences_file: Path, *, vocab_size: int, lowercase: bool) -> "PreTrainedTokenizerFast":
-    """Train a WordPiece vocabulary with BERT's normalisation on a file of sentences; the same file, the same result.
-
-    Left alone, the trainer numbers characters by the order of a hash table and breaks ties by these numbers, so no two
-    runs agree (huggingface/tokenizers issue 1794). Tokens that are named to it beforehand have fixed numbers: a first
-    pass finds the alphabet, and the second learns the pieces.
-    """
-    from transformers import BertTokenizer
-
-    special = list(SPECIAL_TOKENS.values())
-    # An untrained BertTokenizer brings normaliser and pre-tokeniser as BERT has them.
-    backend = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
-    alphabet = _alphabet(sentences_file, backend, limit=min(1000, vocab_size // 4))
-    letters = _train_vocabulary(sentences_file, backend, vocab_size=0, first=special, alphabet=alphabet)
-    inside_words = sorted(piece for piece in letters if piece.startswith("##"))
-    vocabulary = _train_vocabulary(
-        sentences_file, backend, vocab_size=vocab_size, first=special + inside_words, alphabet=alphabet
-    )
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
-
-
-def _train_vocabulary(
-    sentences_file: Path, backend: "Tokenizer", *, vocab_size: int, first: list[str], alphabet: list[str]
-) -> dict[str, int]:
-    """A vocabulary that begins with the tokens `first`, in their order."""
-    from tokenizers import Tokenizer, trainers
-    from tokenizers.models import WordPiece
-
-    learner = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
-    learner.normalizer, learner.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=first,
-        # The most frequent characters; the trainer's own choice breaks ties by chance.
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    learner.train([str(sentences_file)], trainer)
-    return learner.get_vocab(with_added_tokens=False)
-
-
-def _alphabet(sentences_file: Path, backend: "Tokenizer", limit: int) -> list[str]:
-    """The most frequent characters of the normalised text, at most `limit`, ties in code point order."""
-    counts = np.zeros(0x110000, dtype=np.int64)
-    with sentences_file.open(encoding="utf-8", newline="\n") as file:
-        while lines := file.readlines(1 << 22):
-            text = backend.normalizer.normalize_str("".join(lines))
-            points, seen = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), return_counts=True)
-            counts[points] += seen
-    counts[[ord(" "), ord("\n")]] = 0
-    frequent = np.argsort(-counts, kind="stable")[:limit]
-    return [chr(point) for point in frequent if counts[point]]
 
 
 def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
@@ -174,45 +104,72 @@ def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> SpecialTokens:
     )
 
 
+def token_dtype(size: int) -> np.dtype:
+    """The narrowest of uint16 and uint32 that holds the ids of a vocabulary."""
+    return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
+
+
 def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
     """The highest id plus one, added tokens included."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def encode(documents: Iterable[list[str]], tokenizer: "PreTrainedTokenizerFast") -> TokenisedText:
-    """Tokenise documents with the parallel Rust encoder; a sentence or document that gives no token is left out.
+def continues_word(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+    """For whole-word masking: bool [vocabulary size], whether a token goes on with the word of the token before it.
 
-    A special token that is written out in the text is text.
+    WordPiece marks such tokens (`##`); SentencePiece and byte-level BPE mark the others, which begin a word. So with
+    these, punctuation belongs to the word that it touches.
 
-    Args:
-        documents: Lists of sentences.
-        tokenizer: The tokenizer.
+    Raises:
+        CorpusError: The tokenizer marks neither.
     """
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    dtype = np.uint16 if vocabulary_size(tokenizer) <= 1 << 16 else np.uint32
-    tokens = [np.zeros(0, dtype)]
-    # Each begins with a zero, so that the running sums begin there.
-    sentence_lengths = [np.zeros(1, np.int64)]
-    document_lengths = [np.zeros(1, np.int64)]
-    for batch in _batches(documents):
-        encoded = [e.ids for e in backend.encode_batch_fast(list(chain(*batch)), add_special_tokens=False)]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        tokens.append(np.fromiter(chain(*encoded), dtype, lengths.sum()))
-        sentence_lengths.append(lengths[lengths > 0])
-        kept_before = np.concatenate([[0], np.cumsum(lengths > 0)])
-        in_document = np.diff(kept_before[np.cumsum([0, *map(len, batch)])])
-        document_lengths.append(in_document[in_document > 0])
-    return TokenisedText(
-        np.concatenate(tokens),
-        np.cumsum(np.concatenate(sentence_lengths)),
-        np.cumsum(np.concatenate(document_lengths)),
-    )
+    vocabulary = tokenizer.get_vocab()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    flags = np.zeros(vocabulary_size(tokenizer), dtype=bool)
+    if prefix := model.get("continuing_subword_prefix"):
+        flags[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
+        return flags
+    marks = [mark for mark in WORD_BEGINNINGS if any(token.startswith(mark) for token in vocabulary)]
+    if not marks:
+        raise CorpusError("tokenizer: its tokens do not show where words begin, which whole-word masking needs.")
+    flags[[index for token, index in vocabulary.items() if not token.startswith(marks[0])]] = True
+    flags[list(special_tokens(tokenizer).ids)] = False
+    return flags
 
 
-def _batches(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    iterator = iter(documents)
-    while batch := list(islice(iterator, DOCUMENTS_PER_BATCH)):
-        yield batch
+class Encoder:
+    """Sentences to token ids, without what only pre-trained models need around them.
+
+    Many sentences go to the tokenizer as one text, as one call for each would cost a third more time; a token of its
+    own, which no text holds, ends each of them.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Load a `tokenizer.json`; nothing is truncated or padded, and a special token in the text is text."""
+        from tokenizers import AddedToken, Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.add_tokens([AddedToken(SENTENCE_END, normalized=False)])
+        self._end = self._tokenizer.token_to_id(SENTENCE_END)
+        self._sentences_per_text = SENTENCES_PER_TEXT
+        # To some tokenizers the beginning of a text is something else than the beginning of a sentence in it.
+        if not np.array_equal(self.encode(PROBE, np.uint32)[0], self._ids(PROBE)):
+            self._sentences_per_text = 1
+
+    def encode(self, sentences: list[str], dtype: npt.DTypeLike) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens one after the other, and int64 [sentences] with their number in each sentence."""
+        step = self._sentences_per_text
+        ids = self._ids([_with_ends(sentences[first : first + step]) for first in range(0, len(sentences), step)])
+        is_end = ids == self._end
+        return ids[~is_end].astype(dtype), np.diff(np.flatnonzero(is_end), prepend=-1) - 1
+
+    def _ids(self, texts: list[str]) -> np.ndarray:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return np.fromiter(chain.from_iterable([encoding.ids for encoding in encodings]), np.uint32)
+
+
+def _with_ends(sentences: list[str]) -> str:
+    return "".join([sentence.replace(SENTENCE_END, "") + SENTENCE_END for sentence in sentences])

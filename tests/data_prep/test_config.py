@@ -6,6 +6,7 @@ import pytest
 
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.source_config import CleaningConfig, MixedSource
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,11 @@ from earlybert.data_prep.errors import CorpusError
         ({"validation_fraction": float("nan")}, ["validation_fraction", "nan"]),
         ({"duplicates": 0}, ["duplicates", "0"]),
         ({"seed": -1}, ["seed", "-1"]),
+        ({"source": "books"}, ["files", "books"]),
+        ({"source": "mix"}, ["mix", "at least one"]),
+        ({"mix": [MixedSource(name="a")]}, ["source is 'pydocs'", "['a']"]),
+        ({"source": "mix", "mix": [MixedSource(name="a"), MixedSource(name="a")]}, ["['a', 'a']", "twice"]),
+        ({"source": "mix", "mix": [MixedSource(name="a")], "max_megabytes": 1}, ["max_megabytes", "mix"]),
     ],
 )
 def test_bad_field_is_named_with_its_value(fields: dict[str, Any], words: list[str]) -> None:
@@ -33,6 +39,29 @@ def test_bad_field_is_named_with_its_value(fields: dict[str, Any], words: list[s
     message = str(raised.value)
     assert all(word in message for word in words), message
     assert message.endswith(".") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "words"),
+    [
+        (MixedSource, {"name": "a", "weight": 0}, ["mix: a", "weight 0"]),
+        (MixedSource, {"name": "a", "weight": float("nan")}, ["mix: a", "weight nan"]),
+        (MixedSource, {"name": "a", "source": "mix"}, ["mix: a", "no other mix"]),
+        (MixedSource, {"name": "a", "source": "text"}, ["files", "empty"]),
+        (CleaningConfig, {"min_document_characters": 0}, ["cleaning.min_document_characters", "0"]),
+        (CleaningConfig, {"min_letter_share": 1.5}, ["cleaning.min_letter_share", "1.5"]),
+        (CleaningConfig, {"max_symbol_share": float("nan")}, ["cleaning.max_symbol_share", "nan"]),
+    ],
+)
+def test_bad_field_of_a_section_is_named(section: type, fields: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(CorpusError) as raised:
+        section(**fields)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_one_source_is_a_mix_of_itself() -> None:
+    (source,) = CorpusConfig(source="text", files=["a.txt"], max_megabytes=3).sources
+    assert (source.name, source.weight, source.files, source.max_megabytes) == ("text", 1, ["a.txt"], 3)
 
 
 def test_smallest_length_is_allowed() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from earlybert.data_prep.masking import Masked, mask_sample, sample_order
+from earlybert.data_prep.masking import Masked, mask_sample
 from earlybert.data_prep.tokenizer import SpecialTokens
 
 # Ids in no particular order, as published vocabularies have them.
@@ -112,9 +112,73 @@ def test_mask_is_the_one_of_earlier_versions() -> None:
     assert masked.input_ids[masked.positions].tolist() == [29, 20, 29, 29]
 
 
-def test_order_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
-    order = sample_order(1000, seed=1, epoch=0)
-    assert np.array_equal(np.sort(order), np.arange(1000))
-    assert np.array_equal(order, sample_order(1000, seed=1, epoch=0))
-    for other in (np.arange(1000), sample_order(1000, seed=1, epoch=1), sample_order(1000, seed=2, epoch=0)):
-        assert np.mean(order == other) < 0.02
+# --- whole words -----------------------------------------------------------------------------------------------------
+
+CONTINUES = np.zeros(VOCAB_SIZE, dtype=bool)
+CONTINUES[30:] = True
+
+
+def mask_words(tokens: np.ndarray, index: int, max_predictions: int = 80) -> Masked:
+    return mask_sample(
+        tokens,
+        SPECIAL,
+        VOCAB_SIZE,
+        seed=3,
+        epoch=0,
+        index=index,
+        max_predictions=max_predictions,
+        continues_word=CONTINUES,
+    )
+
+
+def random_words(rng: np.random.Generator) -> tuple[np.ndarray, list[list[int]]]:
+    """A sample of two segments, and the positions of each word in it."""
+    tokens, words = [SPECIAL.cls], []
+    for _ in range(2):
+        # A segment that was cut may begin inside a word.
+        if rng.random() < 0.5:
+            words.append([len(tokens)])
+            tokens.append(int(rng.integers(30, 40)))
+        for _ in range(rng.integers(5, 20)):
+            size = rng.integers(1, 5)
+            words.append(list(range(len(tokens), len(tokens) + size)))
+            tokens += [int(rng.choice([1, 2, 3, 20, 25])), *rng.integers(30, 40, size - 1).tolist()]
+        tokens.append(SPECIAL.sep)
+    return np.array(tokens, dtype=np.uint16), words
+
+
+def test_whole_words_are_chosen_whole_and_as_many_as_fit() -> None:
+    rng = np.random.default_rng(1)
+    chosen_sizes, all_sizes = np.zeros(5), np.zeros(5)
+    for index in range(800):
+        tokens, words = random_words(rng)
+        masked = mask_words(tokens, index)
+        wanted = max(1, int(0.15 * len(tokens) + 0.5))
+        positions = set(masked.positions.tolist())
+        whole = [word for word in words if set(word) <= positions]
+        assert sum(map(len, whole)) == len(positions) <= wanted
+        left = [len(word) for word in words if not set(word) & positions]
+        assert min(left) > wanted - len(positions), "another word would have fitted"
+        for word in words:
+            all_sizes[len(word)] += 1
+            chosen_sizes[len(word)] += word in whole
+    share = chosen_sizes[1:] / all_sizes[1:]
+    # What is left at the end is filled with short words, so in samples as short as these they come up more often.
+    assert share.min() > 0.1 and share.max() < 0.3, "words of every length are chosen"
+
+
+def test_part_of_a_word_where_no_whole_one_fits() -> None:
+    tokens = np.array([SPECIAL.cls, 20, 31, 32, 33, SPECIAL.sep], dtype=np.uint16)
+    for index in range(10):
+        assert len(mask_words(tokens, index).positions) == 1
+
+
+def test_tokens_of_a_word_are_replaced_independently() -> None:
+    tokens = np.array([SPECIAL.cls, *[20, 31] * 60, SPECIAL.sep], dtype=np.uint16)
+    both = total = 0
+    for index in range(400):
+        masked = mask_words(tokens, index)
+        replaced = masked.input_ids[masked.positions].reshape(-1, 2) == SPECIAL.mask
+        both += int(replaced.all(axis=1).sum())
+        total += len(replaced)
+    assert abs(both - 0.64 * total) < 5 * np.sqrt(total * 0.64 * 0.36)

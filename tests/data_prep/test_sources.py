@@ -1,115 +1,248 @@
-"""Reading text: what is a document, and what happens to text that cannot be read."""
+"""Reading text: what is a document, what is a unit, and what happens to text that cannot be read."""
 
 import bz2
 import gzip
 import json
 import lzma
+import os
+import pickle
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+from backports import zstd
+from reading import read_texts, read_units
 
+from earlybert.data_prep import input_files, sources
 from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.counts import Counts
 from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.sentences import read_sentences, split_sentences, write_sentences
-from earlybert.data_prep.sources import documents
+from earlybert.data_prep.source_config import MixedSource
+from earlybert.data_prep.sources import read_unit, units
 
-PLAIN = "\nFirst line.\r\nSecond line.\n \n\nOther document.\n"
-READ = ["First line.\nSecond line.", "Other document."]
+PLAIN = "\nThe first line of it.\r\nThe second line of it.\n \n\nAnother document of one line.\n"
+READ = ["The first line of it.\nThe second line of it.", "Another document of one line."]
 
 
-def read(*files: Path | str, text_field: str = "text", max_megabytes: float | None = None) -> list[str]:
+def text_config(*files: Path | str, text_field: str = "text", max_megabytes: float | None = None) -> CorpusConfig:
     names = [str(file) for file in files]
-    return list(documents(CorpusConfig(source="text", files=names, text_field=text_field, max_megabytes=max_megabytes)))
+    return CorpusConfig(source="text", files=names, text_field=text_field, max_megabytes=max_megabytes)
+
+
+def pack_in_two_frames(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return zstd.compress(content[:middle]) + zstd.compress(content[middle:])
 
 
 @pytest.mark.parametrize(
-    ("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    ("ending", "pack"),
+    [
+        ("", bytes),
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", zstd.compress),
+        (".zst", pack_in_two_frames),
+    ],
 )
 def test_plain_and_json_text_in_every_compression(tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
     rows = "\n".join(json.dumps({"body": text, "id": 3}, ensure_ascii=False) for text in READ) + "\n\n"
     (tmp_path / f"a.txt{ending}").write_bytes(pack(PLAIN.encode()))
     (tmp_path / f"a.jsonl{ending}").write_bytes(pack(rows.encode()))
-    assert read(tmp_path / f"a.txt{ending}") == READ
-    assert read(tmp_path / f"a.jsonl{ending}", text_field="body") == READ
+    assert read_texts(text_config(tmp_path / f"a.txt{ending}")) == READ
+    assert read_texts(text_config(tmp_path / f"a.jsonl{ending}", text_field="body")) == READ
 
 
 def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("\ufeffGrüße.".encode())
-    assert read(tmp_path / "a.txt") == ["Grüße."]
+    (tmp_path / "a.txt").write_bytes("\ufeffGrüße aus dem schönen Süden.".encode())
+    assert read_texts(text_config(tmp_path / "a.txt")) == ["Grüße aus dem schönen Süden."]
 
 
 def test_character_without_utf8_form_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "A \\ud800 surrogate."}')
-    assert read(tmp_path / "a.jsonl") == ["A ? surrogate."]
+    (tmp_path / "a.jsonl").write_text('{"text": "A \\ud800 surrogate stands here."}')
+    assert read_texts(text_config(tmp_path / "a.jsonl")) == ["A ? surrogate stands here."]
 
 
 def test_files_are_sorted_and_read_once(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "sub/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"From {name}.")
-    patterns = [tmp_path / "b.txt", tmp_path / "*.txt", tmp_path / "**" / "*.txt"]
-    assert read(*patterns) == ["From a.txt.", "From b.txt.", "From sub/c.txt."]
+        (tmp_path / name).write_text(f"A document from {name}.")
+    config = text_config(tmp_path / "b.txt", tmp_path / "*.txt", tmp_path / "**" / "*.txt")
+    assert read_texts(config) == [f"A document from {name}." for name in ("a.txt", "b.txt", "sub/c.txt")]
 
 
 def test_reading_stops_after_the_limit(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n\n".join(["x" * 1000] * 50))
-    assert len(read(tmp_path / "a.txt", max_megabytes=0.0095)) == 10
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("\n\n".join(["x" * 1000] * 5))
+    config = text_config(tmp_path / "*.txt", max_megabytes=0.0065)
+    assert len(units(config)) == 1
+    assert len(read_texts(config)) == 7
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+@pytest.mark.parametrize("stretch", [1, 7, 64, 1000])
+def test_stretches_of_a_file_hold_each_document_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, stretch: int
+) -> None:
+    rng = np.random.default_rng(stretch)
+    texts = [
+        "\n".join(f"Dokument {number}, Absatz {line}: öäü " + "ж" * rng.integers(1, 40) for line in range(lines))
+        for number, lines in enumerate(rng.integers(1, 5, 60))
+    ]
+    if ending == ".jsonl":
+        content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" * rng.integers(1, 3) for text in texts)
+    else:
+        content = "\n" * 3 + "".join(text + "\n" * rng.integers(2, 6) for text in texts)
+    (tmp_path / f"a{ending}").write_text(content)
+    monkeypatch.setattr(input_files, "STRETCH", stretch)
+    monkeypatch.setattr(sources, "SMALLEST_UNIT", stretch)
+    monkeypatch.setattr(sources, "UNITS_PER_SOURCE", 1 << 30)
+    config = text_config(tmp_path / f"a{ending}")
+    found = read_units(config)
+    assert len(found) == -(-len(content.encode()) // stretch)
+    assert [document.text for unit in found for document in unit] == texts
+
+
+def test_units_are_stretches_and_files_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_files, "STRETCH", 100)
+    monkeypatch.setattr(sources, "SMALLEST_UNIT", 350)
+    for name, size in (("a", 50), ("b", 60), ("c", 1000), ("d", 30)):
+        (tmp_path / f"{name}.txt").write_text("x" * size)
+    found = units(text_config(tmp_path / "*.txt"))
+    stretches = [[(piece.path.name, piece.start, piece.end) for piece in unit.pieces if piece.path] for unit in found]
+    assert stretches == [
+        [("a.txt", 0, 100), ("b.txt", 0, 100), ("c.txt", 0, 200)],
+        [("c.txt", 200, 500)],
+        [("c.txt", 500, 800)],
+        [("c.txt", 800, 1000), ("d.txt", 0, 100)],
+    ]
+    assert [unit.bytes for unit in found] == [310, 300, 300, 230]
+    assert len({unit.name for unit in found}) == 4
+    assert pickle.loads(pickle.dumps(found)) == found == units(text_config(tmp_path / "*.txt"))
+
+
+def test_changed_file_makes_other_units(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A document of this file.")
+    before = units(text_config(tmp_path / "a.txt"))
+    os.utime(tmp_path / "a.txt", ns=(1, 1))
+    assert repr(units(text_config(tmp_path / "a.txt"))) != repr(before)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.txt", b"One.\nTwo \xff\xfe.\n", ["a.txt:2", "0xff", "offset 9", "UTF-8"]),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\0\0", ["a.txt:1", "0x89", "offset 0", "UTF-8"]),
         ("a.jsonl", b'{"text": "One."}\n{"text": "Two."\n', ["a.jsonl:2", "JSON"]),
         ("a.jsonl", b'{"text": "One."}\n\n{"body": "Two."}\n', ["a.jsonl:3", "'text'", "text_field"]),
         ("a.jsonl", b'{"text": 3}\n', ["a.jsonl:1", "'text'"]),
         ("a.jsonl", b'["text"]\n', ["a.jsonl:1", "'text'"]),
-        ("a.txt", b" \n\t\n", ["a.txt", "holds no text"]),
-        ("a.txt", b"", ["a.txt", "holds no text"]),
         ("a.pdf", b"One.", ["a.pdf", ".txt", ".jsonl"]),
         ("a.txt.gz", b"One.", ["a.txt.gz", "cannot be read"]),
         ("a.txt.gz", gzip.compress(b"One.\n" * 999)[:-12], ["a.txt.gz", "cannot be read"]),
         ("a.txt.xz", b"One.", ["a.txt.xz", "cannot be read"]),
         ("a.txt.bz2", b"One.", ["a.txt.bz2", "cannot be read"]),
+        ("a.txt.zst", b"One.", ["a.txt.zst", "cannot be read"]),
+        ("a.txt.zst", zstd.compress(b"One.\n" * 999)[:-3], ["a.txt.zst", "cannot be read"]),
     ],
 )
 def test_unreadable_text_is_named(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError) as raised:
-        read(tmp_path / name)
+        read_texts(text_config(tmp_path / name))
     assert all(word in str(raised.value) for word in words), raised.value
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("content", [b"", b" \n\t\n"])
+def test_empty_file_gives_no_document(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert read_texts(text_config(tmp_path / "a.txt")) == []
+
+
+def test_bad_line_in_a_late_stretch_has_its_number_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [json.dumps({"text": f"This is document number {number}."}) for number in range(100)]
+    rows[70] = '{"text"'
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr(input_files, "STRETCH", 200)
+    monkeypatch.setattr(sources, "SMALLEST_UNIT", 200)
+    config = text_config(tmp_path / "a.jsonl")
+    failed = []
+    for unit in units(config):
+        try:
+            list(read_unit(unit, config, Counts()))
+        except CorpusError as error:
+            failed.append(str(error))
+    # The other units can be read.
+    assert len(units(config)) > 10 and len(failed) == 1 and "a.jsonl:71 is not JSON" in failed[0]
+
+
 def test_pattern_without_a_match_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no file matches .*nothing-\*\.txt"):
-        read(tmp_path / "nothing-*.txt")
+        units(text_config(tmp_path / "nothing-*.txt"))
 
 
-def test_hub_reads_a_local_data_set_and_names_what_is_wrong(tmp_path: Path) -> None:
+def test_hub_streams_the_files_of_a_local_data_set_apart(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in READ))
-    name = str(tmp_path / "set")
-    assert list(documents(CorpusConfig(source="hub", hub_name=name, text_field="body"))) == READ
-    with pytest.raises(CorpusError, match=r"row 0 .* 'text'; its fields are body"):
-        list(documents(CorpusConfig(source="hub", hub_name=name)))
+    texts = [f"Row {number} of the data set." for number in range(9)]
+    for part in range(3):
+        rows = [json.dumps({"body": text}) + "\n" for text in texts[3 * part : 3 * part + 3]]
+        (tmp_path / "set" / f"train-{part}.jsonl").write_text("".join(rows))
+    config = CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), text_field="body")
+    assert [[document.text for document in unit] for unit in read_units(config)] == [texts[:3], texts[3:6], texts[6:]]
+
+    with pytest.raises(CorpusError, match=r"row 0 in part 0 .* 'text'; its fields are body"):
+        read_texts(CorpusConfig(source="hub", hub_name=str(tmp_path / "set")))
     with pytest.raises(CorpusError, match=r"hub_name: the data set .* cannot be loaded .*nosplit"):
-        list(documents(CorpusConfig(source="hub", hub_name=name, text_field="body", hub_split="nosplit")))
+        units(CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), hub_split="nosplit"))
+    (tmp_path / "set" / "train-1.jsonl").write_text('{"body": "Good."}\n{"body"\n')
+    with pytest.raises(CorpusError, match=r"in part 1 of .*set cannot be read"):
+        read_texts(config)
 
 
-def test_sentences_survive_the_file_between(tmp_path: Path) -> None:
-    texts = ["Dr. Smith came  in. He\u2028left!\nNew\x0bparagraph", " \n ", "Is it? Yes."]
-    expected = [["Dr. Smith came in.", "He left!", "New paragraph"], ["Is it?", "Yes."]]
-    assert write_sentences(texts, tmp_path / "sentences.txt") == 2
-    assert list(read_sentences(tmp_path / "sentences.txt")) == expected
-    assert split_sentences(texts[0]) == expected[0]
+def mix_config(tmp_path: Path, seed: int = 1, **weights: float) -> CorpusConfig:
+    mix = []
+    for name, weight in weights.items():
+        text = "\n\n".join(f"Document number {number} of the source {name}." for number in range(1000))
+        (tmp_path / f"{name}.txt").write_text(text)
+        mix.append(MixedSource(name=name, weight=weight, source="text", files=[str(tmp_path / f"{name}.txt")]))
+    return CorpusConfig(source="mix", mix=mix, seed=seed)
+
+
+def test_weights_of_a_mix_are_copies_of_documents(tmp_path: Path) -> None:
+    config = mix_config(tmp_path, once=1, twice=2, some=0.3, more=1.6)
+    found = {unit.source.name: list(read_unit(unit, config, Counts())) for unit in units(config)}
+    assert list(found) == ["once", "twice", "some", "more"]
+    copies = {name: [document.copies for document in group] for name, group in found.items()}
+    assert copies["once"] == [1] * 1000 and copies["twice"] == [2] * 1000
+    # Within five standard deviations of what the fraction says.
+    assert set(copies["some"]) == {1} and abs(len(copies["some"]) - 300) < 75
+    assert set(copies["more"]) == {1, 2} and abs(sum(copies["more"]) - 1600) < 80
+    assert read_units(config) == read_units(config)
+    other = read_units(mix_config(tmp_path, once=1, twice=2, some=0.3, more=1.6, seed=2))[2]
+    assert {document.text for document in other} != {document.text for document in found["some"]}
+
+
+def test_documents_that_the_weight_leaves_out_are_counted(tmp_path: Path) -> None:
+    config = mix_config(tmp_path, some=0.3)
+    counts = Counts()
+    kept = list(read_unit(units(config)[0], config, counts))
+    rule = counts.rules["document: weight of its source"]
+    assert len(kept) + rule.dropped == 1000 and len(rule.examples) == 3
+
+
+def test_digest_ignores_case_and_white_space_only(tmp_path: Path) -> None:
+    texts = ["The same words.\nTwice here.", "THE  same words. Twice\there.", "The same words, twice here."]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    first, second, third = (document.digest for document in read_units(text_config(tmp_path / "a.jsonl"))[0])
+    assert first == second != third and len(first) == 16
 
 
 def test_pydocs_gives_the_same_prose_again_and_no_paragraph_twice() -> None:
-    first = list(islice(documents(CorpusConfig()), 60))
-    assert first == list(islice(documents(CorpusConfig()), 60))
+    config = CorpusConfig(max_megabytes=0.2)
+    first = read_texts(config)
+    assert first == read_texts(config)
     paragraphs = [paragraph for text in first for paragraph in text.split("\n")]
     assert len(set(paragraphs)) == len(paragraphs) > 100
     text = " ".join(first)

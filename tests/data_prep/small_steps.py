@@ -1,0 +1,20 @@
+"""`earlybert prepare` with units, blocks and shards so small that a little text has many of each.
+
+Sizes are decided in the first process, so the workers need no change.
+"""
+
+import sys
+
+from earlybert.data_prep import preparation, sources, text
+from earlybert.data_prep.prepare import main
+
+
+def make_steps_small() -> None:
+    sources.SMALLEST_UNIT = 4_000
+    text.TOKENS_PER_BLOCK = 3_000
+    preparation.TOKENS_PER_SHARD = 4_000
+
+
+if __name__ == "__main__":
+    make_steps_small()
+    main(sys.argv[1:])

@@ -1,0 +1,104 @@
+"""What is a chapter, and what a paragraph, in a book of plain text."""
+
+from pathlib import Path
+
+import pytest
+from reading import read_texts
+
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.counts import Counts
+from earlybert.data_prep.sources import read_unit, units
+
+BOOK = """The Project Gutenberg eBook of A Title, by An Author
+
+This eBook is for the use of anyone anywhere.
+
+*** START OF THE PROJECT GUTENBERG EBOOK A TITLE ***
+
+A TITLE
+
+By An Author
+
+CONTENTS
+
+CHAPTER I. A Beginning
+CHAPTER II. An End
+
+CHAPTER I.
+A Beginning
+
+It was a _very_ long day for all who
+had to wait in the rain.
+
+[Illustration: Rain]
+
+"Part of me is still waiting," said the
+first of them.
+Letter to nobody, he thought.
+
+* * * * *
+
+CHAPTER THE SECOND
+
+In the end the sun came out again, and they went home with dry clothes.
+
+*** END OF THE PROJECT GUTENBERG EBOOK A TITLE ***
+
+Updated editions will replace the previous one, of which there are many.
+"""
+
+
+def test_chapters_are_documents_and_wrapped_lines_paragraphs(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(BOOK)
+    config = CorpusConfig(source="books", files=[str(tmp_path / "*.txt")])
+    assert read_texts(config) == [
+        "A TITLE\nBy An Author",
+        "It was a very long day for all who had to wait in the rain.\n"
+        '"Part of me is still waiting," said the first of them. Letter to nobody, he thought.',
+        "In the end the sun came out again, and they went home with dry clothes.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "CHAPTER XIV",
+        "Chapter 3: The Storm",
+        "Part Two",
+        "XII.",
+        "BOOK THE FIRST",
+        "Letter 4",
+        "Epilogue",
+        "chapter twenty-one",
+    ],
+)
+def test_headings(tmp_path: Path, heading: str) -> None:
+    (tmp_path / "book.txt").write_text(
+        f"One part of the story is here.\n\n{heading}\n\nAnother part follows it here.\n"
+    )
+    config = CorpusConfig(source="books", files=[str(tmp_path / "book.txt")])
+    assert read_texts(config) == ["One part of the story is here.", "Another part follows it here."]
+
+
+@pytest.mark.parametrize(
+    "line", ["Part of the town was lost.", "I.e. nothing.", "Letter by letter he wrote.", "Volume was low."]
+)
+def test_no_headings(tmp_path: Path, line: str) -> None:
+    (tmp_path / "book.txt").write_text(f"One part of the story is here.\n\n{line}\n\nAnother part follows it here.\n")
+    config = CorpusConfig(source="books", files=[str(tmp_path / "book.txt")])
+    assert read_texts(config) == [f"One part of the story is here.\n{line}\nAnother part follows it here."]
+
+
+def test_book_with_a_paragraph_a_line(tmp_path: Path) -> None:
+    long = "This paragraph stands on a single line, however long it is, and the next paragraph on the line after it. "
+    (tmp_path / "book.txt").write_text(long * 2 + "\n" + long * 3 + "\n")
+    config = CorpusConfig(source="books", files=[str(tmp_path / "book.txt")])
+    assert read_texts(config) == [(long * 2).strip() + "\n" + (long * 3).strip()]
+
+
+def test_small_books_share_a_unit(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(f"The text of book number {number} is here.")
+    config = CorpusConfig(source="books", files=[str(tmp_path / "*.txt")])
+    (unit,) = units(config)
+    assert len(list(read_unit(unit, config, Counts()))) == 5

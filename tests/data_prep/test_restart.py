@@ -1,0 +1,187 @@
+"""The same bytes however many workers and parts there are, and however often they are killed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_steps
+
+from earlybert.data_prep import preparation, sources, text
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.corpus import Corpus
+from earlybert.data_prep.errors import CorpusError
+from earlybert.data_prep.prepare import merge, prepare, prepare_part
+from earlybert.data_prep.workers import Workers
+
+DRIVER = Path(small_steps.__file__)
+
+
+@pytest.fixture(autouse=True)
+def small_steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (sources, "SMALLEST_UNIT"),
+        (text, "TOKENS_PER_BLOCK"),
+        (preparation, "TOKENS_PER_SHARD"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    small_steps.make_steps_small()
+
+
+@pytest.fixture(scope="module")
+def options(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Text in several files, with documents that occur twice, and everything that preparation can do."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(8):
+        lines = [json.dumps({"text": text}) for text in [*documents[number::8], documents[0]]]
+        (folder / f"part-{number}.jsonl").write_text("\n".join(lines) + "\n")
+    return {
+        "source": "text",
+        "files": [str(folder / "*.jsonl")],
+        "vocab_size": 400,
+        "lengths": [32, 64],
+        "duplicates": 2,
+        "packing": True,
+        "validation_fraction": 0.2,
+    }
+
+
+@pytest.fixture(scope="module")
+def config(options: dict[str, object]) -> CorpusConfig:
+    return CorpusConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def expected(config: CorpusConfig, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The manifest of one worker that nobody disturbs. It holds the checksum of every file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "SMALLEST_UNIT", 0)
+        small_steps.make_steps_small()
+        corpus = prepare(config, tmp_path_factory.mktemp("expected") / "corpus")
+    files = list(corpus.manifest["files"])
+    assert len([file for file in files if file.startswith("train/length-32/shard")]) > 3
+    return manifest(corpus)
+
+
+def manifest(corpus: Corpus) -> bytes:
+    return (corpus.directory / "manifest.json").read_bytes()
+
+
+def start(options: dict[str, object], out: Path, *arguments: str) -> subprocess.Popen[str]:
+    flags = [f"--{name}={json.dumps(value) if name != 'source' else value}" for name, value in options.items()]
+    command = [sys.executable, str(DRIVER), *flags, "--out", str(out), *arguments]
+    return subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finished_files(work: Path) -> int:
+    # Unlike Path.rglob, os.walk does not mind a folder that goes away meanwhile.
+    return sum(not name.startswith(".") for _, _, names in os.walk(work) for name in names)
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_number_of_workers_does_not_show(workers: int, config: CorpusConfig, expected: bytes, tmp_path: Path) -> None:
+    assert manifest(prepare(config, tmp_path / "corpus", workers=workers)) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow), 5])
+def test_killed_at_random_points_and_started_again(
+    workers: int, options: dict[str, object], expected: bytes, tmp_path: Path
+) -> None:
+    rng = random.Random(workers)
+    out, work = tmp_path / "corpus", tmp_path / "corpus.partial"
+    kills = 0
+    for _ in range(4):
+        process = start(options, out, "--workers", str(workers))
+        wanted = finished_files(work) + rng.randint(1, 90)
+        while process.poll() is None and finished_files(work) < wanted:
+            time.sleep(0.003)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    process = start(options, out, "--workers", str(workers))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert kills >= 2 and manifest(Corpus.open(out, verify_checksums=True)) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_parts_at_the_same_time_or_one_by_one_and_one_merge(
+    options: dict[str, object], config: CorpusConfig, expected: bytes, tmp_path: Path
+) -> None:
+    out = tmp_path / "corpus"
+    processes = [start(options, out, "--part", f"{part}/3") for part in (3, 1)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    with pytest.raises(CorpusError, match=r"lacks \d+ of \d+ units, the first of them text-00001; prepare the missing"):
+        merge(out)
+    prepare_part(config, out, 2, 3)
+    prepare_part(config, out, 1, 3)
+    assert manifest(merge(out, workers=2)) == expected
+
+
+def test_bad_parts_and_workers_are_named(config: CorpusConfig, tmp_path: Path) -> None:
+    for part, parts in ((0, 3), (4, 3), (1, 0)):
+        with pytest.raises(CorpusError, match=rf"part is {part}/{parts}"):
+            prepare_part(config, tmp_path / "corpus", part, parts)
+    with pytest.raises(CorpusError, match="workers is 0"):
+        prepare(config, tmp_path / "corpus", workers=0)
+    with pytest.raises(CorpusError, match="no part of the corpus"):
+        merge(tmp_path / "corpus")
+
+
+def test_what_was_done_is_not_done_again(config: CorpusConfig, expected: bytes, tmp_path: Path) -> None:
+    """After an error in one file the others stay; only what changed is read again."""
+    (original,) = {Path(pattern).parent for pattern in config.files}
+    copies = tmp_path / "text"
+    copies.mkdir()
+    for file in original.iterdir():
+        (copies / file.name).write_bytes(file.read_bytes())
+    good = (copies / "part-7.jsonl").read_bytes()
+    (copies / "part-7.jsonl").write_bytes(good[:-3])
+    moved = replace(config, files=[str(copies / "*.jsonl")])
+    with pytest.raises(CorpusError, match=r"part-7\.jsonl:\d+ is not JSON"):
+        prepare(moved, tmp_path / "corpus")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus.partial" / "units").rglob("digests.bin")}
+    (copies / "part-7.jsonl").write_bytes(good)
+    prepare_part(moved, tmp_path / "corpus", 1, 1)
+    assert len(done) >= 2 and all(path.stat().st_mtime_ns == time_before for path, time_before in done.items())
+    files = json.loads(manifest(merge(tmp_path / "corpus")))["files"]
+    assert files == json.loads(expected)["files"]
+
+
+def fail(number: int) -> int:
+    if number == 3:
+        raise CorpusError("Three is wrong.")
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def test_results_keep_their_order_and_errors_arrive() -> None:
+    with Workers(2) as pool:
+        assert pool.run(fail, [(0,), (1,), (2,)], "Squares") == [0, 1, 4]
+    with pytest.raises(CorpusError, match="Three is wrong"), Workers(2) as pool:
+        pool.run(fail, [(3,), (1,)], "Squares")
+    with pytest.raises(CorpusError, match="worker process was killed"), Workers(2) as pool:
+        pool.run(fail, [(4,), (1,)], "Squares")
+
+
+def test_shards_are_a_shuffle_of_the_whole(config: CorpusConfig, expected: bytes, tmp_path: Path) -> None:
+    """Where a sample lies says nothing about the document that it comes from."""
+    corpus = prepare(config, tmp_path / "corpus")
+    samples = corpus.samples("train", 64)
+    texts = corpus.tokenizer.batch_decode([row.input_ids for row in samples.rows(range(len(samples)))])
+    matches = [(place, re.search(r"entry (\d+) part", text)) for place, text in enumerate(texts)]
+    places, entries = np.array([(place, int(match[1])) for place, match in matches if match]).T
+    assert len(places) > 150 and abs(np.corrcoef(places, entries)[0, 1]) < 5 / np.sqrt(len(places))
