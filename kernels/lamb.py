@@ -74,6 +74,7 @@ class Lamb(torch.optim.Optimizer):
         bias_correction: divide the moments by 1 - beta^step.
         nvlamb: give tensors without decay a trust ratio, too.
         max_trust_ratio: upper limit of the trust ratio; None for none.
+        trust_ratio: False makes every ratio 1 and needs no communication: the step is AdamW's.
         row_blocks: how many equal blocks of rows a parameter consists of, each with its own trust ratio, for separate
             weights stored as one tensor (3 for query, key and value); 1 where not named.
 
@@ -95,6 +96,7 @@ class Lamb(torch.optim.Optimizer):
         bias_correction: bool = True,
         nvlamb: bool = False,
         max_trust_ratio: float | None = None,
+        trust_ratio: bool = True,
         row_blocks: Mapping[nn.Parameter, int] | None = None,
     ) -> None:
         defaults = {
@@ -105,6 +107,7 @@ class Lamb(torch.optim.Optimizer):
             "bias_correction": bias_correction,
             "nvlamb": nvlamb,
             "max_trust_ratio": max_trust_ratio,
+            "trust_ratio": trust_ratio,
         }
         super().__init__(params, defaults)
         self._row_blocks = dict(row_blocks or {})
@@ -139,8 +142,8 @@ class Lamb(torch.optim.Optimizer):
     def trust_ratios(self) -> dict[str, float]:
         """Trust ratios of the last step by parameter name, the same on every rank; `name[i]` for row block i.
 
-        Tensors that have none (no decay, unless `nvlamb`) are left out. Names are DeepSpeed's after `bind`; before it
-        those of named parameters, or `group.position`.
+        Tensors that have none (no decay, unless `nvlamb`; `trust_ratio` False) are left out, and one without gradient
+        keeps its last. Names are DeepSpeed's after `bind`; before it those of named parameters, or `group.position`.
         """
         return dict(self._trust_ratios)
 
@@ -205,7 +208,7 @@ class Lamb(torch.optim.Optimizer):
         weight_stretches = list(_stretches(weights, units))
         update_stretches = list(_stretches(updates, units))
         ratios = [1.0] * len(weight_stretches)
-        if group["weight_decay"] or group["nvlamb"]:
+        if group["trust_ratio"] and (group["weight_decay"] or group["nvlamb"]):
             ratios = self._ratios(group, weight_stretches, update_stretches, units)
         if weight_stretches:
             # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.

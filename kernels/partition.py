@@ -26,6 +26,9 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+# Elements per collective of a gather: larger ones leave more free memory behind, smaller ones take longer.
+_CHUNK = 1 << 18
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -66,22 +69,39 @@ class Partition:
     def gather(self, piece: Piece, tensors: Sequence[Tensor], destination: int | None = None) -> Tensor | None:
         """Full values of one parameter, from K tensors laid out like `flat`, bit for bit.
 
-        All ranks of the process group must call it for the same pieces in the same order: it is one collective, and
-        none where every rank holds the whole parameter. Returns a new tensor (K, ...) of the tensors' dtype on the
-        global rank `destination`, or on all ranks when that is None, and None elsewhere.
+        All ranks of the process group must call it for the same pieces in the same order. Returns a new tensor (K, ...)
+        like the tensors on the global rank `destination`, or on all ranks when that is None, and None elsewhere.
         """
         wanted = destination is None or destination == torch.distributed.get_rank()
+        full = tensors[0].new_empty((len(tensors), *piece.shape)) if wanted else None
+        for row, tensor in enumerate(tensors):
+            self.gather_into(piece, tensor, None if full is None else full[row], destination)
+        return full
+
+    def gather_into(self, piece: Piece, tensor: Tensor, full: Tensor | None, destination: int | None = None) -> None:
+        """Like `gather`, of one tensor, into a contiguous tensor (...) of any device, which only receivers give.
+
+        It communicates in pieces of `_CHUNK` elements, and needs memory for one of them on the tensor's own device; not
+        at all where every rank holds the whole parameter.
+        """
         if self.process_group is None:
-            return torch.stack([piece.of(tensor) for tensor in tensors]).view(-1, *piece.shape) if wanted else None
-        # Each element comes from one rank; x + (-0.0) is x bit for bit, where +0.0 would turn a -0.0 into +0.0.
-        full_KN = tensors[0].new_full((len(tensors), piece.shape.numel()), -0.0)
-        for full_N, tensor in zip(full_KN, tensors, strict=True):
-            piece.of_full(full_N).copy_(piece.of(tensor))
-        if destination is None:
-            torch.distributed.all_reduce(full_KN, group=self.process_group)
-        else:
-            torch.distributed.reduce(full_KN, dst=destination, group=self.process_group)
-        return full_KN.view(-1, *piece.shape) if wanted else None
+            if full is not None:
+                piece.of_full(full).copy_(piece.of(tensor))
+            return
+        for start in range(0, piece.shape.numel(), _CHUNK):
+            # Each element comes from one rank; x + (-0.0) is x bit for bit, where +0.0 would turn a -0.0 into +0.0.
+            chunk_N = tensor.new_full((min(_CHUNK, piece.shape.numel() - start),), -0.0)
+            first = max(start, piece.parameter_start)
+            last = min(start + len(chunk_N), piece.parameter_start + piece.numel)
+            if first < last:
+                held_N = piece.of(tensor)[first - piece.parameter_start : last - piece.parameter_start]
+                chunk_N[first - start : last - start].copy_(held_N)
+            if destination is None:
+                torch.distributed.all_reduce(chunk_N, group=self.process_group)
+            else:
+                torch.distributed.reduce(chunk_N, dst=destination, group=self.process_group)
+            if full is not None:
+                full.view(-1)[start : start + len(chunk_N)].copy_(chunk_N)
 
     def scatter(self, piece: Piece, full: Tensor, tensor: Tensor) -> None:
         """Copy this rank's stretch of `full` (...), any dtype and device, into a tensor laid out like `flat`.

@@ -1,4 +1,4 @@
-"""Lamb against textbook LAMB in float64: under plain PyTorch, and under every ZeRO stage on one and two ranks."""
+"""Lamb against textbook LAMB in float64: under plain PyTorch, and under every ZeRO stage on one to three ranks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import lamb_worker
 import pytest
 import torch
-from lamb_worker import CASES, TextbookLamb, launch
+from lamb_launch import launch
+from lamb_worker import CASES, LAUNCHES, STEPS
 from torch import Tensor, nn
 
 from earlybert.kernels.lamb import Lamb
+from earlybert.kernels.lamb_reference import LambReference
 
 PARITY = 2e-6
 ROW_BLOCKS = 3
@@ -58,7 +60,7 @@ def set_gradients(parameters: dict[str, nn.Parameter], step: int) -> None:
 def test_matches_textbook(options: dict[str, Any]) -> None:
     parameters, expected = make_parameters(), make_parameters()
     optimizer = make_optimizer(Lamb, parameters, **options)
-    textbook = make_optimizer(TextbookLamb, expected, **options)
+    textbook = make_optimizer(LambReference, expected, **options)
     for step in range(6):
         set_gradients(parameters, step)
         set_gradients(expected, step)
@@ -66,12 +68,39 @@ def test_matches_textbook(options: dict[str, Any]) -> None:
         textbook.step()
         for name, parameter in parameters.items():
             torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-12, msg=f"{name} after step {step}")
-    assert isinstance(optimizer, Lamb) and isinstance(textbook, TextbookLamb)
+    assert isinstance(optimizer, Lamb) and isinstance(textbook, LambReference)
     assert_same_ratios(optimizer.trust_ratios(), ratios_by_name(textbook, expected), relative=1e-9)
     assert any(0 < ratio != 1 for ratio in optimizer.trust_ratios().values())
 
 
-def ratios_by_name(textbook: TextbookLamb, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
+@pytest.mark.parametrize("adapted", [[], ["matrix"]], ids=["everywhere", "in one group"])
+def test_without_trust_ratio_is_adamw(adapted: list[str]) -> None:
+    """torch's own, in float64; groups with trust ratios beside it change nothing."""
+    parameters, expected = make_parameters(), make_parameters()
+
+    def groups(values: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        return [
+            {"params": [(name, value)], "weight_decay": 0.0 if name == "bias" else 0.1}
+            for name, value in values.items()
+        ]
+
+    numbers: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3}
+    optimizer = Lamb(groups(parameters), trust_ratio=False, **numbers)
+    for group in optimizer.param_groups:
+        group["trust_ratio"] = group["param_names"][0] in adapted
+    adamw = torch.optim.AdamW(groups(expected), **numbers)
+    for step in range(6):
+        set_gradients(parameters, step)
+        set_gradients(expected, step)
+        optimizer.step()
+        adamw.step()
+    for name in parameters:
+        difference = (parameters[name] - expected[name]).abs().max()
+        assert difference > 1e-3 if name in adapted else difference < 1e-12, name
+    assert list(optimizer.trust_ratios()) == adapted
+
+
+def ratios_by_name(textbook: LambReference, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
     names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
     by_name = {}
     for parameter, ratios in textbook.ratios.items():
@@ -102,7 +131,7 @@ def test_ratio_of_a_large_fp32_tensor() -> None:
     weight.grad = torch.randn(weight.shape, generator=generator)
     expected = nn.Parameter(weight.detach().double())
     expected.grad = weight.grad.double()
-    optimizer, textbook = Lamb([weight], lr=0.01), TextbookLamb([expected], lr=0.01)
+    optimizer, textbook = Lamb([weight], lr=0.01), LambReference([expected], lr=0.01)
     optimizer.step()
     textbook.step()
     assert optimizer.trust_ratios() == {"0.0": pytest.approx(textbook.ratios[expected][0], rel=1e-6)}
@@ -177,7 +206,7 @@ def unsharded() -> Expected:
     model = lamb_worker.seeded_model().double()
     row_blocks = {model.query_key_value.weight: 3}
     groups = lamb_worker.parameter_groups(model)
-    textbook = TextbookLamb(groups, lr=lamb_worker.LEARNING_RATE, row_blocks=row_blocks)
+    textbook = LambReference(groups, lr=lamb_worker.LEARNING_RATE, row_blocks=row_blocks)
     for step in range(lamb_worker.STEPS):
         textbook.zero_grad()
         for tokens_BS in lamb_worker.step_tokens(step):
@@ -198,30 +227,80 @@ def weights(name: str, world_size: int) -> dict[str, Tensor]:
     return {parameter: full[0] for parameter, full in launch(world_size)[0][name].end.items()}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("fp32")])
-def test_equals_unsharded_lamb(
-    name: str, world_size: int, unsharded: tuple[dict[str, Tensor], dict[str, float]]
-) -> None:
+def launches(beginning: str) -> pytest.MarkDecorator:
+    """Parametrizes with every launch of the cases whose name begins so."""
+    chosen = [(name, world_size) for name, world_size in LAUNCHES if name.startswith(beginning)]
+    return pytest.mark.parametrize(("name", "world_size"), chosen)
+
+
+@launches("fp32")
+def test_equals_unsharded_lamb(name: str, world_size: int, unsharded: Expected) -> None:
     expected, ratios = unsharded
     assert largest_difference(weights(name, world_size), expected) < PARITY
     for rank in launch(world_size):
-        assert rank[name].trust_ratios == launch(world_size)[0][name].trust_ratios
         assert_same_ratios(rank[name].trust_ratios, ratios, relative=PARITY)
+        assert rank[name].trust_ratios == launch(world_size)[0][name].trust_ratios
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_lamb_on_flat_tensors_does_not(world_size: int, unsharded: Expected) -> None:
+@launches("naive")
+def test_lamb_on_flat_tensors_does_not(name: str, world_size: int, unsharded: Expected) -> None:
     """The tolerance is worth something: one trust ratio for each of ZeRO's tensors misses it by far."""
-    assert largest_difference(weights("naive fp32 zero 1", world_size), unsharded[0]) > 1000 * PARITY
+    assert largest_difference(weights(name, world_size), unsharded[0]) > 1000 * PARITY
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("bf16")])
-def test_bf16_does_not_depend_on_the_number_of_ranks(name: str) -> None:
-    assert largest_difference(weights(name, 2), weights(name, 1)) < PARITY
+@launches("direction")
+def test_direction_equals_adamw(name: str, world_size: int) -> None:
+    adamw = weights(name.replace("direction", "adamw"), world_size)
+    assert largest_difference(weights(name, world_size), adamw) < 1e-5
+    assert launch(world_size)[0][name].trust_ratios == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("fp32 zero 0", 0),
+        ("fp32 zero 1", 2),
+        ("fp32 zero 2", 2),
+        ("fp32 zero 3", 2),
+        ("bf16 zero 1, fp32 sums", 2),
+        ("fp16 zero 2", 2),
+        ("direction fp32 zero 1", 0),
+    ],
+)
+def test_one_collective_per_group_and_step(name: str, groups: int) -> None:
+    """For groups that have trust ratios and are spread over ranks."""
+    for world_size in CASES[name].world_sizes:
+        expected = STEPS * groups if world_size > 1 else 0
+        assert [rank[name].collectives for rank in launch(world_size)] == [expected] * world_size
+
+
+@launches("bf16")
+def test_bf16_does_not_depend_on_the_number_of_ranks(name: str, world_size: int) -> None:
+    assert largest_difference(weights(name, world_size), weights(name, 1)) < PARITY
 
 
 def test_bf16_stages_agree() -> None:
     """Masters, not bf16 weights, are updated everywhere; the stages add up bf16 gradients in different orders."""
     names = [name for name in CASES if name.startswith("bf16")]
     assert all(largest_difference(weights(name, 2), weights(names[0], 2)) < 2e-3 for name in names)
+
+
+@launches("fp16")
+def test_fp16_is_close_to_fp32(name: str, world_size: int, unsharded: Expected) -> None:
+    assert largest_difference(weights(name, world_size), unsharded[0]) < 2e-3
+    for rank in launch(world_size):
+        assert_same_ratios(rank[name].trust_ratios, unsharded[1], relative=1e-3)
+
+
+def test_trust_ratios_do_not_depend_on_the_loss_scale() -> None:
+    for rank in launch(2):
+        seen, other = rank["fp16 zero 1"], rank["fp16 zero 1, another loss scale"]
+        assert (seen.loss_scale, other.loss_scale) == (2**8, 2**12)
+        assert_same_ratios(other.trust_ratios, seen.trust_ratios, relative=1e-4)
+
+
+@launches("fp16")
+def test_overflow_skips_the_update_on_all_ranks(name: str, world_size: int) -> None:
+    for rank in launch(world_size):
+        assert len(rank[name].overflow_checks) == 4
+        assert [check for check, passed in rank[name].overflow_checks.items() if not passed] == []

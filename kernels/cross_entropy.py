@@ -1,0 +1,108 @@
+"""Cross-entropy over a large vocabulary, computed in chunks of predictions, so that the logits never exist whole.
+
+Shape suffixes: N predictions, C predictions of one chunk, R of a few rows of it, H hidden size, V vocabulary rows.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+# fp32 logits of one chunk: few enough to stay cheap, enough rows to keep a matrix product busy.
+CHUNK_BYTES = 1 << 26
+# Elements that a CPU keeps in the cache of one core.
+CPU_BLOCK = 1 << 18
+
+
+def linear_cross_entropy_reference(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, labels_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of softmax(hidden @ weight.T + bias), summed over the predictions, in nats, at least fp32.
+
+    A bias of minus infinity takes its row of the vocabulary out. Also returns how many labels have the highest score.
+    """
+    logits_NV = F.linear(hidden_NH, weight_VH, bias_V)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return F.cross_entropy(logits_NV, labels_N, reduction="sum"), (logits_NV.argmax(-1) == labels_N).sum()
+
+
+def _into_gradient(logits_CV: Tensor, labels_C: Tensor, of_bias_V: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns logits, in place, into the gradient of their summed loss; returns that loss and the correct predictions.
+
+    Adds the gradient of the bias to `of_bias_V`, whose dtype everything is computed in.
+    """
+    losses, correct = [], []
+    # A few rows at a time on a CPU, so that they stay in the cache for the half a dozen passes over them.
+    rows = max(1, CPU_BLOCK // logits_CV.shape[1]) if logits_CV.device.type == "cpu" else len(logits_CV)
+    for logits_RV, labels_R in zip(logits_CV.split(rows), labels_C.split(rows), strict=True):
+        labels_R1 = labels_R[:, None]
+        exact_RV = logits_RV.to(of_bias_V.dtype)
+        correct.append((exact_RV.argmax(-1) == labels_R).sum())
+        log_probability_RV = exact_RV.log_softmax(-1)
+        losses.append(-log_probability_RV.gather(-1, labels_R1).sum())
+        of_logits_RV = log_probability_RV.exp_()
+        of_logits_RV.scatter_add_(-1, labels_R1, -torch.ones_like(labels_R1, dtype=of_bias_V.dtype))
+        of_bias_V += of_logits_RV.sum(0)
+        logits_RV.copy_(of_logits_RV)
+    return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradient of a chunk at once: the logits are computed one single time and turn into their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, labels_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        # Chunks add up in fp32 at least.
+        exact = torch.promote_types(hidden_NH.dtype, torch.float32)
+        of_hidden_NH = torch.empty_like(hidden_NH)
+        of_weight_VH: Tensor | None = None
+        of_bias_V = torch.zeros_like(bias_V, dtype=exact)
+        loss, correct = hidden_NH.new_zeros((), dtype=exact), labels_N.new_zeros(())
+        for first in range(0, len(labels_N), chunk):
+            place = slice(first, first + chunk)
+            of_logits_CV = torch.addmm(bias_V, hidden_NH[place], weight_VH.T)
+            chunk_loss, chunk_correct = _into_gradient(of_logits_CV, labels_N[place], of_bias_V)
+            loss += chunk_loss
+            correct += chunk_correct
+            of_hidden_NH[place] = of_logits_CV @ weight_VH
+            of_chunk_VH = of_logits_CV.T @ hidden_NH[place]
+            of_weight_VH = of_chunk_VH if of_weight_VH is None else of_weight_VH.to(exact).add_(of_chunk_VH)
+        if of_weight_VH is None:
+            of_weight_VH = torch.zeros_like(weight_VH)
+        ctx.save_for_backward(of_hidden_NH, of_weight_VH, of_bias_V)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: the vocabulary's gradient is large. A second backward pass through it fails with autograd's error.
+        of_hidden_NH, of_weight_VH, of_bias_V = (tensor.mul_(gradients[0]) for tensor in ctx.saved_tensors)
+        return of_hidden_NH, of_weight_VH, of_bias_V, None, None
+
+
+def linear_cross_entropy(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, labels_N: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy_reference`, `chunk` predictions at a time (default: 64 MiB of logits).
+
+    While gradients are wanted, they are computed together with the loss, with three matrix products in all as the plain
+    version has. In fp16 the probabilities of a large vocabulary vanish before the loss scale reaches them, so there
+    each chunk is computed again in the backward pass.
+    """
+    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight_VH.shape[0]))
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden_NH, weight_VH, bias_V))
+    if wanted and hidden_NH.dtype != torch.float16:
+        return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, chunk)
+    parts = []
+    for hidden_CH, labels_C in zip(hidden_NH.split(chunk), labels_N.split(chunk), strict=True):
+        arguments = hidden_CH, weight_VH, bias_V, labels_C
+        compute = linear_cross_entropy_reference
+        parts.append(checkpoint(compute, *arguments, use_reentrant=False) if wanted else compute(*arguments))
+    losses, corrects = zip(*parts, strict=True)
+    return torch.stack(losses).sum(), torch.stack(corrects).sum()

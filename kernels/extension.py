@@ -1,0 +1,146 @@
+"""The CUDA kernels in `csrc/`: built once with nvcc, loaded when a GPU is there, optional everywhere.
+
+    python -m earlybert.kernels.extension        builds them, for V100, A100 and H100/H200 where this nvcc knows them
+
+Without that command the first use on a GPU builds them. Without nvcc, without a GPU, or with EARLYBERT_KERNELS=torch,
+every operation is plain PyTorch; one line in the log says so and why. EARLYBERT_KERNELS=apex takes apex's LayerNorm in
+place of ours.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+SOURCES = Path(__file__).parent / "csrc"
+# Each runs on every GPU of its generation. CUDA 13 has dropped sm_70: V100 needs nvcc 12.
+ARCHITECTURES = (70, 80, 90)
+IMPLEMENTATIONS = ("cuda", "torch", "apex")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# The oldest PyTorch whose stable ABI the sources keep to: 2.11.
+TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+
+logger = logging.getLogger(__name__)
+
+
+class BuildError(RuntimeError):
+    """The extension cannot be built here; the text says why and what would help."""
+
+
+def build(architectures: tuple[int, ...] = ARCHITECTURES, folder: Path | None = None) -> Path:
+    """Builds the extension for those of `architectures` that nvcc knows; returns the library, at once if it is there.
+
+    Raises BuildError without nvcc or when compilation fails.
+    """
+    nvcc = _nvcc()
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    known = [number for number in architectures if f"compute_{number}" in listed]
+    if not known:
+        raise BuildError(f"{nvcc} knows none of sm_{', sm_'.join(map(str, architectures))}; V100 needs CUDA 12's nvcc")
+    folder = folder or _build_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"operators-{_source_hash()}-{'-'.join(f'sm{number}' for number in known)}.so"
+    # One rank of a node compiles, the others wait for it.
+    with FileLock(library.with_suffix(".lock")):
+        if not library.exists():
+            logger.info("building the CUDA kernels for %s, about a minute", ", ".join(f"sm_{n}" for n in known))
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                built = Path(scratch) / library.name
+                outcome = subprocess.run(_command(nvcc, known, built), capture_output=True, text=True)
+                if outcome.returncode:
+                    raise BuildError(f"{nvcc} could not compile {SOURCES}:\n{outcome.stderr.strip()}")
+                built.replace(library)
+    return library
+
+
+def _command(nvcc: str, architectures: list[int], library: Path) -> list[str]:
+    # Imports setuptools, which takes its time and which only building needs.
+    from torch.utils.cpp_extension import include_paths
+
+    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    # Later generations translate the newest one's intermediate code.
+    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    includes = [f"-isystem={path}" for path in include_paths()]
+    flags = ["-std=c++20", "-O3", "-shared", "-Xcompiler=-fPIC", "-DUSE_CUDA", TARGET]
+    # Python loads PyTorch's libraries for itself alone, so a library must say that it needs them.
+    folder = Path(torch.__file__).parent / "lib"
+    needed = [name for name in ("torch_cpu", "torch_cuda") if (folder / f"lib{name}.so").exists()]
+    links = [f"-L{folder}", *(f"-l{name}" for name in needed)]
+    return [nvcc, *flags, *codes, *includes, str(SOURCES / "operators.cu"), *links, "-o", str(library)]
+
+
+def _nvcc() -> str:
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if nvcc is None:
+        raise BuildError(f"there is no nvcc in {f'CUDA_HOME={home}' if home else 'PATH'}; install the CUDA toolkit")
+    return nvcc
+
+
+def _build_folder() -> Path:
+    default = Path.home() / ".cache" / "torch_extensions"
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default) / "earlybert"
+
+
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def needed_architecture(capability: tuple[int, int]) -> int:
+    """Which of ARCHITECTURES serves a GPU of this compute capability."""
+    return max(number for number in ARCHITECTURES if number <= max(capability[0] * 10, ARCHITECTURES[0]))
+
+
+def chosen() -> str:
+    """What the environment asks for; raises ValueError when there is no such implementation."""
+    name = os.environ.get("EARLYBERT_KERNELS", "cuda")
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"EARLYBERT_KERNELS is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+    return name
+
+
+@functools.cache
+def _loaded(capability: tuple[int, int]) -> bool:
+    if chosen() == "torch":
+        logger.info("EARLYBERT_KERNELS is torch: plain PyTorch in place of the CUDA kernels")
+        return False
+    needed = needed_architecture(capability)
+    if capability < (7, 0):
+        logger.warning("no CUDA kernels for compute capability %d.%d; plain PyTorch in their place", *capability)
+        return False
+    try:
+        present = sorted(_build_folder().glob(f"operators-{_source_hash()}-*sm{needed}*.so"))
+        torch.ops.load_library(str(present[0] if present else build((needed,))))
+    except (BuildError, OSError) as error:
+        logger.warning("no CUDA kernels, plain PyTorch in their place: %s", error)
+        return False
+    logger.info("CUDA kernels loaded")
+    return True
+
+
+def operators_for(tensor: Tensor) -> bool:
+    """Whether `torch.ops.earlybert` can work on this tensor; the first call on a GPU builds and loads them."""
+    if not tensor.is_cuda or tensor.dtype not in DTYPES:
+        return False
+    return _loaded(torch.cuda.get_device_capability(tensor.device))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        print(build())
+    except (BuildError, OSError) as problem:
+        print(f"earlybert: error: {problem}", file=sys.stderr)
+        sys.exit(2)

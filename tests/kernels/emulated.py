@@ -1,0 +1,159 @@
+"""The CUDA operators `torch.ops.earlybert.*` for CPU tensors: the kernels' own source, compiled by g++ and emulated."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from earlybert.kernels.extension import SOURCES
+
+HERE = Path(__file__).parent
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# As in csrc/operators.cu, but fewer, so that small tests have several rows in a group.
+FORWARD_GROUPS, PARTIAL_SUMS = 5, 3
+
+
+def wheel_folder(name: str) -> Path | None:
+    """Where a wheel of NVIDIA's put its files, or None."""
+    spec = find_spec("nvidia")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / name).is_dir():
+            return Path(place) / name
+    return None
+
+
+HEADERS = [wheel_folder(name) for name in ("cuda_runtime", "cuda_nvcc", "cuda_cccl")]
+MISSING = (
+    None
+    if all(HEADERS) and shutil.which("g++")
+    else "needs g++ and CUDA's headers from wheels: pip install '.[sm70-check]'"
+)
+
+
+def compile_kernels(folder: Path) -> ctypes.CDLL:
+    """g++'s library of the emulated kernels."""
+    includes = [f"-I{SOURCES}", f"-I{HERE}", *(f"-isystem{header}/include" for header in HEADERS)]
+    library = folder / "emulated.so"
+    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas", *includes]
+    subprocess.run([*command, str(HERE / "emulated_kernels.cpp"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    assert tensor is None or tensor.is_contiguous()
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+class Operators:
+    """Implementations of the operators in csrc/operators.cu, with its signatures."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def bias_gelu_forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        output = torch.empty_like(hidden)
+        rows = hidden.numel() // bias.numel()
+        self.library.run_gelu_forward(
+            *(DTYPES.index(hidden.dtype), pointer(hidden), pointer(bias), pointer(output)),
+            *(ctypes.c_longlong(rows), bias.numel(), min(rows, FORWARD_GROUPS)),
+        )
+        return output
+
+    def bias_gelu_backward(self, grad_output: Tensor, hidden: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        grad_hidden = torch.empty_like(hidden)
+        rows = hidden.numel() // bias.numel()
+        partial = torch.full((min(rows, PARTIAL_SUMS), bias.numel()), torch.nan)
+        self.library.run_gelu_backward(
+            *(DTYPES.index(hidden.dtype), pointer(grad_output), pointer(hidden), pointer(bias), pointer(grad_hidden)),
+            *(pointer(partial), ctypes.c_longlong(rows), bias.numel(), len(partial)),
+        )
+        return grad_hidden, partial
+
+    def dropout_residual_layer_norm_forward(
+        self,
+        hidden: Tensor,
+        bias: Tensor | None,
+        residual: Tensor,
+        weight: Tensor,
+        norm_bias: Tensor,
+        probability: float,
+        seed: int,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output, total = torch.empty_like(hidden), torch.empty_like(hidden)
+        rows = hidden.numel() // weight.numel()
+        mean, deviation = torch.empty(rows), torch.empty(rows)
+        tensors = (hidden, bias, residual, weight, norm_bias, output, total, mean, deviation)
+        self.library.run_norm_forward(
+            *(DTYPES.index(hidden.dtype), *map(pointer, tensors), ctypes.c_longlong(rows), weight.numel()),
+            *(ctypes.c_float(epsilon), ctypes.c_double(probability), ctypes.c_ulonglong(seed)),
+        )
+        return output, total, mean, deviation
+
+    def dropout_residual_layer_norm_backward(
+        self,
+        grad_output: Tensor,
+        total: Tensor,
+        mean: Tensor,
+        deviation: Tensor,
+        weight: Tensor,
+        probability: float,
+        seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_residual = torch.empty_like(total)
+        grad_hidden = torch.empty_like(total) if probability else grad_residual
+        rows = mean.numel()
+        partial = torch.full((3, min(rows, PARTIAL_SUMS), weight.numel()), torch.nan)
+        tensors = (grad_output, total, mean, deviation, weight, grad_hidden if probability else None, grad_residual)
+        self.library.run_norm_backward(
+            *(DTYPES.index(total.dtype), *map(pointer, tensors), pointer(partial), ctypes.c_longlong(rows)),
+            *(weight.numel(), partial.shape[1], ctypes.c_double(probability), ctypes.c_ulonglong(seed)),
+        )
+        return grad_hidden, grad_residual, partial
+
+    def lamb_stage_one(
+        self,
+        stretches: Tensor,
+        corrections: Tensor,
+        chunk_owner: Tensor,
+        chunk_start: Tensor,
+        beta1: float,
+        beta2: float,
+        weight_decay: float,
+    ) -> Tensor:
+        partial = torch.full((len(chunk_owner), 2), torch.nan, dtype=torch.float64)
+        squares = torch.empty(2, len(stretches), dtype=torch.float64)
+        tensors = (stretches, corrections, chunk_owner, chunk_start, partial, squares)
+        self.library.run_lamb_stage_one(
+            *(*map(pointer, tensors), len(chunk_owner), len(stretches)),
+            *(ctypes.c_double(number) for number in (beta1, beta2, weight_decay)),
+        )
+        return squares
+
+    def lamb_stage_two(self, stretches: Tensor, factors: Tensor, chunk_owner: Tensor, chunk_start: Tensor) -> None:
+        tensors = (stretches, factors, chunk_owner, chunk_start)
+        self.library.run_lamb_stage_two(*map(pointer, tensors), len(chunk_owner))
+
+
+@cache
+def schemas() -> list[str]:
+    """What csrc/operators.cu declares."""
+    source = (SOURCES / "operators.cu").read_text()
+    return ["".join(re.findall(r'"(.*?)"', text)) for text in re.findall(r"library\.def\((.*?)\);", source, re.DOTALL)]
+
+
+def register(library: ctypes.CDLL) -> torch.library.Library:
+    """Makes `torch.ops.earlybert.*` work on CPU tensors until the result is destroyed."""
+    operators, registered = Operators(library), torch.library.Library("earlybert", "FRAGMENT")
+    for schema in schemas():
+        name = schema.split("(")[0]
+        if not hasattr(torch.ops.earlybert, name):
+            registered.define(schema)
+        registered.impl(name, getattr(operators, name), "CPU")
+    return registered

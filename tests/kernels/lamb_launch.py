@@ -1,0 +1,60 @@
+"""Starts the ranks of `lamb_worker`, once per number of ranks and test session, and collects what they saw."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from lamb_worker import Seen
+
+from tests.conftest import free_port
+
+
+def launch(world_size: int) -> list[dict[str, Seen]]:
+    """Observe all cases on so many ranks, once per test session; what each rank saw, by case."""
+    failures, seen = _train_on_ranks(world_size)
+    assert not failures, failures
+    return seen
+
+
+@functools.cache
+def _train_on_ranks(world_size: int) -> tuple[str, list[dict[str, Seen]]]:
+    """What failed ranks wrote last, and what the ranks saw when none failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, f"rank{rank}.pt") for rank in range(world_size)]
+        environment = {
+            **os.environ,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+            "WORLD_SIZE": str(world_size),
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }
+        ranks = []
+        for rank, output in enumerate(outputs):
+            with output.with_suffix(".log").open("w") as log:
+                command = [sys.executable, "-c", "import lamb_worker; lamb_worker.main()", str(output)]
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                # The folder makes this module importable.
+                here = Path(__file__).parent
+                ranks.append(subprocess.Popen(command, cwd=here, env=environment | own, stdout=log, stderr=log))
+        deadline = time.monotonic() + 300
+        # When one rank has failed the others wait for it in a collective.
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        codes = [rank.poll() for rank in ranks]
+        for process in ranks:
+            process.kill()
+            process.wait()
+        if any(code != 0 for code in codes):
+            logs = "\n".join(output.with_suffix(".log").read_text()[-3000:] for output in outputs)
+            return f"Exit codes {codes} (None: killed).\n{logs}", []
+        return "", [torch.load(output, weights_only=False) for output in outputs]

@@ -1,0 +1,154 @@
+"""Building and choosing the CUDA extension, as far as that can be seen without a GPU."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import emulated
+import pytest
+import torch
+
+from earlybert.kernels import extension
+from earlybert.kernels.gelu import linear, linear_gelu
+from earlybert.kernels.layer_norm import (
+    _fits,
+    dropout_residual_layer_norm,
+    dropout_residual_layer_norm_apex,
+    dropout_residual_layer_norm_reference,
+)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_choice() -> Iterator[None]:
+    """No test sees what another one loaded."""
+    extension._loaded.cache_clear()
+    yield
+    extension._loaded.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [((7, 0), 70), ((7, 5), 70), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 90), ((12, 0), 90)],
+)
+def test_each_generation_has_its_code(capability: tuple[int, int], architecture: int) -> None:
+    assert extension.needed_architecture(capability) == architecture
+
+
+def test_without_nvcc_there_is_one_sentence_and_status_2(tmp_path: Path) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-m", "earlybert.kernels.extension"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_HOME": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")},
+    )
+    assert outcome.returncode == 2
+    assert outcome.stderr == f"earlybert: error: there is no nvcc in CUDA_HOME={tmp_path}; install the CUDA toolkit\n"
+    assert not (tmp_path / "built").exists()
+
+
+def test_a_failed_build_falls_back_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert not extension._loaded((8, 0))
+        assert not extension._loaded((8, 0))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "plain PyTorch in their place: there is no nvcc in" in caplog.text
+
+
+def test_a_file_that_is_no_library_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    damaged = tmp_path / "earlybert" / f"operators-{extension._source_hash()}-sm70-sm80.so"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"nothing")
+    assert not extension._loaded((7, 0))
+    assert "no CUDA kernels" in caplog.text
+
+
+def test_the_environment_can_ask_for_plain_pytorch_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EARLYBERT_KERNELS", "torch")
+    assert not extension._loaded((8, 0))
+    extension._loaded.cache_clear()
+    monkeypatch.setenv("EARLYBERT_KERNELS", "tensorflow")
+    with pytest.raises(ValueError, match="EARLYBERT_KERNELS is 'tensorflow'; it must be"):
+        extension._loaded((8, 0))
+
+
+def test_cpu_tensors_take_the_reference() -> None:
+    hidden_TH, residual_TH = torch.randn(2, 5, 12)
+    weight_H, bias_H = torch.randn(2, 12)
+    arguments = hidden_TH, bias_H, residual_TH, weight_H, bias_H, 0.0, 1e-12
+    assert not extension.operators_for(hidden_TH)
+    assert torch.equal(dropout_residual_layer_norm(*arguments), dropout_residual_layer_norm_reference(*arguments))
+
+
+def test_layer_norm_kernel_takes_rows_of_one_block() -> None:
+    for dtype, columns, fits in (
+        (torch.float16, 4096, True),
+        (torch.float16, 4104, False),
+        (torch.float16, 1001, False),
+        (torch.float32, 2048, True),
+        (torch.float32, 2052, False),
+        (torch.float32, 511, True),
+    ):
+        assert _fits(torch.empty(1, columns, dtype=dtype)) is fits
+
+
+def test_apex_gets_the_sum_and_our_order_of_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its real function needs a GPU; this one has its signature.
+    def fused_layer_norm_affine(
+        value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, normalized_shape: torch.Size, eps: float
+    ) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(value, normalized_shape, weight, bias, eps)
+
+    package = types.ModuleType("apex.normalization.fused_layer_norm")
+    package.__dict__["fused_layer_norm_affine"] = fused_layer_norm_affine
+    for name in ("apex", "apex.normalization"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    hidden_TH, residual_TH = torch.randn(2, 5, 12)
+    bias_H, weight_H, norm_bias_H = torch.randn(3, 12)
+    arguments = hidden_TH, bias_H, residual_TH, weight_H, norm_bias_H, 0.0, 1e-12
+    assert torch.equal(dropout_residual_layer_norm_apex(*arguments), dropout_residual_layer_norm_reference(*arguments))
+
+
+def test_columns_beyond_the_weight_change_nothing() -> None:
+    # What linear_gelu returns on a GPU for 717 neurons: 768 columns, the last 51 of them zero.
+    generator = torch.Generator().manual_seed(0)
+    input_TH, weight_FH = torch.randn(6, 16, generator=generator), torch.randn(717, 16, generator=generator)
+    output_weight_HF = torch.randn(16, 717, generator=generator).requires_grad_()
+    narrow_TF = linear_gelu(input_TH, weight_FH, torch.randn(717, generator=generator))
+    wide_TF = torch.nn.functional.pad(narrow_TF, (0, 51)).requires_grad_()
+    narrow_TH, wide_TH = linear(narrow_TF, output_weight_HF, None), linear(wide_TF, output_weight_HF, None)
+    torch.testing.assert_close(wide_TH, narrow_TH, rtol=1e-6, atol=1e-5)
+    (gradient_TF,) = torch.autograd.grad(wide_TH.square().sum(), wide_TF)
+    assert torch.equal(gradient_TF[:, 717:], torch.zeros(6, 51))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_nvcc_builds_a_library_that_registers_the_operators(tmp_path: Path) -> None:
+    library = extension.build(folder=tmp_path)
+    assert extension.build(folder=tmp_path) == library
+    # What PyTorch's CPU build lacks.
+    lacking = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg")
+    (tmp_path / "stub.c").write_text("\n".join(f"int {name}(void) {{ return 1; }}" for name in lacking))
+    subprocess.run(["gcc", "-shared", "-fPIC", "stub.c", "-o", "stub.so"], cwd=tmp_path, check=True)
+    names = sorted(schema.split("(")[0] for schema in emulated.schemas())
+    code = f"""
+import ctypes, torch
+ctypes.CDLL({str(tmp_path / "stub.so")!r}, mode=ctypes.RTLD_GLOBAL)
+torch.ops.load_library({str(library)!r})
+for name in {names!r}:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("earlybert::" + name, "CUDA"), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
