@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN_DIR ?= runs/quickstart
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test test-all test-slurm slurm-packages golden lint bench clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --run-dir $(RUN_DIR)
@@ -15,6 +15,18 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not gpu and not slurm"
+
+# Stores the loss curves anew that the tests compare with; for changes that are meant to change the numbers.
+golden: $(INSTALLED)
+	$(BIN)/python -m tests.golden.curves
+
+# On four virtual Slurm nodes. Installs no Debian package; needs root or user namespaces.
+test-slurm: slurm-packages $(INSTALLED)
+	OMP_NUM_THREADS=1 tests/slurm/mini_slurm.sh -n 4 -c 40 -g 8 $(BIN)/python -m pytest -m slurm tests/slurm
+
+slurm-packages:
+	@missing=$$(tests/slurm/missing_packages.sh); \
+	[ -z "$$missing" ] || { echo "make test-slurm: these Debian packages are missing: $$missing" >&2; exit 2; }
 
 # A type checker does not see through package_dir, so it is shown the package as links.
 lint: $(INSTALLED)
@@ -30,7 +42,7 @@ bench: quickstart
 $(INSTALLED): setup.py constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet torch==2.13.0
-	DS_BUILD_OPS=0 $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[dev]'
+	DS_BUILD_OPS=0 $(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints/cpu.txt --editable '.[dev,sm70-check]'
 	touch $@
 
 clean:

@@ -16,7 +16,11 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[f"earlybert.{folder}" for folder in FOLDERS],
     package_dir={f"earlybert.{folder}": folder for folder in FOLDERS},
-    package_data={"earlybert.pretrain": ["recipes/*.yaml"], "earlybert.ds_configs": ["*.json"]},
+    package_data={
+        "earlybert.kernels": ["csrc/*"],
+        "earlybert.pretrain": ["recipes/*.yaml"],
+        "earlybert.ds_configs": ["*.json"],
+    },
     install_requires=[
         # 2.14 is the last release with machine code for V100 (its cu126 build).
         "torch>=2.11,<2.15",
@@ -28,11 +32,27 @@ setup(
         "sentencepiece>=0.2",
         "safetensors>=0.5",
         "tensorboard>=2.18",
+        "matplotlib>=3.10,<4",
         "numpy>=2.0",
-        "jsonargparse[signatures]>=4.40",
+        "jsonargparse[signatures]>=4.49",
         "rich>=13",
+        "matplotlib>=3.10,<4",
         "sentencex>=1.0.20,<2",
+        "filelock>=3.13",
+        # The standard library's from Python 3.14 on.
+        "backports.zstd>=1.3",
     ],
-    extras_require={"dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML"]},
+    extras_require={
+        "near-duplicates": ["rensa>=0.5,<0.6"],
+        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "rensa", "mwparserfromhell"],
+        # Compiles the CUDA kernels for V100 and A100, and runs them on a CPU, in tests: no GPU, no CUDA toolkit.
+        "sm70-check": [
+            "nvidia-cuda-nvrtc-cu12>=12.4,<13; platform_system == 'Linux'",
+            "nvidia-cuda-nvcc-cu12>=12.4,<13; platform_system == 'Linux'",
+            "nvidia-cuda-runtime-cu12>=12.4,<13; platform_system == 'Linux'",
+            "nvidia-cuda-cccl-cu12>=12.4,<13; platform_system == 'Linux'",
+            "nvidia-cuda-nvdisasm>=13.2; platform_system == 'Linux'",
+        ],
+    },
     entry_points={"console_scripts": ["earlybert = earlybert.pretrain.cli:main"]},
 )

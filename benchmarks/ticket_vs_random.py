@@ -12,15 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from earlybert.pretrain.summary import read_metrics
 from earlybert.pretrain.ticket import Ticket, random_ticket_like
+from earlybert.pretrain.timeline import of_kind, read_lines
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 
 
 def final_losses(run_dir: Path) -> dict[str, float]:
     """Masked-token validation loss at the end of each stage, nats."""
-    return {line["stage"]: line["masked_loss"] for line in read_metrics(run_dir, "validation")}
+    return {line["stage"]: line["masked_loss"] for line in of_kind(read_lines(run_dir), "validation")}
 
 
 def main() -> None:

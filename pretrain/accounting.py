@@ -1,7 +1,12 @@
-"""Parameters and arithmetic of a network with a width of its own in every layer."""
+"""Parameters and arithmetic of a network with a width of its own in every layer, and how fast a device could do it."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import torch
+
+from earlybert.kernels.packing import Packing
 from earlybert.pretrain.initial import parameter_shapes
 from earlybert.pretrain.model import EarlyBertConfig
 
@@ -42,6 +47,80 @@ def flops_per_sequence(
     feed_forward = sum(4 * hidden_size * neurons_l for neurons_l in neurons)
     head = 2 * hidden_size**2 + 2 * hidden_size * vocab_size
     return 3.0 * (length * (projections + scores + feed_forward) + predictions * head)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to compute in a batch of sequences with n real tokens each, of which the heads need m.
+
+    tokens: sum of n. pairs: sum of n * n, the scores of one head. needed: sum of m. needed_pairs: sum of m * n.
+    predictions: masked tokens.
+    """
+
+    tokens: int = 0
+    pairs: int = 0
+    needed: int = 0
+    needed_pairs: int = 0
+    predictions: int = 0
+
+    @staticmethod
+    def of(tokens: Packing, needed: Packing, predictions: int) -> "Work":
+        pairs = list(zip(tokens.lengths, needed.lengths, strict=True))
+        return Work(
+            sum(n for n, _ in pairs),
+            sum(n * n for n, _ in pairs),
+            sum(m for _, m in pairs),
+            sum(m * n for n, m in pairs),
+            predictions,
+        )
+
+    @staticmethod
+    def total(parts: Iterable["Work"]) -> "Work":
+        rows = [list(vars(part).values()) for part in parts]
+        return Work(*map(sum, zip(*rows, strict=True)))
+
+
+def training_flops(config: EarlyBertConfig, work: Work) -> float:
+    """Operations to train on a batch, from its real shapes: as `flops_per_sequence`, but nothing is spent on padding.
+
+    In the last layer all tokens have keys and values; queries and everything after them only the needed positions.
+    """
+    hidden, head_size = config.hidden_size, config.head_size
+    total = 0.0
+    for layer, (heads, neurons) in enumerate(zip(config.heads, config.neurons, strict=True)):
+        width = heads * head_size
+        last = layer == config.num_hidden_layers - 1
+        asking, scores = (work.needed, work.needed_pairs) if last else (work.tokens, work.pairs)
+        total += 4 * hidden * width * work.tokens  # key and value
+        total += (4 * hidden * width + 4 * hidden * neurons) * asking  # query, attention output, feed-forward
+        total += 4 * width * scores
+    head = 2 * hidden**2 + 2 * hidden * config.vocab_size
+    return 3.0 * (total + work.predictions * head)
+
+
+def dense_config(config: EarlyBertConfig) -> EarlyBertConfig:
+    """The same network with all its heads and neurons."""
+    return EarlyBertConfig.from_dict(config.to_dict() | {"kept_heads": None, "kept_neurons": None})
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the best of a few large matrix products here and now: what utilisation is a share of."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        synchronize(device)
+        began = time.perf_counter()
+        left @ right
+        synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def time_saved(search: float, train: float, base: float, ratio: float) -> float:

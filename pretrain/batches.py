@@ -6,22 +6,34 @@ they are masked depends on it alone; world size and micro-batch size only decide
 Shape suffixes: B sequences, S positions, N predicted positions.
 """
 
+import itertools
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from earlybert.data_prep.corpus import Corpus, Sample
-from earlybert.data_prep.masking import Masked, mask_sample, sample_order
+from earlybert.data_prep.masking import Masked, mask_sample
+from earlybert.data_prep.order import sample_order
+from earlybert.pretrain.accounting import Work
 from earlybert.pretrain.config import Recipe
+from earlybert.pretrain.model import PackedPlaces
 from earlybert.pretrain.plan import Stage
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, int64 throughout. `weight` is 0 for a stand-in that only keeps the ranks in step, else 1."""
+    """One micro-batch, int64 throughout. `weight` is 0 for a stand-in that only keeps the ranks in step, else 1.
+
+    With `places` the model computes the real tokens only.
+    """
 
     input_ids_BS: Tensor
     attention_mask_BS: Tensor
@@ -30,20 +42,32 @@ class Batch:
     masked_labels_N: Tensor
     next_sentence_labels_B: Tensor
     weight: float = 1.0
+    places: PackedPlaces | None = None
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }
+        moved["places"] = None if self.places is None else self.places.to(device)
         return Batch(**moved)
 
-    def model_inputs(self) -> dict[str, Tensor]:
+    def cumulative_lengths(self) -> Tensor:
+        """Where each sequence begins among the tokens that are no padding, and the last ends: int32 [B + 1]."""
+        return F.pad(self.attention_mask_BS.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+
+    def work(self) -> Work:
+        assert self.places is not None
+        return Work.of(self.places.tokens, self.places.needed, len(self.masked_labels_N))
+
+    def model_inputs(self) -> dict[str, Any]:
         return {
             "input_ids": self.input_ids_BS,
             "attention_mask": self.attention_mask_BS,
             "token_type_ids": self.token_type_ids_BS,
             "masked_positions": self.masked_positions_N,
+            "masked_labels": self.masked_labels_N,
+            "places": self.places,
         }
 
 
@@ -58,16 +82,19 @@ def collate(samples: list[Sample], masked: list[Masked], pad_token_id: int, weig
     position_1S = np.arange(length)[None]
     attended_BS = position_1S < token_count_B[:, None]
     second_BS = attended_BS & (position_1S >= first_length_B[:, None])
+    attention_mask_BS = torch.from_numpy(attended_BS.astype(np.int64))
+    masked_positions_N = torch.from_numpy(
+        np.concatenate([row * length + mask.positions for row, mask in enumerate(masked)]).astype(np.int64)
+    )
     return Batch(
         input_ids_BS=torch.from_numpy(input_ids_BS),
-        attention_mask_BS=torch.from_numpy(attended_BS.astype(np.int64)),
+        attention_mask_BS=attention_mask_BS,
         token_type_ids_BS=torch.from_numpy(second_BS.astype(np.int64)),
-        masked_positions_N=torch.from_numpy(
-            np.concatenate([row * length + mask.positions for row, mask in enumerate(masked)]).astype(np.int64)
-        ),
+        masked_positions_N=masked_positions_N,
         masked_labels_N=torch.from_numpy(np.concatenate([mask.labels for mask in masked]).astype(np.int64)),
         next_sentence_labels_B=torch.tensor([sample.next_sentence_label for sample in samples]),
         weight=weight,
+        places=PackedPlaces.of(attention_mask_BS, masked_positions_N),
     )
 
 
@@ -75,13 +102,14 @@ def collate(samples: list[Sample], masked: list[Masked], pad_token_id: int, weig
 class StepBatches:
     """What one rank computes in one optimizer step, and how much of it counts.
 
-    `tokens` are the real ones, padding left out.
+    `tokens` are the real ones, padding left out; `work` says how much there is to compute.
     """
 
     batches: list[Batch]
     predictions: int
     sequences: int
     tokens: int
+    work: Work
 
 
 class StepLoader:
@@ -89,6 +117,9 @@ class StepLoader:
 
     The epoch is `position // number of samples`; each epoch has its own order and, with dynamic masking, its own masks.
     For the validation split the order is the stored one and the masks never change.
+
+    With `packed`, positions, `global_batch` and `micro_batch` count rows of the corpus's packing, each of which holds
+    several samples; the samples of a row stay together and each is a sequence of the batch.
     """
 
     def __init__(
@@ -102,26 +133,42 @@ class StepLoader:
         micro_batch: int,
         rank: int,
         world_size: int,
+        whole_words: bool = False,
+        packed: bool = False,
     ) -> None:
         self.samples = corpus.samples(split, stage.length)
+        self.packing = corpus.packing(split, stage.length) if packed else None
+        self.continues_word = corpus.continues_word if whole_words else None
         self.special, self.vocab_size = corpus.special_tokens, corpus.vocab_size
         self.stage, self.recipe, self.training = stage, recipe, split == "train"
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.rank, self.world_size = rank, world_size
         self.accumulation = -(-global_batch // (micro_batch * world_size))
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
-    def _sample_index(self, position: int) -> tuple[int, int]:
-        """(epoch, index of the sample in the stored split) at a position."""
-        epoch, place = divmod(position, len(self.samples))
-        if not self.training:
-            return epoch, place
-        if self._order[0] != epoch:
-            self._order = (epoch, sample_order(len(self.samples), seed=self.recipe.seed, epoch=epoch))
-        return epoch, int(self._order[1][place])
+    def _places(self, positions: range) -> list[tuple[int, int]]:
+        """(epoch, index of the sample in the stored split) of every sample at some positions."""
+        count = len(self.samples if self.packing is None else self.packing)
+        places: list[tuple[int, int]] = []
+        for epoch in range(positions.start // count, (positions.stop - 1) // count + 1):
+            first, last = max(positions.start - epoch * count, 0), min(positions.stop - epoch * count, count)
+            indices = np.arange(first, last)
+            if self.training:
+                indices = sample_order(count, seed=self.recipe.seed, epoch=epoch, first=first, last=last)
+            rows = [indices] if self.packing is None else self.packing.rows(indices.tolist())
+            places += [(epoch, index) for row in rows for index in row.tolist()]
+        return places
 
-    def _batch(self, positions: list[int], weight: float = 1.0) -> Batch:
-        places = [self._sample_index(position) for position in positions]
+    def sample_indices(self, position: int, turn: int) -> list[int]:
+        """Which samples of the split this rank's micro-batch `turn` holds in the step that begins at `position`."""
+        return [index for _, index in self._places(self._positions(position, turn))]
+
+    def _positions(self, position: int, turn: int) -> range:
+        """Ranks take turns of one micro-batch each; empty where the global batch has run out."""
+        first = (turn * self.world_size + self.rank) * self.micro_batch
+        return range(position + first, position + min(first + self.micro_batch, self.global_batch))
+
+    def _batch(self, positions: range, weight: float = 1.0) -> Batch:
+        places = self._places(positions)
         samples = self.samples.rows([index for _, index in places])
         masked = [
             mask_sample(
@@ -133,25 +180,65 @@ class StepLoader:
                 index=index,
                 probability=self.recipe.mask_probability,
                 max_predictions=self.stage.max_predictions,
+                continues_word=self.continues_word,
             )
             for sample, (epoch, index) in zip(samples, places, strict=True)
         ]
         return collate(samples, masked, self.special.pad, weight)
 
     def load(self, position: int) -> StepBatches:
-        """The micro-batches of the step that begins at `position`; ranks take turns of one micro-batch each."""
+        """This rank's micro-batches of the step that begins at `position`."""
         batches = []
         for turn in range(self.accumulation):
-            first = (turn * self.world_size + self.rank) * self.micro_batch
-            count = min(self.micro_batch, self.global_batch - first)
-            if count > 0:
-                batches.append(self._batch(list(range(position + first, position + first + count))))
-            else:
-                batches.append(self._batch([position], weight=0.0))
+            positions = self._positions(position, turn)
+            batches.append(self._batch(positions or range(position, position + 1), weight=float(bool(positions))))
         real = [batch for batch in batches if batch.weight]
+        work = Work.total(batch.work() for batch in real)
         return StepBatches(
             batches=batches,
-            predictions=sum(len(batch.masked_labels_N) for batch in real),
+            predictions=work.predictions,
             sequences=sum(len(batch.input_ids_BS) for batch in real),
-            tokens=sum(int(batch.attention_mask_BS.sum()) for batch in real),
+            tokens=work.tokens,
+            work=work,
         )
+
+
+def prefetched_steps(loader: StepLoader, position: int, workers: int = 0) -> Iterator[tuple[StepBatches, float]]:
+    """Steps from `position` on without end, each prepared while those before it train; with the seconds waited.
+
+    Args:
+        loader: What to load.
+        position: Position of the first step.
+        workers: Processes that prepare steps; with 0 a thread does, which competes with the training for Python.
+    """
+    positions = itertools.count(position, loader.global_batch)
+    if workers == 0:
+        yield from _timed(_threaded(loader, positions))
+        return
+    steps = DataLoader(_Steps(loader), batch_size=None, sampler=positions, num_workers=workers)
+    yield from _timed(iter(steps))
+
+
+class _Steps(Dataset[StepBatches]):
+    """What a `DataLoader` asks for items: an item is the step at a position."""
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, position: int) -> StepBatches:
+        return self.loader.load(position)
+
+
+def _threaded(loader: StepLoader, positions: Iterator[int]) -> Iterator[StepBatches]:
+    with ThreadPoolExecutor(1) as executor:
+        upcoming = executor.submit(loader.load, next(positions))
+        while True:
+            step, upcoming = upcoming, executor.submit(loader.load, next(positions))
+            yield step.result()
+
+
+def _timed(steps: Iterator[StepBatches]) -> Iterator[tuple[StepBatches, float]]:
+    while True:
+        began = time.perf_counter()
+        step = next(steps)
+        yield step, time.perf_counter() - began

@@ -10,73 +10,38 @@ written under a temporary name and renamed when all ranks are done, so it is com
 same folder. Nothing in it is ever unpickled.
 """
 
-import importlib.metadata
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from earlybert.pretrain import distributed
-from earlybert.pretrain.engine import MOMENTS, StageEngine
+from earlybert.pretrain.engine import MOMENTS
 from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import content_hash, file_hash, read_json, write_json
+from earlybert.pretrain.files import content_hash, file_hash, read_json
 
-FORMAT = "earlybert-checkpoint/1"
+FAMILY, VERSION = "earlybert-checkpoint", 1
+FORMAT = f"{FAMILY}/{VERSION}"
 KINDS = ("master", *MOMENTS)
+STATE_FIELDS = (
+    "stage",
+    "stage_index",
+    "step",
+    "global_step",
+    "position",
+    "steps_before",
+    "finished",
+    "optimizer_step",
+    "loss_scale",
+    "ticket_sha256",
+    "corpus",
+    "optimizer",
+)
 
 
-def _shares(engine: StageEngine) -> dict[str, Tensor]:
-    """This rank's share: whole tensors, gathered one parameter at a time to the rank with the least bytes so far."""
-    share: dict[str, Tensor] = {}
-    load = [0] * distributed.world_size()
-    for partition in engine.layout:
-        moments = engine.optimizer.state[partition.flat]
-        for piece in partition.pieces:
-            owner = load.index(min(load))
-            load[owner] += piece.shape.numel()
-            stacked = partition.gather(piece, [partition.flat, *(moments[kind] for kind in MOMENTS)], destination=owner)
-            if stacked is not None:
-                share |= {f"{kind}/{piece.name}": full.cpu() for kind, full in zip(KINDS, stacked, strict=True)}
-    return share
-
-
-def save(folder: Path, engine: StageEngine, state: Mapping[str, Any], keep: int) -> None:
-    """Writes a checkpoint `folder/step-NNNNNNNN`; all ranks must call it. Older ones beyond `keep` are removed."""
-    final = folder / f"step-{state['global_step']:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    if distributed.rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    distributed.barrier()
-    share = _shares(engine)
-    name = f"rank-{distributed.rank():05d}.safetensors"
-    safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in share.items()}, temporary / name)
-    written = distributed.gather_objects((name, list(share), _entry(temporary / name)))
-    if distributed.rank() == 0:
-        versions = {package: importlib.metadata.version(package) for package in ("earlybert", "torch", "deepspeed")}
-        write_json(temporary / "state.json", {"format": FORMAT, **state, "versions": versions})
-        manifest = {
-            "format": FORMAT,
-            "files": {file: entry for file, _, entry in written} | {"state.json": _entry(temporary / "state.json")},
-            "tensors": {key: file for file, keys, _ in written for key in keys},
-        }
-        write_json(temporary / "manifest.json", manifest | {"sha256": content_hash(manifest)})
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        complete = list_checkpoints(folder)
-        # Newer ones are damaged: the run went back behind them.
-        newer = [path for path in complete if path.name > final.name]
-        for path in newer + [path for path in complete if path not in newer][:-keep]:
-            shutil.rmtree(path)
-    distributed.barrier()
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_hash(path)}
+class OtherVersionError(UserError):
+    """A checkpoint of another version of this program: not damaged, but not to be read or replaced by this one."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,7 +57,7 @@ class Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         key = f"{self._kind}/{name}"
-        with safetensors.safe_open(self._checkpoint.path / self._checkpoint.files[key], framework="pt") as file:
+        with self._checkpoint.open_shard(self._checkpoint.files[key]) as file:
             return file.get_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
@@ -111,12 +76,18 @@ class Checkpoint:
         self.manifest = read_json(path / "manifest.json")
         self.state: dict[str, Any] = read_json(path / "state.json")
         for name, content in (("manifest.json", self.manifest), ("state.json", self.state)):
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                found = content.get("format") if isinstance(content, dict) else content
-                raise UserError(f'{path / name}: "format" is {found!r}; this version reads {FORMAT!r}')
+            found = content.get("format") if isinstance(content, dict) else None
+            if found != FORMAT:
+                kind = OtherVersionError if str(found).startswith(f"{FAMILY}/") else UserError
+                raise kind(f'{path / name}: "format" is {found!r}; this version reads {FORMAT!r}')
         stated = self.manifest.pop("sha256", None)
         if stated != content_hash(self.manifest):
             raise UserError(f"{path / 'manifest.json'}: its sha256 does not fit its content; the file was changed")
+        for name in (*self.manifest["files"], *set(self.manifest["tensors"].values())):
+            if Path(name).name != name:
+                raise UserError(f"{path / 'manifest.json'}: names the file {name!r}, which is not in the checkpoint")
+        if missing := [name for name in STATE_FIELDS if name not in self.state]:
+            raise UserError(f"{path / 'state.json'}: has no {missing[0]!r}")
         self.files: dict[str, str] = self.manifest["tensors"]
 
     @property
@@ -126,6 +97,31 @@ class Checkpoint:
     @property
     def moments(self) -> dict[str, Mapping[str, Tensor]]:
         return {kind: Tensors(self, kind) for kind in MOMENTS}
+
+    def open_shard(self, name: str) -> Any:
+        """One of the safetensors files, mapped; raises UserError for anything else."""
+        try:
+            return safetensors.safe_open(self.path / name, framework="pt")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{self.path / name}: cannot be read as safetensors ({error})") from None
+
+    def require_parameters(self, expected: Mapping[str, Size]) -> None:
+        """Raises UserError unless the tensors are exactly those of a model with these parameters."""
+        wanted = {f"{kind}/{name}": shape for name, shape in expected.items() for kind in KINDS}
+        if missing := sorted(wanted.keys() ^ self.files.keys()):
+            where = (
+                "the model has it, the checkpoint does not" if missing[0] in wanted else "the model has no such tensor"
+            )
+            raise UserError(f"{self.path}: is a checkpoint of another model than the recipe's; {missing[0]}: {where}")
+        for file in sorted(set(self.files.values())):
+            with self.open_shard(file) as shard:
+                for key in (key for key, holder in self.files.items() if holder == file):
+                    found = tuple(shard.get_slice(key).get_shape())
+                    if found != tuple(wanted[key]):
+                        raise UserError(
+                            f"{self.path}: is a checkpoint of another model than the recipe's; {key} is {found}, "
+                            f"the model's is {tuple(wanted[key])}"
+                        )
 
     def verify(self) -> None:
         """Raises UserError naming the first file that is missing, of another size or changed."""
@@ -139,13 +135,18 @@ class Checkpoint:
                 raise UserError(f"{path}: its SHA-256 is not the manifest's; the file was changed")
 
 
-def newest_intact(folder: Path, warn: Any) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as written; `warn` hears of the damaged ones it passed over."""
+def newest_intact(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as written; `warn` hears of the damaged ones it passed over.
+
+    Raises OtherVersionError where a newer one was written by another version of this program.
+    """
     for path in reversed(list_checkpoints(folder)):
         try:
             checkpoint = Checkpoint(path)
             checkpoint.verify()
             return checkpoint
+        except OtherVersionError:
+            raise
         except UserError as error:
             warn(f"skipping a damaged checkpoint: {error}")
     return None

@@ -25,12 +25,13 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     factor = recipe.narrow.step_factor
     _require(0 < factor <= 1, "narrow.step_factor", factor, "above 0 and at most 1")
     _require(0 < recipe.mask_probability < 1, "mask_probability", recipe.mask_probability, "between 0 and 1")
-    for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+    for name in ("checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_updates"):
         _require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
     for name in ("every", "samples"):
         _require(
             getattr(recipe.validation, name) >= 1, f"validation.{name}", getattr(recipe.validation, name), "at least 1"
         )
+    _require(recipe.loader_workers >= 0, "loader_workers", recipe.loader_workers, "at least 0")
     optimizer = recipe.optimizer
     _require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),

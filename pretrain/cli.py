@@ -9,9 +9,13 @@ from earlybert.pretrain.errors import UserError
 # Imported when called, so that `earlybert --help` does not wait for torch.
 COMMANDS = {
     "prepare": ("earlybert.data_prep.prepare", "make sample shards from text"),
-    "plan": ("earlybert.pretrain.plan_command", "print the stages with steps, tokens, parameters and operations"),
+    "plan": (
+        "earlybert.pretrain.plan_command",
+        "print the stages and their cost; on a cluster also memory, time and disk",
+    ),
     "ticket": ("earlybert.pretrain.ticket_command", "show, compare or draw tickets, or make random ones"),
     "checkpoint": ("earlybert.pretrain.checkpoint_command", "list or verify the checkpoints of a run"),
+    "report": ("earlybert.pretrain.report", "write report and pictures of one run, or of several side by side"),
     "export": ("earlybert.pretrain.export", "write a run's network for Hugging Face transformers"),
 }
 
@@ -28,7 +32,11 @@ def main() -> None:
     try:
         if arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}; it must be one of {', '.join(COMMANDS)}")
-        importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+        module = COMMANDS[arguments[0]][0]
+        if module.startswith("earlybert.pretrain"):
+            # Before DeepSpeed: it says which accelerator there is.
+            importlib.import_module("earlybert.pretrain.distributed")
+        importlib.import_module(module).main(arguments[1:])
     except (UserError, CorpusError, OSError) as error:
         print(f"earlybert: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,6 +25,9 @@ LAYOUT_FIELDS = (
     "deepspeed",
     "precision",
     "matmul_precision",
+    "deterministic",
+    "loader_workers",
+    "max_skipped_updates",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
@@ -156,6 +159,8 @@ class Recipe:
         seed: everything random derives from it.
         precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
         matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
+        deterministic: only algorithms that give the same bits every time; slower on GPUs.
+        max_skipped_updates: fp16 updates skipped in a row, for gradients that overflow, before the run stops.
         data: prepared corpus (`earlybert prepare`); without one the corpus section is prepared first.
         ticket: start from this ticket file instead of searching.
         deepspeed: DeepSpeed configuration file; default ds_configs/lamb.json.
@@ -169,6 +174,8 @@ class Recipe:
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
         masking: dynamic masks differ every epoch, static ones stay.
         mask_probability: share of the tokens to predict.
+        whole_words: mask all pieces of a word together.
+        loader_workers: processes that prepare steps ahead on every rank; with 0 a thread does.
         validation: how often, on how much.
         checkpoint_every: optimizer steps between checkpoints; each stage also ends with one.
         keep_checkpoints: newest checkpoints that are kept.
@@ -184,6 +191,8 @@ class Recipe:
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    deterministic: bool = False
+    max_skipped_updates: int = 20
     data: str | None = None
     ticket: str | None = None
     deepspeed: str | None = None
@@ -196,6 +205,8 @@ class Recipe:
     schedule: Literal["poly", "poly_continuous"] = "poly"
     masking: Literal["dynamic", "static"] = "dynamic"
     mask_probability: float = 0.15
+    whole_words: bool = False
+    loader_workers: int = 0
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint_every: int = 200
     keep_checkpoints: int = 3

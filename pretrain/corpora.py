@@ -38,6 +38,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
 
 def _identity(config: CorpusConfig) -> str:
     """Changes with the recipe's corpus section and, for local files, with the files."""
-    files = sorted({path for pattern in config.files for path in glob.glob(pattern)})
+    patterns = [pattern for source in config.sources for pattern in source.files]
+    files = sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
     states = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
     return content_hash([dataclasses.asdict(config), states])

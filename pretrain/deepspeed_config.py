@@ -11,6 +11,8 @@ from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import read_json
 
 OPTIMIZERS = ("Lamb", "AdamW")
+OPTIMIZER_NUMBERS = ("lr", "betas", "eps", "weight_decay")
+LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -171,13 +173,7 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
         for name in value:
             if name not in inside:
                 raise _unknown(path, name, inside, f"{key}.")
-    parameters = content.get("optimizer", {}).get("params", {})
-    if not isinstance(parameters, dict):
-        raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
-    for name in parameters:
-        if name not in (allowed := {"lr", "betas", "eps", "weight_decay"}):
-            raise _unknown(path, name, allowed, "optimizer.params.")
-        _check_number(path, f"optimizer.params.{name}", parameters[name], pair=name == "betas")
+    _check_optimizer(content.get("optimizer", {}), path)
     _check_number(path, "gradient_clipping", content.get("gradient_clipping", "auto"))
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
@@ -192,12 +188,34 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
     _check_batches(content, path)
 
 
+def _check_optimizer(section: dict[str, Any], path: Path) -> None:
+    parameters = section.get("params", {})
+    if not isinstance(parameters, dict):
+        raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
+    lamb_only = () if section.get("type") == "AdamW" else (*LAMB_SWITCHES, "max_trust_ratio")
+    for name, value in parameters.items():
+        if name not in (allowed := {*OPTIMIZER_NUMBERS, *lamb_only}):
+            raise _unknown(path, name, allowed, "optimizer.params.")
+        key = f"optimizer.params.{name}"
+        if name in LAMB_SWITCHES:
+            if not isinstance(value, bool) and value != "auto":
+                raise UserError(f'{path}: {key} is {value!r}; it must be true, false or "auto"')
+        elif name == "max_trust_ratio":
+            if value not in (None, "auto") and not (_is_number(value) and value > 0):
+                raise UserError(f'{path}: {key} is {value!r}; it must be a number above 0, null or "auto"')
+        else:
+            _check_number(path, key, value, pair=name == "betas")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
 def _check_number(path: Path, name: str, value: Any, *, pair: bool = False) -> None:
     """Refuses what is neither "auto" nor a number (with `pair`: two of them), none below 0."""
     numbers = value if pair and isinstance(value, list) and len(value) == 2 else None if pair else [value]
-    if value == "auto" or (
-        numbers is not None and all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 for x in numbers)
-    ):
+    if value == "auto" or (numbers is not None and all(map(_is_number, numbers))):
         return
     expected = "two numbers" if pair else "a number, at least 0,"
     raise UserError(f'{path}: {name} is {value!r}; it must be {expected} or "auto"')

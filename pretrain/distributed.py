@@ -3,10 +3,16 @@
 import logging
 import os
 import socket
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+
+from earlybert.pretrain.errors import UserError
+
+Result = TypeVar("Result")
 
 # DeepSpeed looks for its accelerator when it is imported, and remarks upon finding none.
 if not torch.cuda.is_available():
@@ -21,6 +27,12 @@ def rank() -> int:
 def world_size() -> int:
     """Number of ranks, likewise."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def warn_once() -> None:
+    """Every warning meant for users is shown once, by rank 0; all ranks would say the same at every stage."""
+    for category in (UserWarning, FutureWarning, RuntimeWarning):
+        warnings.simplefilter("once" if rank() == 0 else "ignore", category)
 
 
 def _free_port() -> int:
@@ -78,6 +90,30 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def on_rank_0(function: Callable[[], Result]) -> Result:
+    """What the function returns on rank 0, on every rank; where it fails for the user to put right, all ranks fail so.
+
+    Without this the others would wait for an answer that never comes.
+    """
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = function()
+        except (UserError, OSError) as caught:
+            error = str(caught)
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise UserError(error)
+    return result
+
+
+def on_any_rank(*flags: bool) -> list[bool]:
+    """For each flag whether it is set on at least one rank; one all-reduce."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    counts = sum_over_ranks(torch.tensor([int(flag) for flag in flags], device=device))
+    return [count > 0 for count in counts.tolist()]
 
 
 def barrier() -> None:

@@ -1,6 +1,8 @@
 """A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
 
-import platform
+import ctypes
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +24,20 @@ from earlybert.pretrain.config import OptimizerConfig, Recipe
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.distributed import world_size
 from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.hardware import peak_flops
 from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.plan import Stage
 from earlybert.pretrain.surgery import Weights
+from earlybert.pretrain.timing import StepTimes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of true fp32 products of this size; bf16 is at 2e-3.
+LARGEST_FP32_ERROR = 1e-5
+# Options of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# State of DeepSpeed's dynamic loss scaler; a static one has only the first.
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,39 @@ def _device_precision(wanted: str, device: torch.device) -> str:
 
 
 def set_matmul_precision(wanted: str, device: torch.device) -> None:
-    """ "auto" takes oneDNN's fp32 kernels, twice as fast, on CPUs where "medium" does not mean bf16 tiles."""
-    if wanted == "auto":
-        true_fp32 = platform.machine() == "x86_64" and not torch.cpu._is_amx_tile_supported()
-        wanted = "medium" if device.type == "cpu" and true_fp32 else "highest"
-    torch.set_float32_matmul_precision(wanted)
+    """ "auto" takes oneDNN's fp32 kernels, about twice as fast, on CPUs where they are found to compute true fp32."""
+    torch.set_float32_matmul_precision("medium" if wanted == "auto" else wanted)
+    if wanted == "auto" and (device.type != "cpu" or matmul_error() > LARGEST_FP32_ERROR):
+        torch.set_float32_matmul_precision("highest")
+
+
+def matmul_error() -> float:
+    """Largest error of an fp32 matrix product on the CPU, relative to the largest element; "medium" may mean bf16."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    return float((left @ right - exact).abs().max() / exact.abs().max())
+
+
+def keep_freed_memory() -> None:
+    """Has the C library give freed memory out again, not back to the system; no effect where it is not glibc.
+
+    Every tensor of more than 32 MB would otherwise be made of pages that the system first fills with zeros, which takes
+    longer than most operations on it.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    set_option(M_MMAP_THRESHOLD, 1 << 30)
+    set_option(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def set_deterministic() -> None:
+    """Only algorithms that give the same bits every time. To be called before anything is computed on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def has_decay(name: str) -> bool:
@@ -112,6 +151,8 @@ class StageEngine:
         device: torch.device,
     ) -> None:
         self.precision = resolve_precision(recipe, file, device)
+        self.peak_flops = peak_flops(device, self.precision)
+        self.times = StepTimes(device)
         self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
         model = _materialised(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
@@ -123,7 +164,9 @@ class StageEngine:
         else:
             self.layout = partition_layout(self.engine)
             start_state(self.engine, self.layout)
-        self._unwrapped_norm = float("nan")
+        self._unwrapped_norm: float | None = None
+        self.device, self.dtype = device, DTYPES[self.precision]
+        # Of the last step: what was not forward or backward. Under ZeRO that includes the optimizer's communication.
         self._load(state)
 
     def _load(self, state: TrainingState) -> None:
@@ -137,8 +180,11 @@ class StageEngine:
                     partition.scatter(piece, source[piece.name], flat)
         set_step_count(self.optimizer, state.optimizer_step)
         if self.precision == "fp16":
-            for name, value in state.loss_scale.items():
-                setattr(self.engine.optimizer.loss_scaler, name, value)
+            scaler = self.engine.optimizer.loss_scaler
+            # How long to put up with overflows is the training loop's decision.
+            scaler.raise_error_at_min_scale = False
+            for name in (name for name in LOSS_SCALE if name in state.loss_scale):
+                setattr(scaler, name, state.loss_scale[name])
         refresh_model_weights(self.engine)
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -146,18 +192,29 @@ class StageEngine:
             group["lr"] = learning_rate
 
     def backward_and_step(self, loss: Tensor) -> None:
-        """Adds one micro-batch's gradient; the optimizer steps on the last one of the step."""
+        """Adds one micro-batch's gradient; the optimizer steps on the last one of the step, unless it is not finite."""
         self.engine.backward(loss)
         if self.engine.optimizer is self.optimizer and self.engine.is_gradient_accumulation_boundary():
-            # Without a wrapper (ZeRO-0 in fp32) DeepSpeed clips but reports no norm.
+            # Without a wrapper (ZeRO-0 in fp32) DeepSpeed clips but reports no norm, and would step on anything.
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             self._unwrapped_norm = float(torch.nn.utils.get_total_norm(gradients))
-        self.engine.step()
+            if not math.isfinite(self._unwrapped_norm):
+                return
+        with self.times.computing("optimizer"):
+            self.engine.step()
 
     def gradient_norm(self) -> float:
-        """Global norm of the last step's gradient before clipping."""
-        norm = self.engine.get_global_grad_norm()
-        return self._unwrapped_norm if norm is None else float(norm)
+        """Global norm of the last step's gradient before clipping; infinite or NaN when it was not finite."""
+        norm = self.engine.get_global_grad_norm() if self._unwrapped_norm is None else self._unwrapped_norm
+        return float("nan") if norm is None else float(norm)
+
+    def updated(self) -> bool:
+        """Whether the last step changed the weights; it does not when the gradient was not finite."""
+        return math.isfinite(self.gradient_norm()) and self.engine.was_step_applied()
+
+    def trust_ratios(self) -> dict[str, float]:
+        """LAMB's trust ratios of the last step by parameter name; empty for other optimizers."""
+        return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
 
     def gather(self, suffix: str) -> dict[str, Tensor]:
         """fp32 masters of all parameters whose name ends so, whole, on every rank; all ranks must call it."""
@@ -175,8 +232,11 @@ class StageEngine:
         if self.precision != "fp16":
             return {}
         scaler = self.engine.optimizer.loss_scaler
-        names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-        return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}
+        return {name: getattr(scaler, name) for name in LOSS_SCALE if hasattr(scaler, name)}
+
+    def loss_scale(self) -> float:
+        """What fp16's loss is multiplied with at present; 1 in other precisions."""
+        return float(self.loss_scale_state().get("cur_scale", 1.0))
 
     def optimizer_step(self) -> int:
         """Updates since the optimizer last started afresh."""

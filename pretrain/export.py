@@ -1,6 +1,7 @@
 """Export of a run's network, narrow as it is or zero-padded into a plain BERT."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,16 +12,48 @@ from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.bert_format import to_bert
 from earlybert.pretrain.checkpoint import newest_intact
-from earlybert.pretrain.config import load_recipe, run_config_path
+from earlybert.pretrain.compatibility import require_run_checkpoint
+from earlybert.pretrain.config import Recipe, load_recipe, run_config_path
 from earlybert.pretrain.corpora import corpus_directory
 from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.model import EarlyBertForPreTraining
-from earlybert.pretrain.plan import build_stages, model_config
-from earlybert.pretrain.surgery import bake_coefficients, narrow_config, widen_weights
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.plan import Stage, build_stages, model_config
+from earlybert.pretrain.surgery import Weights, bake_coefficients, narrow_config, widen_weights
 from earlybert.pretrain.telemetry import say
 from earlybert.pretrain.ticket import Ticket
 
 Form = Literal["earlybert", "bert"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run's newest checkpoint holds. Coefficients of an unfinished search are multiplied into the weights."""
+
+    recipe: Recipe
+    corpus: Corpus
+    stage: Stage
+    full: EarlyBertConfig
+    ticket: Ticket | None
+    weights: Weights
+
+    def network(self) -> EarlyBertForPreTraining:
+        """The network as narrow as it is."""
+        model = EarlyBertForPreTraining(narrow_config(self.full, self.ticket) if self.ticket else self.full)
+        model.load_state_dict(self.weights)
+        return model
+
+
+def newest(run_dir: Path) -> Trained | None:
+    """The newest intact checkpoint of a run; None where there is none yet."""
+    recipe = load_recipe(run_config_path(run_dir), [])
+    checkpoint = newest_intact(run_dir / "checkpoints", say)
+    if checkpoint is None:
+        return None
+    corpus, stages = Corpus.open(corpus_directory(recipe)), build_stages(recipe)
+    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
+    ticket = require_run_checkpoint(checkpoint, run_dir, stages, corpus, full)
+    weights, _ = bake_coefficients(checkpoint.weights, {})
+    return Trained(recipe, corpus, stages[checkpoint.state["stage_index"]], full, ticket, weights)
 
 
 def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
@@ -29,26 +62,19 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     "earlybert" is the narrow network (needs this package to load), "bert" the full shape with zeros where a unit was
     cut (needs transformers only: `BertForPreTraining`, or `BertForMaskedLM` without next-sentence prediction).
     """
-    recipe = load_recipe(run_config_path(run_dir), [])
-    checkpoint = newest_intact(run_dir / "checkpoints", say)
-    if checkpoint is None:
+    trained = newest(run_dir)
+    if trained is None:
         raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
-    corpus = Corpus.open(corpus_directory(recipe))
-    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
-    stage = build_stages(recipe)[checkpoint.state["stage_index"]]
-    ticket = Ticket.load(run_dir / "ticket.json") if stage.narrow else None
-    # Coefficients of an unfinished search are multiplied into the weights: no export carries them.
-    weights, _ = bake_coefficients(checkpoint.weights, {})
+    full, ticket, weights = trained.full, trained.ticket, trained.weights
     if form == "bert":
         model: PreTrainedModel = to_bert(full, widen_weights(full, weights, ticket) if ticket else weights)
     else:
-        model = EarlyBertForPreTraining(narrow_config(full, ticket) if ticket else full)
-        model.load_state_dict(weights)
+        model = trained.network()
     temporary = out.with_name(f".{out.name}.tmp")
     disable_progress_bar()  # a bar for one file of one shard
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    corpus.tokenizer.save_pretrained(temporary)
+    trained.corpus.tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
 

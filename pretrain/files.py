@@ -25,6 +25,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as manifests state them."""
+    return {"size": path.stat().st_size, "sha256": file_hash(path)}
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes to a temporary name in the same folder, flushes to disk, renames."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,30 @@
 """Training one stage: steps, validation, recordings of the coefficients, checkpoints."""
 
-import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from earlybert.data_prep.corpus import Corpus
-from earlybert.pretrain import checkpoint, distributed
-from earlybert.pretrain.batches import StepBatches, StepLoader
+from earlybert.pretrain import distributed, sanity
+from earlybert.pretrain.accounting import Work, dense_config, training_flops
+from earlybert.pretrain.batches import StepBatches, StepLoader, prefetched_steps
+from earlybert.pretrain.checkpoint_writer import CheckpointWriter
 from earlybert.pretrain.config import Recipe
+from earlybert.pretrain.diagnosis import TensorWatch
 from earlybert.pretrain.engine import StageEngine
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.initial import derived_seed
+from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.objective import penalty, score, step_share
 from earlybert.pretrain.plan import Stage
-from earlybert.pretrain.search import MaskHistory, Snapshot, save_snapshot
-from earlybert.pretrain.telemetry import StageProgress, Telemetry
+from earlybert.pretrain.search import MaskHistory, Snapshot
+from earlybert.pretrain.stopping import StopRequest
+from earlybert.pretrain.telemetry import StageProgress, Telemetry, say
 
 
 @dataclass
@@ -46,12 +50,19 @@ class StageRun:
     recipe: Recipe
     stage: Stage
     place: Place
+    config: EarlyBertConfig
     engine: StageEngine
     corpus: Corpus
     telemetry: Telemetry
+    checkpoints: CheckpointWriter
+    stop: StopRequest
     device: torch.device
     ticket_sha256: str | None
     optimizer: dict[str, Any]
+
+    @cached_property
+    def dense_config(self) -> EarlyBertConfig:
+        return dense_config(self.config)
 
     def loader(self, split: str) -> StepLoader:
         global_batch, micro_batch = self.stage.global_batch, self.engine.micro_batch
@@ -66,66 +77,130 @@ class StageRun:
             micro_batch=micro_batch,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            whole_words=self.recipe.whole_words,
         )
 
 
-def train_stage(run: StageRun) -> None:
-    """Trains from `run.place` to the end of the stage, and leaves a checkpoint that says it is finished."""
+def train_stage(run: StageRun) -> bool:
+    """Trains from `run.place` to the end of the stage, and leaves a checkpoint that says it is finished.
+
+    Returns False when the run was asked to stop before: the checkpoint then says where it is.
+    """
     recipe, stage, place = run.recipe, run.stage, run.place
-    validation_batches = run.loader("validation").load(0)
-    history = MaskHistory(run.run_dir / "search", recipe.draw, recipe.search, place.step) if stage.searching else None
+    sanity.check_state(run.engine, run.config)
+    # A search that starts afresh records afresh, whatever an interrupted one left.
+    recorded = place.step or -1
+    history = MaskHistory(run.run_dir / "search", recipe.draw, recipe.search, recorded) if stage.searching else None
     if history is not None and not history.steps:
         record(run, history)
-    progress = StageProgress(stage.name, stage.steps, place.step, enabled=run.telemetry.enabled)
-    for batches, data_seconds in _prefetched(run.loader("train"), place.position, stage.global_batch):
-        metrics = train_step(run, batches)
+    with StageProgress(stage.name, stage.steps, place.step, enabled=run.telemetry.enabled) as progress:
+        train_steps(run, history, progress)
+    return place.finished
+
+
+def train_steps(run: StageRun, history: MaskHistory | None, progress: StageProgress) -> None:
+    """Steps until the stage is finished or the run is asked to stop; either way a checkpoint says where it is."""
+    recipe, stage, place, times = run.recipe, run.stage, run.place, run.engine.times
+    validation_batches = run.loader("validation").load(0)
+    skipped = 0
+    for batches, data_seconds in prefetched_steps(run.loader("train"), place.position, recipe.loader_workers):
+        if at_step_border(run):
+            require_checkpoint(run)
+            break
+        times.waited("data", data_seconds)
+        with times.step(place.step):
+            metrics = train_step(run, batches)
+        skipped = skipped + 1 if not run.engine.updated() else 0
+        require_healthy(run, batches, metrics, skipped)
         place.position += stage.global_batch
-        if not run.engine.engine.was_step_applied():
+        if skipped:
             continue  # fp16 overflow: the update is skipped and does not count
         place.step += 1
         settled = history is not None and place.step % recipe.search.snapshot_every == 0 and record(run, history)
         place.finished = settled or place.step == stage.steps
         if place.step % recipe.log_every == 0 or place.finished:
             run.telemetry.scalars("train", place.global_step, metrics | {"data_seconds": data_seconds})
+            run.telemetry.board_scalars("trust_ratio", place.global_step, run.engine.trust_ratios())
+            if (means := times.taken()) is not None:
+                run.telemetry.scalars("time", place.global_step, {"stage": stage.name, "step": place.step, **means})
         note = f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         progress.update(place.step, note)
         if place.step % recipe.validation.every == 0 or place.finished:
-            run.telemetry.scalars("validation", place.global_step, validate(run, validation_batches))
-        if place.finished and history is not None and history.steps[-1] != place.step:
-            record(run, history)
-        if place.step % recipe.checkpoint_every == 0 or place.finished:
-            save_checkpoint(run)
+            with times.waiting("validation"):
+                found = validate(run, validation_batches)
+            run.telemetry.scalars("validation", place.global_step, found)
+        if place.finished and history is not None:
+            finish_recording(run, history)
         if place.finished:
+            require_checkpoint(run)
             break
-    progress.close()
+        if place.step % recipe.checkpoint_every == 0:
+            with times.waiting("checkpoint"):
+                save_checkpoint(run)
 
 
-def _prefetched(loader: StepLoader, position: int, stride: int) -> Iterator[tuple[StepBatches, float]]:
-    """Steps from `position` on without end, each prepared while the one before trains; with the seconds waited."""
-    with ThreadPoolExecutor(1) as executor:
-        upcoming = executor.submit(loader.load, position)
-        while True:
-            began = time.perf_counter()
-            batches = upcoming.result()
-            position += stride
-            upcoming = executor.submit(loader.load, position)
-            yield batches, time.perf_counter() - began
+def at_step_border(run: StageRun) -> bool:
+    """What the ranks settle between two steps, by one all-reduce. Returns whether any of them was asked to stop."""
+    stop, writing = distributed.on_any_rank(run.stop.signal is not None, run.checkpoints.busy)
+    if run.checkpoints.in_flight and not writing:
+        with run.engine.times.waiting("checkpoint"):
+            settle_checkpoint(run)
+    return stop
 
 
 def train_step(run: StageRun, batches: StepBatches) -> dict[str, Any]:
-    """One optimizer step over the global batch; returns what is logged of it, the same on every rank."""
+    """One optimizer step over the global batch; returns what is logged of it.
+
+    Utilisation is the share of the ranks' peak that the work on real tokens makes use of; the dense-equivalent one
+    counts what the full network would have had to do for the same batch.
+    """
     began = time.perf_counter()
+    predictions, sequences, work = global_counts(run, batches)
+    learning_rate = run.stage.learning_rate_at(run.place.step, run.recipe.schedule)
+    run.engine.set_learning_rate(learning_rate)
+    sums, l1 = forward_and_backward(run, batches, predictions, sequences)
+    metrics = _metrics(distributed.sum_over_ranks(sums).tolist(), predictions, sequences)
+    seconds = time.perf_counter() - began
+    peak = run.engine.peak_flops * distributed.world_size()
+    return {
+        "stage": run.stage.name,
+        "step": run.place.step + 1,
+        **metrics,
+        "l1": l1,
+        "learning_rate": learning_rate,
+        "gradient_norm": run.engine.gradient_norm(),
+        "loss_scale": run.engine.loss_scale(),
+        "tokens_per_second": work.tokens / seconds,
+        "utilisation": training_flops(run.config, work) / seconds / peak,
+        "dense_equivalent_utilisation": training_flops(run.dense_config, work) / seconds / peak,
+        "seconds": seconds,
+    }
+
+
+def global_counts(run: StageRun, batches: StepBatches) -> tuple[int, int, Work]:
+    """Predictions, sequences and work of the step over all ranks."""
+    counts = torch.tensor([batches.sequences, *vars(batches.work).values()], device=run.device)
+    sequences, *work = distributed.sum_over_ranks(counts).tolist()
+    total = Work(*work)
+    return total.predictions, sequences, total
+
+
+def forward_and_backward(
+    run: StageRun, batches: StepBatches, predictions: int, sequences: int, watch: TensorWatch | None = None
+) -> tuple[Tensor, float]:
+    """All micro-batches of a step, and the update; the counts are those of the global batch.
+
+    Returns this rank's sums of the scores (`Scores.detached`), and the L1 term.
+    """
     stage, recipe, engine = run.stage, run.recipe, run.engine
-    counts = torch.tensor([batches.predictions, batches.sequences, batches.tokens], device=run.device)
-    predictions, sequences, tokens = distributed.sum_over_ranks(counts).tolist()
-    learning_rate = stage.learning_rate_at(run.place.step, recipe.schedule)
-    engine.set_learning_rate(learning_rate)
     # DeepSpeed averages over micro-batches and ranks, where sums over the global batch are wanted.
     shares = len(batches.batches) * distributed.world_size()
     sums = torch.zeros(4, dtype=torch.float64, device=run.device)
     l1 = 0.0
     engine.engine.train()
     for turn, batch in enumerate(batches.batches):
+        if watch is not None:
+            watch.micro_batch = turn
         batch = batch.to(run.device)
         torch.manual_seed(
             derived_seed(recipe.seed, "dropout", stage.name, run.place.position, distributed.rank(), turn)
@@ -140,21 +215,7 @@ def train_step(run: StageRun, batches: StepBatches) -> dict[str, Any]:
             l1 = float(l1_term.detach())
         engine.backward_and_step(loss)
         sums += scores.detached()
-    metrics = _metrics(distributed.sum_over_ranks(sums).tolist(), predictions, sequences)
-    gradient_norm = engine.gradient_norm()
-    _require_finite("loss", metrics["loss"], run)
-    _require_finite("gradient norm", gradient_norm, run)
-    seconds = time.perf_counter() - began
-    return {
-        "stage": stage.name,
-        "step": run.place.step + 1,
-        **metrics,
-        "l1": l1,
-        "learning_rate": learning_rate,
-        "gradient_norm": gradient_norm,
-        "tokens_per_second": tokens / seconds,
-        "seconds": seconds,
-    }
+    return sums, l1
 
 
 def _metrics(sums: list[float], predictions: int, sequences: int) -> dict[str, float]:
@@ -168,14 +229,31 @@ def _metrics(sums: list[float], predictions: int, sequences: int) -> dict[str, f
     }
 
 
-def _require_finite(name: str, value: float, run: StageRun) -> None:
-    # Under fp16 the loss scale is looking for its level; an overflow skips the update instead.
-    if math.isfinite(value) or run.engine.precision == "fp16":
+def require_healthy(run: StageRun, batches: StepBatches, metrics: dict[str, Any], skipped: int) -> None:
+    """Raises UserError when the step's loss or gradient is not finite, or the loss exploded.
+
+    Under fp16 the loss scale looks for its level by overflowing now and then: only `max_skipped_updates` in a row are
+    too many. An update that is not finite is never made, so the step can be computed again, watching every tensor.
+    """
+    found = sanity.symptom(metrics, run.config)
+    if found is None or (run.engine.precision == "fp16" and 0 < skipped < run.recipe.max_skipped_updates):
         return
-    phase = "phase2" if run.stage.name == "phase2" else "phase1"
+    if run.checkpoints.in_flight:
+        settle_checkpoint(run)
+    with TensorWatch(run.engine.engine.module) as watch:
+        predictions, sequences, _ = global_counts(run, batches)
+        forward_and_backward(run, batches, predictions, sequences, watch)
+    finding = watch.finding
+    assert finding is not None
+    samples = run.loader("train").sample_indices(run.place.position, finding.micro_batch)
+    findings = distributed.gather_objects((finding, samples))
+    rank, (finding, samples) = min(enumerate(findings), key=lambda each: (each[1][0].finite, -each[1][0].largest))
+    after = f" after {skipped} skipped updates in a row" if run.engine.precision == "fp16" else ""
+    indices = ", ".join(map(str, samples))
     raise UserError(
-        f"the {name} became {value} at step {run.place.step + 1} of {run.stage.name}, samples from position "
-        f"{run.place.position} on; {phase}.learning_rate {run.stage.learning_rate:g} may be too high"
+        f"{found}{after} at step {metrics['step']} of {run.stage.name}; {finding}, in micro-batch "
+        f"{finding.micro_batch} of rank {rank}, samples {indices}; {run.stage.phase}.learning_rate "
+        f"{run.stage.learning_rate:g} may be too high"
     )
 
 
@@ -198,19 +276,32 @@ def record(run: StageRun, history: MaskHistory) -> bool:
     snapshot = Snapshot.from_masters(run.place.step, run.engine.gather("coefficients"))
     history.add(snapshot)
     if distributed.rank() == 0:
-        save_snapshot(history.folder, snapshot)
-        history.save()
+        try:
+            history.save()
+        except OSError as error:
+            say(f"a recording of the coefficients could not be written ({error}); it is tried again with the next one")
     step = run.place.global_step
     for kind, values in (("heads", snapshot.heads_LU), ("neurons", snapshot.neurons_LU)):
         run.telemetry.histogram(f"coefficients/{kind}", torch.from_numpy(values), step)
     if len(history.steps) > 1:
+        run.telemetry.mask_distances(history.steps, history.matrices(), step)
         distances = {kind: found[-1] for kind, found in history.newest_distances().items()}
         run.telemetry.scalars("mask_distance", step, {"stage": run.stage.name, "step": run.place.step, **distances})
     return history.settled()
 
 
+def finish_recording(run: StageRun, history: MaskHistory) -> None:
+    """Makes sure that what the ticket is drawn from is on disk, before a checkpoint says that the search is over."""
+    if history.steps[-1] != run.place.step:
+        record(run, history)
+    distributed.on_rank_0(history.save)
+
+
 def save_checkpoint(run: StageRun) -> None:
-    """Writes the canonical checkpoint of where the run is. All ranks must call it."""
+    """Begins to write the canonical checkpoint of where the run is. All ranks must call it."""
+    if run.checkpoints.in_flight:
+        settle_checkpoint(run)
+    sanity.check_state(run.engine, run.config)
     place = run.place
     state = {
         "stage": run.stage.name,
@@ -226,4 +317,25 @@ def save_checkpoint(run: StageRun) -> None:
         "corpus": run.corpus.fingerprint,
         "optimizer": run.optimizer,
     }
-    checkpoint.save(run.run_dir / "checkpoints", run.engine, state, run.recipe.keep_checkpoints)
+    run.checkpoints.begin(run.engine, state)
+
+
+def settle_checkpoint(run: StageRun) -> None:
+    """Completes the checkpoint in flight, or says once that there is none and goes on."""
+    failure = run.checkpoints.settle()
+    if failure is not None and distributed.rank() == 0:
+        say(f"a checkpoint could not be written ({failure}); training goes on, the next one is due as ever")
+
+
+def require_checkpoint(run: StageRun) -> None:
+    """Sees to a complete checkpoint of where the run is, without which it cannot go on; raises UserError."""
+    if run.checkpoints.in_flight:
+        settle_checkpoint(run)
+    if run.checkpoints.newest_step == run.place.global_step and not run.place.finished:
+        return
+    save_checkpoint(run)
+    if (failure := run.checkpoints.settle()) is not None:
+        raise UserError(
+            f"{run.checkpoints.folder}: the checkpoint at step {run.place.step} of {run.stage.name} could not be "
+            f"written ({failure}); make room, then start the run again: it goes on from the last complete one"
+        )

@@ -1,6 +1,6 @@
 """The loss: masked-token and next-sentence cross-entropy over the global batch, and the L1 term of the search.
 
-Shape suffixes: B sequences, N predicted positions, V vocabulary rows.
+Shape suffixes: B sequences.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,8 @@ class Scores:
 
 def score(output: EarlyBertOutput, batch: Batch) -> Scores:
     """Sums of the losses of a micro-batch; a stand-in batch counts nothing."""
-    assert output.prediction_logits is not None
-    logits_NV = output.prediction_logits.float()
-    masked_loss = F.cross_entropy(logits_NV, batch.masked_labels_N, reduction="sum") * batch.weight
-    masked_correct = (logits_NV.argmax(-1) == batch.masked_labels_N).sum() * batch.weight
+    assert output.masked_loss is not None and output.masked_correct is not None
+    masked_loss, masked_correct = output.masked_loss * batch.weight, output.masked_correct * batch.weight
     zero = masked_loss.new_zeros(())
     if output.seq_relationship_logits is None:
         return Scores(masked_loss, masked_correct, zero, zero)

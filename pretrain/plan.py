@@ -39,6 +39,11 @@ class Stage:
     def searching(self) -> bool:
         return self.name == "search"
 
+    @property
+    def phase(self) -> str:
+        """The recipe's section that its numbers come from."""
+        return "phase2" if self.name == "phase2" else "phase1"
+
     def learning_rate_at(self, step: int, schedule: str) -> float:
         """Learning rate of step 0, 1, ...: PolyWarmUp with degree 0.5, as NVIDIA's BERT has it, or continuous."""
         progress = (step + 1) / self.schedule_steps

@@ -9,25 +9,40 @@ from rich.table import Table
 from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.checks import check_recipe
+from earlybert.pretrain.cluster import parse_cluster
+from earlybert.pretrain.cluster_plan import print_cluster_plan
 from earlybert.pretrain.config import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
+from earlybert.pretrain.hardware import GPUS
+from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.plan import describe_plan, model_config
+from earlybert.pretrain.report_text import compared_with_dense
 from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import Ticket
 
 
 def main(argv: list[str]) -> None:
-    """Prints the stages with steps, tokens, parameters and operations."""
+    """Prints the stages with steps, tokens, parameters and operations; with a cluster also memory, time and disk."""
     parser = ArgumentParser("earlybert plan", allow_abbrev=False, description=main.__doc__)
     parser.add_argument("--config", default=DEFAULT_RECIPE, help="a recipe's name or a YAML file; default quickstart")
+    parser.add_argument(
+        "--cluster", nargs="+", help=f'NODES x GPUS-PER-NODE GPU, for example "4x8 V100-32GB"; GPUs: {", ".join(GPUS)}'
+    )
+    parser.add_argument(
+        "--network-gbit", "--network_gbit", type=float, default=100.0, help="network of a node, Gbit/s; default 100"
+    )
     parser.epilog = "Every field of the recipe can be overridden, e.g. --phase1.steps 100."
     arguments, overrides = parser.parse_known_args(argv)
     recipe = load_recipe(recipe_path(arguments.config), overrides)
-    check_recipe(recipe)
-    print_plan(describe(recipe))
+    cluster = parse_cluster(" ".join(arguments.cluster), arguments.network_gbit) if arguments.cluster else None
+    check_recipe(recipe, cluster.gpus if cluster else 1)
+    full, ticket = network(recipe)
+    print_plan(describe_plan(recipe, full, ticket))
+    if cluster:
+        print_cluster_plan(recipe, full, ticket, cluster)
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """The plan for the prepared corpus's vocabulary, or for the one that the recipe would train."""
+def network(recipe: Recipe) -> tuple[EarlyBertConfig, Ticket | None]:
+    """The full network for the prepared corpus's vocabulary, or for the one that the recipe would train; the ticket."""
     vocab_size, next_sentence = recipe.corpus.vocab_size, recipe.corpus.next_sentence
     if recipe.data:
         corpus = Corpus.open(Path(recipe.data))
@@ -36,7 +51,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     ticket = Ticket.load(Path(recipe.ticket)) if recipe.ticket else None
     if ticket is not None:
         ticket.require_model(full_shape(full), str(recipe.ticket))
-    return describe_plan(recipe, full, ticket)
+    return full, ticket
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -72,5 +87,4 @@ def print_plan(plan: dict[str, Any]) -> None:
     # Never folded: piped into a file, a table is as wide as it needs to be.
     Console(width=160).print(table)
     print(f"plan: {' -> '.join(plan['plan'])}")
-    line = f"dense training: {plan['dense_parameters']:,} parameters, {plan['dense_flops']:.3g} FLOPs"
-    print(f"{line}; this plan takes {plan['flops'] / plan['dense_flops']:.1%} of that")
+    print(compared_with_dense(plan))

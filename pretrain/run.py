@@ -20,7 +20,9 @@ from earlybert.data_prep.errors import CorpusError
 from earlybert.pretrain import distributed
 from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.checkpoint import Checkpoint, newest_intact
+from earlybert.pretrain.checkpoint_writer import CheckpointWriter
 from earlybert.pretrain.checks import check_recipe
+from earlybert.pretrain.compatibility import require_run_checkpoint
 from earlybert.pretrain.config import (
     DEFAULT_DEEPSPEED,
     DEFAULT_RECIPE,
@@ -32,16 +34,26 @@ from earlybert.pretrain.config import (
 )
 from earlybert.pretrain.corpora import open_corpus
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.engine import StageEngine, TrainingState, set_matmul_precision
+from earlybert.pretrain.engine import (
+    StageEngine,
+    TrainingState,
+    keep_freed_memory,
+    set_deterministic,
+    set_matmul_precision,
+)
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.export import export_checkpoint
 from earlybert.pretrain.files import write_json, write_text
+from earlybert.pretrain.hardware import device_name
 from earlybert.pretrain.initial import initial_weights
 from earlybert.pretrain.loop import Place, StageRun, train_stage
 from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.plan import Stage, build_stages, describe_plan, model_config, stage_model
+from earlybert.pretrain.report import write_report
+from earlybert.pretrain.report_text import plan_markdown
 from earlybert.pretrain.search import draw_from_snapshot
-from earlybert.pretrain.summary import print_summary, write_summary
+from earlybert.pretrain.stopping import StopRequest
+from earlybert.pretrain.summary import print_summary, summarise
 from earlybert.pretrain.surgery import bake_coefficients, full_shape, narrow_weights
 from earlybert.pretrain.telemetry import Telemetry, say
 from earlybert.pretrain.ticket import Ticket
@@ -59,7 +71,9 @@ class Run:
     deepspeed_file: DeepSpeedFile
     corpus: Corpus
     full: EarlyBertConfig
+    stages: list[Stage]
     device: "torch.device"
+    stop: StopRequest
     ticket: Ticket | None = None
 
     @property
@@ -70,18 +84,32 @@ class Run:
 def run(recipe: Recipe, run_dir: Path) -> None:
     """Carries out the recipe's plan in the run directory, from wherever it stands."""
     setting = set_up(recipe, run_dir)
-    stages = build_stages(recipe)
     latest = newest_checkpoint(setting)
+    step = latest.state["global_step"] if latest else 0
+    checkpoints = CheckpointWriter(setting.checkpoints, recipe.keep_checkpoints, newest_step=step)
     telemetry = Telemetry(
-        run_dir, enabled=distributed.rank() == 0, resume_after=latest.state["global_step"] if latest else -1
+        run_dir,
+        enabled=distributed.rank() == 0,
+        resume_after=step if latest else -1,
+        ranks=distributed.world_size(),
+        device=device_name(setting.device),
     )
-    for index, stage in enumerate(stages):
+    if latest is None:
+        telemetry.text("plan", plan_markdown(describe_plan(recipe, setting.full, setting.ticket)), 0)
+    for index, stage in enumerate(setting.stages):
         if latest is not None and (latest.state["stage_index"], latest.state["finished"]) >= (index, True):
             continue
         if stage.narrow and setting.ticket is None:
             setting.ticket = agree_on_ticket(setting, latest)
         state, place = begin_or_resume(setting, stage, index, latest)
-        train(setting, stage, state, place, telemetry)
+        finished = train(setting, stage, state, place, telemetry, checkpoints)
+        if not finished:
+            telemetry.close()
+            say(
+                f"stopped as asked at step {place.step} of {stage.name}; the same command goes on from there",
+                enabled=distributed.rank() == 0,
+            )
+            return
         latest = newest_checkpoint(setting)
         if latest is None:
             raise UserError(f"{setting.checkpoints}: the checkpoint that ended {stage.name} cannot be read back")
@@ -102,35 +130,34 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     corpus = open_corpus(recipe)
     for stage in stages:
         corpus.samples("train", stage.length)
+    # From here on a signal is noted and heeded when training has begun; preparing a corpus is better cut short.
+    stop = StopRequest()
+    stop.listen()
     full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
     if ticket is not None:
         ticket.require_model(full_shape(full), str(given))
+    if recipe.deterministic:
+        set_deterministic()
     device = distributed.start()
     set_matmul_precision(recipe.matmul_precision, device)
+    keep_freed_memory()
     if distributed.rank() == 0:
         # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
         dataclasses.replace(recipe, data=str(corpus.directory.resolve())).save(run_dir / "config.yaml")
         write_json(run_dir / "plan.json", describe_plan(recipe, full, ticket))
-    return Run(run_dir, recipe, deepspeed_file, corpus, full, device)
-
-
-def newest_path(setting: Run) -> Path | None:
-    found = newest_intact(setting.checkpoints, say) if distributed.rank() == 0 else None
-    return found.path if found else None
+    return Run(run_dir, recipe, deepspeed_file, corpus, full, stages, device, stop)
 
 
 def newest_checkpoint(setting: Run) -> Checkpoint | None:
     """The newest intact checkpoint, chosen by rank 0 for all; None when the run has just begun."""
-    path = distributed.broadcast_object(newest_path(setting))
-    if path is None:
+    checkpoint = distributed.on_rank_0(lambda: newest_intact(setting.checkpoints, say))
+    if checkpoint is None:
         return None
-    checkpoint = Checkpoint(path)
-    if checkpoint.state["corpus"] != setting.corpus.fingerprint:
-        raise UserError(f"{setting.corpus.directory}: is not the corpus that {path} was trained on")
+    require_run_checkpoint(checkpoint, setting.run_dir, setting.stages, setting.corpus, setting.full)
     optimizer = setting.deepspeed_file.identity(setting.recipe.optimizer)
     if checkpoint.state["optimizer"] != optimizer:
         raise UserError(
-            f"{setting.deepspeed_file.path}: asks for {optimizer}, but {path} was trained with "
+            f"{setting.deepspeed_file.path}: asks for {optimizer}, but {checkpoint.path} was trained with "
             f"{checkpoint.state['optimizer']}; a run keeps its optimizer"
         )
     return checkpoint
@@ -139,20 +166,14 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
 def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
     """Rank 0 draws (or takes the given or already drawn ticket) and writes it; every rank gets it, and all compare."""
     path = setting.run_dir / "ticket.json"
-    content: dict[str, Any] = {}
-    if distributed.rank() == 0:
-        try:
-            ticket = find_ticket(setting, searched)
-            ticket.save(path)
-            write_json(setting.run_dir / "plan.json", describe_plan(setting.recipe, setting.full, ticket))
-            content = ticket.content() | {"sha256": ticket.sha256}
-        except UserError as error:
-            # The other ranks wait for an answer: they get this one.
-            content = {"error": str(error)}
-    content = distributed.broadcast_object(content)
-    if "error" in content:
-        raise UserError(content["error"])
-    ticket = Ticket.from_content(content, str(path))
+
+    def settle() -> dict[str, Any]:
+        ticket = find_ticket(setting, searched)
+        ticket.save(path)
+        write_json(setting.run_dir / "plan.json", describe_plan(setting.recipe, setting.full, ticket))
+        return ticket.content() | {"sha256": ticket.sha256}
+
+    ticket = Ticket.from_content(distributed.on_rank_0(settle), str(path))
     ticket.require_model(full_shape(setting.full), str(path))
     hashes = set(distributed.gather_objects(ticket.sha256))
     if hashes != {ticket.sha256}:
@@ -179,8 +200,6 @@ def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint |
         stored = latest.state
         say(f"going on from {latest.path}: step {stored['step']}", enabled=distributed.rank() == 0)
         place = Place(index, stored["step"], stored["position"], stored["steps_before"])
-        if setting.ticket is not None and stored["ticket_sha256"] not in (None, setting.ticket.sha256):
-            raise UserError(f"{latest.path}: was trained from another ticket than {setting.run_dir / 'ticket.json'}")
         return TrainingState(latest.weights, latest.moments, stored["optimizer_step"], stored["loss_scale"]), place
     place = Place(index, steps_before=latest.state["global_step"] if latest else 0)
     if stage.begin == "narrow":
@@ -206,8 +225,10 @@ def narrow(setting: Run, latest: Checkpoint | None) -> TrainingState:
     )
 
 
-def train(setting: Run, stage: Stage, state: TrainingState, place: Place, telemetry: Telemetry) -> None:
-    """Builds the stage's engine, trains it to the end, takes it down."""
+def train(
+    setting: Run, stage: Stage, state: TrainingState, place: Place, telemetry: Telemetry, checkpoints: CheckpointWriter
+) -> bool:
+    """Builds the stage's engine, trains it, takes it down. Returns False when asked to stop before the stage's end."""
     config = stage_model(setting.full, stage, setting.ticket)
     engine = StageEngine(config, state, stage, setting.recipe, setting.deepspeed_file, setting.device)
     say(
@@ -215,34 +236,42 @@ def train(setting: Run, stage: Stage, state: TrainingState, place: Place, teleme
         f"{sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
         enabled=distributed.rank() == 0,
     )
-    train_stage(
+    if stage.begin == "narrow" and place.step == 0:
+        assert setting.ticket is not None
+        # At the first step that it is trained for, so that a resumed run writes it again exactly where this is dropped.
+        telemetry.ticket(setting.ticket, place.global_step + 1)
+    finished = train_stage(
         StageRun(
             run_dir=setting.run_dir,
             recipe=setting.recipe,
             stage=stage,
             place=place,
+            config=config,
             engine=engine,
             corpus=setting.corpus,
             telemetry=telemetry,
+            checkpoints=checkpoints,
+            stop=setting.stop,
             device=setting.device,
             ticket_sha256=setting.ticket.sha256 if setting.ticket else None,
             optimizer=setting.deepspeed_file.identity(setting.recipe.optimizer),
         )
     )
     engine.destroy()
+    return finished
 
 
 def finish(setting: Run, latest: Checkpoint | None) -> None:
-    """Exports the model, writes the summary and, last, DONE."""
+    """Exports the model, writes the report and, last, DONE."""
     if setting.recipe.plan[-1] == "search":
         # The plan ends with the search: its result is the ticket.
         agree_on_ticket(setting, latest)
     if distributed.rank() == 0:
         for form in setting.recipe.export:
             export_checkpoint(setting.run_dir, form, setting.run_dir / "export" / form)
-        summary = write_summary(setting.run_dir)
+        report = write_report([setting.run_dir], setting.run_dir)
         write_text(setting.run_dir / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
-        print_summary(summary)
+        print_summary(report)
     distributed.barrier()
 
 
@@ -271,11 +300,12 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
 
 def main() -> None:
     """Entry of the script: exit status 2 and one sentence for what a user can put right."""
+    distributed.warn_once()
     try:
         recipe, run_dir = parse_arguments(sys.argv[1:])
         if (run_dir / "DONE").is_file():
             if distributed.rank() == 0:
-                print_summary(write_summary(run_dir))
+                print_summary(summarise(run_dir))
                 print(f"{run_dir} is done. Another --run-dir starts a new run.")
             return
         run(recipe, run_dir)

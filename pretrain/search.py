@@ -54,7 +54,10 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = snapshot_path(folder, snapshot.step)
     temporary = path.with_suffix(".tmp")
-    safetensors.numpy.save_file({"heads": snapshot.heads_LU, "neurons": snapshot.neurons_LU}, temporary)
+    try:
+        safetensors.numpy.save_file({"heads": snapshot.heads_LU, "neurons": snapshot.neurons_LU}, temporary)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
     temporary.rename(path)
 
 
@@ -82,13 +85,16 @@ class MaskHistory:
         self.folder, self.rule, self.search = folder, rule, search
         self.steps: list[int] = []
         self.masks: list[dict[str, Mask]] = []
+        self._unsaved: list[Snapshot] = []
         for step in recorded_steps(folder):
             if step <= up_to_step:
                 self.add(load_snapshot(snapshot_path(folder, step)))
+        self._unsaved.clear()
 
     def add(self, snapshot: Snapshot) -> None:
         self.steps.append(snapshot.step)
         self.masks.append(snapshot.masks(self.rule))
+        self._unsaved.append(snapshot)
 
     def newest_distances(self) -> dict[str, list[float]]:
         """Distance of the newest mask to each one before it, oldest first."""
@@ -103,13 +109,22 @@ class MaskHistory:
             return False
         return all(max(found[-window:]) <= self.search.stop_threshold for found in self.newest_distances().values())
 
-    def save(self) -> None:
-        """Writes mask_distance.json: the steps, and for heads and neurons the symmetric [K, K] matrix."""
-        matrices = {
+    def matrices(self) -> dict[str, list[list[float]]]:
+        """For both kinds the distance between any two recorded masks, symmetric [K, K] (EarlyBERT Figure 1)."""
+        return {
             kind: [[mask_distance(first[kind], second[kind]) for second in self.masks] for first in self.masks]
             for kind in KINDS
         }
-        write_json(self.folder / "mask_distance.json", {"steps": self.steps, **matrices})
+
+    def save(self) -> None:
+        """Writes the new recordings and mask_distance.json: the steps, and for both kinds the symmetric [K, K] matrix.
+
+        Raises OSError on a full disk; what could not be written is tried again at the next call.
+        """
+        while self._unsaved:
+            save_snapshot(self.folder, self._unsaved[0])
+            self._unsaved.pop(0)
+        write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices()})
 
 
 def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, recipe: Recipe) -> Ticket:

@@ -1,7 +1,7 @@
-"""What came out of a run: report.json, and the short table that ends it."""
+"""What came out of a run, as numbers; and the short table that ends it."""
 
-import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +10,47 @@ from rich.table import Table
 
 from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.accounting import time_saved
-from earlybert.pretrain.config import Recipe, load_recipe
+from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.config import Recipe, load_recipe, run_config_path
 from earlybert.pretrain.corpora import corpus_directory
-from earlybert.pretrain.files import read_json, write_json
+from earlybert.pretrain.files import read_json
 from earlybert.pretrain.ticket import Ticket
+from earlybert.pretrain.timeline import Lines, accelerator_hours, clock, interruptions, of_kind, read_lines, sessions
 
 # The search trains the full network on phase 1's batches: the two are compared step for step.
 DENSE_AND_NARROW = {"dense": "search", "narrow": "phase1"}
+TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
 
 
-def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl of one kind: train, validation or mask_distance."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] == kind]
-
-
-def write_summary(run_dir: Path) -> dict[str, Any]:
-    """Computes report.json from what the run directory holds, writes it and returns it."""
-    recipe = load_recipe(run_dir / "config.yaml", [])
-    plan = read_json(run_dir / "plan.json")
-    train, validation = read_metrics(run_dir, "train"), read_metrics(run_dir, "validation")
-    statistics_of_text = Corpus.open(corpus_directory(recipe)).manifest
+def summarise(run_dir: Path) -> dict[str, Any]:
+    """Content of report.json, from what the run directory holds so far; raises UserError where that is no run."""
+    recipe = load_recipe(run_config_path(run_dir), [])
+    plan, lines = read_json(run_dir / "plan.json"), read_lines(run_dir)
+    stages = [stage["name"] for stage in plan["stages"]]
+    train, validation = of_kind(lines, "train"), of_kind(lines, "validation")
+    found = sessions(lines)
     summary: dict[str, Any] = {
         "run_dir": str(run_dir),
+        "finished": finished(run_dir, len(stages)),
         "plan": plan["plan"],
-        "steps": {stage["name"]: taken_steps(validation, stage["name"]) for stage in plan["stages"]},
-        "validation": {
-            key: validation[-1][key]
-            for key in ("stage", "step", "masked_loss", "masked_accuracy", "next_sentence_accuracy")
-        },
-        "unigram_cross_entropy": statistics_of_text["unigram_cross_entropy"],
+        "steps": {name: taken_steps([*train, *validation], name) for name in stages},
+        "validation": _scores(validation[-1]) if validation else None,
+        "stage_validation": {line["stage"]: _scores(line) for line in validation},
+        "unigram_cross_entropy": Corpus.open(corpus_directory(recipe)).manifest["unigram_cross_entropy"],
         "dense": {
             "parameters": plan["dense_parameters"],
             "heads": [recipe.model.num_heads] * recipe.model.num_layers,
             "neurons": [recipe.model.intermediate_size] * recipe.model.num_layers,
         },
-        "median_step_seconds": {stage["name"]: median_seconds(train, stage["name"]) for stage in plan["stages"]},
+        "flops": plan["flops"],
+        "dense_flops": plan["dense_flops"],
+        "median_step_seconds": {name: median_seconds(train, name) for name in stages},
+        "devices": sorted({session.device for session in found}),
+        "ranks": sorted({session.ranks for session in found}),
+        "seconds": clock(lines)[-1],
+        "accelerator_hours": accelerator_hours(found),
+        "interruptions": interruptions(lines),
+        "time_split": {name: split for name in stages if (split := time_split(of_kind(lines, "time"), name))},
     }
     if (run_dir / "ticket.json").is_file():
         ticket = Ticket.load(run_dir / "ticket.json")
@@ -55,29 +60,51 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
             "heads": [len(kept) for kept in ticket.heads],
             "neurons": [len(kept) for kept in ticket.neurons],
             "ticket_sha256": ticket.sha256,
+            "ticket_source": ticket.source.kind,
         }
     by_name = {stage["name"]: stage for stage in plan["stages"]}
-    if {"search", "phase1"} <= by_name.keys():
+    if all(summary["median_step_seconds"].get(name) for name in DENSE_AND_NARROW.values()):
         summary |= _savings(recipe, by_name, summary)
-    write_json(run_dir / "report.json", summary)
     return summary
 
 
-def taken_steps(validation: list[dict[str, Any]], stage: str) -> int:
+def finished(run_dir: Path, stages: int) -> bool:
+    """Whether the last stage is trained to its end; checkpoints of a run that is done may have been cleared away."""
+    if (run_dir / "DONE").is_file():
+        return True
+    checkpoints = list_checkpoints(run_dir / "checkpoints")
+    state = Checkpoint(checkpoints[-1]).state if checkpoints else {"finished": False, "stage_index": 0}
+    return bool(state["finished"]) and state["stage_index"] == stages - 1
+
+
+def _scores(line: dict[str, Any]) -> dict[str, Any]:
+    names = ("stage", "step", "masked_loss", "masked_accuracy", "next_sentence_accuracy")
+    return {name: line[name] for name in names}
+
+
+def taken_steps(lines: Lines, stage: str) -> int:
     """Updates really made in a stage: a search may stop before its limit."""
-    return max((line["step"] for line in validation if line["stage"] == stage), default=0)
+    return max((line["step"] for line in lines if line["stage"] == stage), default=0)
 
 
-def median_seconds(train: list[dict[str, Any]], stage: str) -> float | None:
+def median_seconds(train: Lines, stage: str) -> float | None:
     """Median seconds of a logged step, waiting for data left out; None before the first."""
     seconds = [line["seconds"] for line in train if line["stage"] == stage]
     return statistics.median(seconds) if seconds else None
 
 
-def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """Measured step-time ratio of phase 1, and the time saved by the paper's formula.
+def time_split(lines: Lines, stage: str) -> dict[str, float]:
+    """Mean seconds of a step by part; empty before the first sampled step. The first one, warming up, is left out."""
+    sampled: Sequence[dict[str, Any]] = [line for line in lines if line["stage"] == stage]
+    sampled = sampled[1:] or sampled
+    return {part: statistics.fmean(line[part] for line in sampled) for part in TIME_PARTS} if sampled else {}
 
-    Work is counted in steps of dense phase 1; a dense step of phase 2 weighs what its operations say.
+
+def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """Measured step-time ratio of phase 1, and the time saved: by the paper's formula, and by the clock.
+
+    Work is counted in steps of dense phase 1; a dense step of phase 2 weighs what its operations say. The clock has
+    everything that this run did (checkpoints, validation, restarts), the dense run it is compared with only steps.
     """
     seconds = summary["median_step_seconds"]
     ratio = seconds["phase1"] / seconds["search"]
@@ -86,10 +113,13 @@ def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any]) ->
         weight["phase2"] = stages["phase2"]["flops_per_step"] / stages["phase1"]["flops_per_step"]
     base = sum(weight[name] * recipe.phase(name).steps for name in weight)
     train = sum(weight[name] * stages[name]["steps"] for name in weight)
+    dense_seconds = base * seconds["search"]
     return {
         "step_time_ratio": ratio,
         "flops_per_step": {name: stages[stage]["flops_per_step"] for name, stage in DENSE_AND_NARROW.items()},
         "time_saved": time_saved(summary["steps"]["search"], train, base, ratio),
+        "dense_seconds_estimate": dense_seconds,
+        "time_saved_by_the_clock": 1 - summary["seconds"] / dense_seconds if summary["finished"] else None,
     }
 
 
@@ -113,12 +143,13 @@ def print_summary(summary: dict[str, Any]) -> None:
         row("step time (search, phase 1)", "1", f"{summary['step_time_ratio']:.3f}")
     console = Console()
     console.print(table)
-    validation = summary["validation"]
     print("steps                  " + ", ".join(f"{name} {steps}" for name, steps in summary["steps"].items()))
-    print(
-        f"validation             masked-token loss {validation['masked_loss']:.3f} nats "
-        f"(unigram cross-entropy {summary['unigram_cross_entropy']:.3f}), accuracy {validation['masked_accuracy']:.3f}"
-    )
+    if (validation := summary["validation"]) is not None:
+        print(
+            f"validation             masked-token loss {validation['masked_loss']:.3f} nats "
+            f"(unigram cross-entropy {summary['unigram_cross_entropy']:.3f}), "
+            f"accuracy {validation['masked_accuracy']:.3f}"
+        )
     if "time_saved" in summary:
         print(f"time saved             {summary['time_saved']:.1%} against dense training, the search included")
     print(f"run directory          {summary['run_dir']}")

@@ -1,4 +1,4 @@
-"""`earlybert ticket show|compare|random|all|draw`."""
+"""`earlybert ticket show|compare|random|all|draw|tune`."""
 
 import dataclasses
 from argparse import Namespace
@@ -20,6 +20,7 @@ from earlybert.pretrain.ticket import (
     random_ticket,
     random_ticket_like,
 )
+from earlybert.pretrain.tune_command import add_tune, tune
 
 
 def main(argv: list[str]) -> None:
@@ -44,12 +45,12 @@ def main(argv: list[str]) -> None:
         if action == "random":
             made.add_argument("--like", type=Path, help="a ticket whose width in every layer to copy")
             made.add_argument("--seed", type=int, default=0)
+    add_tune(actions)
     arguments, overrides = parser.parse_known_args(argv)
     if overrides and not getattr(arguments, "config", None):
         raise UserError(f"unknown argument {overrides[0]}; see earlybert ticket {arguments.action} --help")
-    {"show": _show, "compare": _compare, "draw": _draw, "random": _random, "all": _all}[arguments.action](
-        arguments, overrides
-    )
+    commands = {"show": _show, "compare": _compare, "draw": _draw, "random": _random, "all": _all, "tune": tune}
+    commands[arguments.action](arguments, overrides)
 
 
 def _show(arguments: Namespace, _: list[str]) -> None:

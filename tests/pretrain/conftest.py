@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.config import CorpusConfig, Objective
 from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.prepare import prepare
 
@@ -36,15 +36,18 @@ def write_text(path: Path) -> None:
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
 
 
-def make_corpus(folder: Path, *, next_sentence: bool) -> Corpus:
+def make_corpus(
+    folder: Path, objective: Objective, *, packing: bool = False, short_sequence_probability: float = 0.3
+) -> Corpus:
     write_text(folder / "documents.txt")
     config = CorpusConfig(
         source="text",
         files=[str(folder / "documents.txt")],
         vocab_size=150,
         lengths=LENGTHS,
-        next_sentence=next_sentence,
-        short_sequence_probability=0.3,
+        objective=objective,
+        short_sequence_probability=short_sequence_probability,
+        packing=packing,
         validation_fraction=0.2,
     )
     return prepare(config, folder / "corpus")
@@ -53,10 +56,16 @@ def make_corpus(folder: Path, *, next_sentence: bool) -> Corpus:
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Pairs of segments, for lengths 16 and 32."""
-    return make_corpus(tmp_path_factory.mktemp("pairs"), next_sentence=True)
+    return make_corpus(tmp_path_factory.mktemp("pairs"), "nsp")
+
+
+@pytest.fixture(scope="session")
+def packed_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The same text in many short samples, with a plan of the rows that they share."""
+    return make_corpus(tmp_path_factory.mktemp("packed"), "nsp", packing=True, short_sequence_probability=0.9)
 
 
 @pytest.fixture(scope="session")
 def single_segment_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The same text without next-sentence prediction."""
-    return make_corpus(tmp_path_factory.mktemp("singles"), next_sentence=False)
+    return make_corpus(tmp_path_factory.mktemp("singles"), "full-sentences")

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from small_models import build, random_weights, small_config
 
 from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.masking import mask_sample, sample_order
-from earlybert.pretrain.batches import Batch, StepBatches, StepLoader
+from earlybert.data_prep.masking import mask_sample
+from earlybert.data_prep.order import sample_order
+from earlybert.pretrain.batches import Batch, StepBatches, StepLoader, prefetched_steps
 from earlybert.pretrain.config import PhaseConfig, Recipe
 from earlybert.pretrain.model import EarlyBertForPreTraining
 from earlybert.pretrain.objective import penalty, score, step_share
@@ -182,6 +183,72 @@ def test_validation_is_always_the_same(small_corpus: Corpus) -> None:
         assert step_rows([other.load(0) for other in others]) == step_rows([step])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prefetched_steps_are_the_steps_in_order(small_corpus: Corpus, workers: int) -> None:
+    (loader,) = loaders(small_corpus)
+    steps = prefetched_steps(loader, 22, workers)
+    for position in range(22, 22 + 6 * GLOBAL_BATCH, GLOBAL_BATCH):
+        step, waited = next(steps)
+        assert step_rows([step]) == expected_rows(small_corpus, position)
+        assert waited >= 0
+    steps.close()
+
+
+def test_whole_words_are_masked_whole(small_corpus: Corpus) -> None:
+    """Every word has all its tokens predicted or none, but for words that are too long for any sample's share."""
+    goes_on = small_corpus.continues_word
+    options = {"global_batch": 60, "micro_batch": 60, "rank": 0, "world_size": 1}
+    shares = []
+    for whole_words in (True, False):
+        loader = StepLoader(small_corpus, "train", STAGE, RECIPE, whole_words=whole_words, **options)
+        broken = total = 0
+        for row in (row for batch in loader.load(0).batches for row in rows(batch)):
+            tokens, predicted = unmasked(row), set(row[2])
+            inside = [
+                i
+                for i in range(1, len(tokens))
+                if goes_on[tokens[i]] and tokens[i - 1] not in small_corpus.special_tokens.ids
+            ]
+            total += len(predicted) > 1
+            broken += len(predicted) > 1 and any((i in predicted) != (i - 1 in predicted) for i in inside)
+        shares.append(broken / total)
+    assert shares[0] == 0 and shares[1] > 0.5
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 11), (1, 4), (3, 2), (8, 2)])
+def test_packed_rows_stay_together_and_every_sample_comes_once_an_epoch(
+    packed_corpus: Corpus, world_size: int, micro_batch: int
+) -> None:
+    options = {"global_batch": GLOBAL_BATCH, "micro_batch": micro_batch, "world_size": world_size, "packed": True}
+    steps = [StepLoader(packed_corpus, "train", STAGE, RECIPE, rank=rank, **options) for rank in range(world_size)]
+    packing = packed_corpus.packing("train", LENGTH)
+    row_of = {int(sample): row for row, samples in enumerate(packing.rows(range(len(packing)))) for sample in samples}
+    seen: list[int] = []
+    positions = range(0, len(packing) - GLOBAL_BATCH, GLOBAL_BATCH)
+    for position in positions:
+        for turn in range(steps[0].accumulation):
+            for loader in steps:
+                found = loader.sample_indices(position, turn)
+                assert len({row_of[sample] for sample in found}) <= micro_batch
+                seen += found
+    assert len(set(seen)) == len(seen)
+    assert len({row_of[sample] for sample in seen}) == len(positions) * GLOBAL_BATCH, "rows are complete"
+    assert len(seen) == sum(len(row) for row in packing.rows(sorted({row_of[sample] for sample in seen})))
+
+
+def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packed_corpus: Corpus) -> None:
+    options = {"global_batch": 30, "micro_batch": 30, "rank": 0, "world_size": 1, "packed": True}
+    loader = StepLoader(packed_corpus, "train", STAGE, RECIPE, **options)
+    step = loader.load(0)
+    (batch,) = step.batches
+    samples = packed_corpus.samples("train", LENGTH).rows(loader.sample_indices(0, 0))
+    assert [unmasked(row) for row in rows(batch)] == [tuple(sample.input_ids.tolist()) for sample in samples]
+    bounds = batch.cumulative_lengths()
+    assert bounds.dtype == torch.int32
+    assert bounds.tolist() == np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist()
+    assert step.tokens == bounds[-1] <= 30 * LENGTH and step.sequences == len(samples) > 30
+
+
 # --- one batch -------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +278,7 @@ def test_model_inputs_are_what_the_model_takes(small_corpus: Corpus) -> None:
     (loader,) = loaders(small_corpus)
     batch = loader.load(0).batches[0]
     output = network(small_corpus)(**batch.model_inputs())
-    assert len(output.prediction_logits) == len(batch.masked_labels_N)
+    assert output.prediction_logits is None and output.masked_loss.shape == ()
     assert output.seq_relationship_logits.shape == (4, 2)
 
 
@@ -288,19 +355,20 @@ def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
 
 
 def test_correct_predictions_are_counted(small_corpus: Corpus) -> None:
+    """Labels are set to what the padded network scores highest at every other position, else to another token."""
     model = network(small_corpus)
     (batch,) = loaders(small_corpus, 1, GLOBAL_BATCH)[0].load(0).batches
-    output = model(**batch.model_inputs())
+    inputs = batch.model_inputs()
     with torch.no_grad():
-        # Every other prediction and the first three sentence pairs are made right, the rest wrong.
-        output.prediction_logits.zero_()
-        output.seq_relationship_logits.zero_()
-        for row, label in enumerate(batch.masked_labels_N.tolist()):
-            output.prediction_logits[row, label] = 1.0 if row % 2 == 0 else -1.0
+        output = model(**(inputs | {"masked_labels": None, "places": None}))
+        best = output.prediction_logits.argmax(-1)
+        odd = torch.arange(len(best)) % 2
+        labels = torch.where(odd == 1, (best + 1) % small_corpus.vocab_size, best)
+        output = model(**(inputs | {"masked_labels": labels}))
         for row, label in enumerate(batch.next_sentence_labels_B.tolist()):
-            output.seq_relationship_logits[row, label] = 1.0 if row < 3 else -1.0
+            output.seq_relationship_logits[row, label] = 99.0 if row < 3 else -99.0
     found = score(output, batch)
-    assert int(found.masked_correct) == (len(batch.masked_labels_N) + 1) // 2
+    assert int(found.masked_correct) == (len(labels) + 1) // 2
     assert int(found.next_sentence_correct) == 3
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from earlybert.pretrain.config import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.engine import resolve_precision
+from earlybert.pretrain.engine import build_optimizer, resolve_precision
 from earlybert.pretrain.errors import UserError
 
 SHIPPED = sorted(path.name for path in DEFAULT_DEEPSPEED.parent.glob("*.json"))
@@ -50,6 +51,28 @@ def test_optimizer_section_is_taken_out(tmp_path: Path) -> None:
     assert file.optimizer == "AdamW"
     assert file.optimizer_numbers == {"betas": [0.8, 0.99], "weight_decay": 0.1}
     assert file.zero_stage == 2 and "optimizer" not in file.resolve(OptimizerConfig(), "fp32", 1, 1, 1)
+
+
+LAMB_OPTIONS = {"nvlamb": True, "max_trust_ratio": 5, "trust_ratio": False, "bias_correction": False}
+
+
+@pytest.mark.parametrize("name", LAMB_OPTIONS)
+def test_options_of_lamb_reach_every_group(tmp_path: Path, name: str) -> None:
+    """And change what a run is, so that it cannot go on with another value."""
+    given = load(tmp_path, {"optimizer": {"type": "Lamb", "params": {name: LAMB_OPTIONS[name]}}})
+    left = load(tmp_path, {"optimizer": {"type": "Lamb", "params": {name: "auto"}}})
+    model, numbers = nn.Linear(3, 2), OptimizerConfig()
+    groups, defaults = (
+        build_optimizer(model, file.optimizer, file.optimizer_numbers, numbers).param_groups for file in (given, left)
+    )
+    assert len(groups) == 2 and all(group[name] == LAMB_OPTIONS[name] for group in groups)
+    assert all(group[name] != LAMB_OPTIONS[name] for group in defaults)
+    assert given.identity(numbers) == left.identity(numbers) | {name: LAMB_OPTIONS[name]} != left.identity(numbers)
+
+
+def test_trust_ratio_may_be_unlimited(tmp_path: Path) -> None:
+    file = load(tmp_path, {"optimizer": {"type": "Lamb", "params": {"max_trust_ratio": None}}})
+    assert file.optimizer_numbers == {"max_trust_ratio": None}
 
 
 def test_file_without_anything_is_lamb_without_zero(tmp_path: Path) -> None:
@@ -180,6 +203,37 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "parameters null": ({"optimizer": {"type": "Lamb", "params": None}}, ["optimizer.params"]),
     "betas a number": ({"optimizer": {"type": "Lamb", "params": {"betas": 0.9}}}, ["optimizer.params.betas is 0.9"]),
     "eps a text": ({"optimizer": {"type": "Lamb", "params": {"eps": "tiny"}}}, ["optimizer.params.eps"]),
+    "nvlamb a number": (
+        {"optimizer": {"type": "Lamb", "params": {"nvlamb": 1}}},
+        ["optimizer.params.nvlamb is 1", "true, false"],
+    ),
+    "bias correction null": (
+        {"optimizer": {"type": "Lamb", "params": {"bias_correction": None}}},
+        ["optimizer.params.bias_correction is None", "true, false"],
+    ),
+    "trust ratio a number": (
+        {"optimizer": {"type": "Lamb", "params": {"trust_ratio": 1.0}}},
+        ["optimizer.params.trust_ratio is 1.0", "true, false"],
+    ),
+    "trust ratio limited to nothing": (
+        {"optimizer": {"type": "Lamb", "params": {"max_trust_ratio": 0}}},
+        ["optimizer.params.max_trust_ratio is 0", "above 0"],
+    ),
+    "largest trust ratio a truth value": (
+        {"optimizer": {"type": "Lamb", "params": {"max_trust_ratio": True}}},
+        ["optimizer.params.max_trust_ratio is True", "number"],
+    ),
+    "largest trust ratio a text": (
+        {"optimizer": {"type": "Lamb", "params": {"max_trust_ratio": "10"}}},
+        ["optimizer.params.max_trust_ratio is '10'", "number"],
+    ),
+    **{
+        f"{name} for AdamW": (
+            {"optimizer": {"type": "AdamW", "params": {name: value}}},
+            [f'"optimizer.params.{name}"', "known keys are betas, eps, lr, weight_decay"],
+        )
+        for name, value in LAMB_OPTIONS.items()
+    },
     "scheduler": ({"scheduler": {"type": "WarmupLR"}}, ["scheduler", "recipe"]),
     "stage 4": ({"zero_optimization": {"stage": 4}}, ["zero_optimization.stage is 4", "0, 1, 2 or 3"]),
     "stage a text": ({"zero_optimization": {"stage": "auto"}}, ["zero_optimization.stage is 'auto'"]),

@@ -3,31 +3,20 @@
 import json
 import math
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.ticket import Ticket
-from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
-
-
-def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
-
-
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    return [(line["global_step"], line["loss"]) for line in metrics(run_dir)]
+from tests.conftest import BIN, RUN, free_port, run_training, start
+from tests.pretrain.run_files import last_step, losses, metrics
 
 
 def test_run_directory_holds_what_it_should(finished_run: Path) -> None:
@@ -94,7 +83,7 @@ def test_kill_9_at_random_steps_changes_no_bit(finished_run: Path, workplace: Pa
     for _ in range(3):
         reached = generator.randint(reached + 1, min(49, reached + 20))
         process = start(command, workplace)
-        while process.poll() is None and (not (run_dir / "metrics.jsonl").is_file() or last_step(run_dir) < reached):
+        while process.poll() is None and last_step(run_dir) < reached:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -106,14 +95,6 @@ def test_kill_9_at_random_steps_changes_no_bit(finished_run: Path, workplace: Pa
     assert all(torch.equal(ends[0].weights[name], ends[1].weights[name]) for name in ends[0].weights)
 
 
-def last_step(run_dir: Path) -> int:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    try:
-        return json.loads(lines[-1])["global_step"] if lines else 0
-    except json.JSONDecodeError:
-        return 0
-
-
 def test_deepspeed_launcher_gives_the_same_losses(finished_run: Path, workplace: Path) -> None:
     """Plain python and the deepspeed launcher: dropout on, bit for bit."""
     launcher = (str(BIN / "deepspeed"), "--num_accelerators", "1", "--master_port", free_port())
@@ -122,34 +103,6 @@ def test_deepspeed_launcher_gives_the_same_losses(finished_run: Path, workplace:
     )
     assert status == 0, output
     assert losses(workplace / "launched") == losses(finished_run)[:20]
-
-
-def test_resume_with_another_world_size_and_stage(finished_run: Path, workplace: Path) -> None:
-    """Stopped in the search on one rank under ZeRO-1, finished on two ranks under ZeRO-3, with dropout 0."""
-    recipe = small_recipe(workplace / "text.txt")
-    recipe["model"] |= {"hidden_dropout": 0.0, "attention_dropout": 0.0}
-    (workplace / "still.yaml").write_text(yaml.safe_dump(recipe))
-    status, output = run_training(workplace, "--config", "still.yaml", "--run-dir", "still")
-    assert status == 0, output
-    shutil.copytree(workplace / "still", workplace / "elastic")
-    for name in ("DONE", "ticket.json"):
-        (workplace / "elastic" / name).unlink()
-    # Only the oldest checkpoint stays: step 41 is the first of phase 2 here, so two stages' ends lie behind it.
-    oldest, *newer = list_checkpoints(workplace / "elastic" / "checkpoints")
-    for path in newer:
-        shutil.rmtree(path)
-    (workplace / "elastic" / "ticket.json").write_bytes((workplace / "still" / "ticket.json").read_bytes())
-    config = json.loads((RUN.parent.parent / "ds_configs" / "lamb.json").read_text())
-    (workplace / "stage3.json").write_text(json.dumps(config | {"zero_optimization": {"stage": 3}}))
-    launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port())
-    status, output = run_training(
-        workplace, "--run-dir", "elastic", "--deepspeed", "stage3.json", "--phase2.micro_batch", "3", launcher=launcher
-    )
-    assert status == 0, output
-    expected, actual = losses(workplace / "still"), losses(workplace / "elastic")
-    assert [step for step, _ in actual] == [step for step, _ in expected]
-    assert Checkpoint(oldest).state["global_step"] < 50
-    np.testing.assert_allclose([loss for _, loss in actual], [loss for _, loss in expected], rtol=1e-5)
 
 
 def test_bert_export_needs_only_transformers(finished_run: Path, tmp_path: Path) -> None:

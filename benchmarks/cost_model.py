@@ -1,0 +1,192 @@
+"""Is the cost model of `earlybert plan --cluster` right? Published runs beside its predictions, and measured memory.
+
+    python benchmarks/cost_model.py [--memory] [--out FILE.json]
+
+Without --memory: published BERT-Large runs on V100s, other people's programs all, each predicted with the kernels that
+it had. With --memory: peaks of processes that train on this CPU (fp32), beside the formula.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earlybert.pretrain.batches import Batch
+from earlybert.pretrain.cluster import (
+    Cluster,
+    Kernels,
+    Shape,
+    activation_bytes,
+    communication_seconds,
+    gradient_bytes,
+    sequence_seconds,
+    stage_cost,
+)
+from earlybert.pretrain.hardware import GPUS
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.objective import score
+
+LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+FUSED, UNFUSED = Kernels(fused=True, scores=False), Kernels(fused=False, scores=True)
+V100 = GPUS["V100-32GB"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A published speed: sequences per second on all GPUs together."""
+
+    name: str
+    length: int
+    kernels: Kernels
+    gpus: int
+    published: float
+    remark: str = ""
+
+    def predicted(self) -> float:
+        shape = Shape(LARGE, self.length, self.length * 20 // 128, 65536 if self.length == 128 else 32768)
+        one = sequence_seconds(shape, V100, self.kernels)
+        steps = shape.global_batch / self.gpus * one
+        communication = communication_seconds(shape.parameters, Cluster(1, self.gpus, "V100-32GB", 100))
+        return shape.global_batch / (steps + communication)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A published pre-training from beginning to end: minutes on DGX-2 nodes of 16 GPUs with 8 x 100 Gbit/s."""
+
+    name: str
+    kernels: Kernels
+    gpus: int
+    phase_samples: tuple[float, float]
+    published: float
+    remark: str = ""
+
+    def predicted(self) -> float:
+        cluster = Cluster(self.gpus // 16, 16, "V100-32GB", 800)
+        seconds = 0.0
+        phases = ((128, 20, 65536), (512, 80, 32768))
+        for samples, (length, predictions, batch) in zip(self.phase_samples, phases, strict=True):
+            cost = stage_cost(Shape(LARGE, length, predictions, batch), cluster, self.kernels)
+            seconds += samples / batch * cost.step_seconds
+        return seconds / 60
+
+
+# NVIDIA's phase 2 sorts samples of up to 512 tokens into bins of 64 and so skips most padding: published speeds count
+# whole samples, whose mean is 254 tokens, about 286 in such bins.
+BINNED, BINS = 286, "predicted at the mean length of the bins, 286, which is not published"
+SPEEDS = (
+    Speed("DeepSpeed kernels, length 128, 1 GPU", 128, FUSED, 1, 272),
+    Speed("DeepSpeed kernels, length 512, 1 GPU", 512, FUSED, 1, 52),
+    Speed("NVIDIA, length 128, 1 GPU", 128, UNFUSED, 1, 224),
+    Speed("NVIDIA, length 128, 8 GPUs", 128, UNFUSED, 8, 1746),
+    Speed("NVIDIA, length <= 512 in bins, 1 GPU", BINNED, UNFUSED, 1, 75, BINS),
+    Speed("NVIDIA, length <= 512 in bins, 8 GPUs", BINNED, UNFUSED, 8, 586, BINS),
+)
+# DeepSpeed's tutorial: 403 million samples, then 18 to 22 million. NVIDIA's recipe: 7,038 and 1,563 steps.
+DEEPSPEED_SAMPLES, NVIDIA_SAMPLES = (403e6, 20e6), (7038 * 65536.0, 1563 * 32768.0)
+TRAININGS = (
+    Training("DeepSpeed, 16 GPUs", FUSED, 16, DEEPSPEED_SAMPLES, 33 * 60 + 13),
+    Training("DeepSpeed, 64 GPUs", FUSED, 64, DEEPSPEED_SAMPLES, 8 * 60 + 41),
+    Training("DeepSpeed, 256 GPUs", FUSED, 256, DEEPSPEED_SAMPLES, 144),
+    Training("DeepSpeed, 1,024 GPUs", FUSED, 1024, DEEPSPEED_SAMPLES, 44),
+    Training("NVIDIA, 256 GPUs", UNFUSED, 256, NVIDIA_SAMPLES, 236),
+    Training("NVIDIA, 1,024 GPUs", UNFUSED, 1024, NVIDIA_SAMPLES, 67),
+    Training("NVIDIA, 1,472 GPUs", UNFUSED, 1472, NVIDIA_SAMPLES, 47),
+)
+
+
+def published_runs() -> list[dict[str, Any]]:
+    """Every published run with what the model predicts for it."""
+    rows = []
+    for unit, runs in (("sequences/s", SPEEDS), ("minutes", TRAININGS)):
+        for run in runs:
+            predicted = run.predicted()
+            row = {"name": run.name, "unit": unit, "published": run.published, "predicted": predicted}
+            rows.append(row | {"difference": predicted / run.published - 1, "remark": run.remark})
+    return rows
+
+
+def print_published() -> list[dict[str, Any]]:
+    rows = published_runs()
+    print(f"{'BERT-Large on V100-32GB':<40}{'unit':>12}{'published':>11}{'predicted':>11}{'difference':>12}")
+    for row in rows:
+        numbers = f"{row['published']:>11,.0f}{row['predicted']:>11,.0f}{row['difference']:>+12.0%}"
+        print(f"{row['name']:<40}{row['unit']:>12}{numbers}  {row['remark']}".rstrip())
+    return rows
+
+
+SMALL = {"vocab_size": 2048, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+WIDTHS = {
+    "dense": {},
+    "narrow": {"kept_heads": [list(range(5))] * 6, "kept_neurons": [list(range(1408))] * 6},
+}
+
+
+def memory_shape(width: str, length: int) -> Shape:
+    """Six layers of 512, 8 heads and 2,048 neurons, or 5 and 1,408."""
+    sizes = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
+    return Shape(EarlyBertConfig(**SMALL, **sizes, **WIDTHS[width]), length, length * 20 // 128, 64)
+
+
+def train_once(width: str, length: int, micro_batch: int) -> None:
+    """Prints the growth of this process' peak memory, in bytes, by two forward and backward passes."""
+    torch.set_num_threads(1)
+    shape = memory_shape(width, length)
+    model = EarlyBertForPreTraining(shape.config).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ids = torch.randint(5, 2048, (micro_batch, length))
+    row = torch.arange(micro_batch)[:, None] * length
+    positions = (row + torch.arange(shape.predictions)).flatten()
+    ones = torch.ones_like(ids)
+    batch = Batch(ids, ones, ones * 0, positions, ids.flatten()[positions], ones[:, 0] * 0)
+    for _ in range(2):
+        scores = score(model(**batch.model_inputs()), batch)
+        (scores.masked_loss + scores.next_sentence_loss).backward()
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def print_memory() -> list[dict[str, Any]]:
+    print(f"{'fp32 on CPU, dropout 0':<24}{'micro-batch':>12}{'measured MB':>13}{'formula MB':>12}{'difference':>12}")
+    rows = []
+    for width in WIDTHS:
+        for length in (128, 512):
+            shape = memory_shape(width, length)
+            # On a CPU, up to 256 tokens are attended to by the plain implementation.
+            saved = activation_bytes(shape, 4, keeps_scores=length <= 256) + gradient_bytes(shape, 4)
+            for tokens in (4096, 16384):
+                micro_batch = tokens // length
+                command = [sys.executable, __file__, "--train-once", width, str(length), str(micro_batch)]
+                measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+                formula = micro_batch * saved
+                rows.append({"width": width, "length": length, "micro_batch": micro_batch, "measured": measured})
+                rows[-1] |= {"formula": formula, "difference": formula / measured - 1}
+                numbers = f"{micro_batch:>12}{measured / 1e6:>13.0f}{formula / 1e6:>12.0f}"
+                print(f"{f'{width}, length {length}':<24}{numbers}{formula / measured - 1:>+12.0%}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", action="store_true", help="measure memory instead")
+    parser.add_argument("--train-once", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.train_once:
+        width, length, micro_batch = arguments.train_once
+        train_once(width, int(length), int(micro_batch))
+        return
+    rows = print_memory() if arguments.memory else print_published()
+    if arguments.out:
+        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

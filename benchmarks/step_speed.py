@@ -1,0 +1,351 @@
+"""Speed of a whole training step: Hugging Face's BERT as people run it, our dense network, our ticket, and ours with
+each of its parts switched off.
+
+    python benchmarks/step_speed.py [--model mini|small|base] [--device cpu|cuda] [--text FILE ...] [--vocabulary FILE]
+
+All take the same batches of real text (by default Python's own documentation) in turn, one step each a round, in one
+process; a row is the median of its rounds. A step is forward, backward and update: AdamW for Hugging Face's model, what
+a run of ours does (DeepSpeed's engine, LAMB) for ours. Seconds are the clock's, or with `--clock cpu` the process's CPU
+time, which neighbours on a shared machine disturb less; one thread unless `--threads` says otherwise.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+MODELS = {
+    "mini": {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "intermediate_size": 1024},
+    "small": {"hidden_size": 512, "num_layers": 4, "num_heads": 8, "intermediate_size": 2048},
+    "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "intermediate_size": 3072},
+    "large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096},
+}
+SEQUENCES = {"mini": 16, "small": 8, "base": 4, "large": 32}
+VOCABULARY = 30522
+BATCHES = 4
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="mini")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--text", nargs="+", help="text files as `earlybert prepare --source text` takes them")
+    parser.add_argument("--vocabulary", help="WordPiece vocab.txt; without one a vocabulary is trained")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--sequences", type=int, help="sequences a step; default 16, 8, 4 and 32 by size of the model")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names contain one of these")
+    parser.add_argument("--out", type=Path, help="JSON of the table")
+    found = parser.parse_args()
+    found.sequences = found.sequences or SEQUENCES[found.model]
+    return found
+
+
+OPTIONS = options()
+os.environ["OMP_NUM_THREADS"] = str(OPTIONS.threads)
+if OPTIONS.device == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch  # noqa: E402
+from transformers import BertConfig, BertForPreTraining  # noqa: E402
+
+from earlybert.data_prep.config import CorpusConfig  # noqa: E402
+from earlybert.data_prep.prepare import prepare  # noqa: E402
+from earlybert.kernels.cross_entropy import linear_cross_entropy_reference  # noqa: E402
+from earlybert.kernels.packing import Packing  # noqa: E402
+from earlybert.pretrain import distributed, engine, model  # noqa: E402
+from earlybert.pretrain.accounting import Work, dense_config, matrix_peak, synchronize, training_flops  # noqa: E402
+from earlybert.pretrain.batches import Batch, StepLoader  # noqa: E402
+from earlybert.pretrain.config import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
+from earlybert.pretrain.deepspeed_config import DeepSpeedFile  # noqa: E402
+from earlybert.pretrain.initial import initial_weights  # noqa: E402
+from earlybert.pretrain.model import EarlyBertConfig, PackedPlaces  # noqa: E402
+from earlybert.pretrain.objective import score, step_share  # noqa: E402
+from earlybert.pretrain.plan import build_stages, model_config  # noqa: E402
+from earlybert.pretrain.surgery import full_shape, narrow_config  # noqa: E402
+from earlybert.pretrain.ticket import TicketRule, random_ticket  # noqa: E402
+
+DEVICE = torch.device(OPTIONS.device)
+HALF = "bf16" if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+@dataclass
+class Row:
+    """One contender: its step, the settings it runs under, and what its steps took."""
+
+    name: str
+    precision: str
+    step: Callable[[Batch], None]
+    setting: Callable[[], contextlib.AbstractContextManager[Any]]
+    config: EarlyBertConfig
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def make_recipe() -> Recipe:
+    phase = PhaseConfig(
+        length=OPTIONS.length,
+        max_predictions=-(-OPTIONS.length * 20 // 128),
+        global_batch=OPTIONS.sequences,
+        micro_batch=OPTIONS.sequences,
+        steps=1000,
+        learning_rate=1e-4,
+        warmup=0.1,
+    )
+    shape = ModelConfig(**MODELS[OPTIONS.model], max_position_embeddings=max(512, OPTIONS.length))
+    return Recipe(model=shape, phase1=phase, phase2=phase, plan=["phase1"])
+
+
+def real_batches(recipe: Recipe, folder: Path) -> list[Batch]:
+    """A few steps' batches, masked, as a run would load them."""
+    corpus = prepare(
+        CorpusConfig(
+            source="text" if OPTIONS.text else "pydocs",
+            files=OPTIONS.text or [],
+            tokenizer=OPTIONS.vocabulary,
+            vocab_size=8192,
+            max_megabytes=4,
+            lengths=[OPTIONS.length],
+        ),
+        folder / "corpus",
+    )
+    loader = StepLoader(
+        corpus,
+        "train",
+        build_stages(recipe)[0],
+        recipe,
+        global_batch=OPTIONS.sequences,
+        micro_batch=OPTIONS.sequences,
+        rank=0,
+        world_size=1,
+    )
+    return [loader.load(step * OPTIONS.sequences).batches[0].to(DEVICE) for step in range(BATCHES)]
+
+
+def theirs(recipe: Recipe, *, autocast: bool, fused: bool) -> Callable[[Batch], None]:
+    """A step of `BertForPreTraining` with AdamW, scores of all positions as it computes them."""
+    shape = recipe.model
+    network = BertForPreTraining(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            intermediate_size=shape.intermediate_size,
+            max_position_embeddings=shape.max_position_embeddings,
+            attn_implementation="sdpa",
+        )
+    ).to(DEVICE)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=fused or None)
+    network.train()
+
+    def step(batch: Batch) -> None:
+        labels = torch.full_like(batch.input_ids_BS, -100)
+        labels.view(-1)[batch.masked_positions_N] = batch.masked_labels_N
+        with torch.autocast(DEVICE.type, engine.DTYPES[HALF], enabled=autocast):
+            loss = network(
+                input_ids=batch.input_ids_BS,
+                attention_mask=batch.attention_mask_BS,
+                token_type_ids=batch.token_type_ids_BS,
+                labels=labels,
+                next_sentence_label=batch.next_sentence_labels_B,
+            ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def ours(recipe: Recipe, config: EarlyBertConfig, precision: str) -> Callable[[Batch], None]:
+    """A step as a run makes it."""
+    stage = build_stages(recipe)[0]
+    state = engine.TrainingState(initial_weights(config, recipe.seed))
+    file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))
+    built = engine.StageEngine(config, state, stage, dataclasses.replace(recipe, precision=precision), file, DEVICE)
+    built.set_learning_rate(1e-4)
+    built.engine.train()
+
+    def step(batch: Batch) -> None:
+        scores = score(built.engine(**batch.model_inputs()), batch)
+        built.backward_and_step(step_share(scores, len(batch.masked_labels_N), len(batch.input_ids_BS)))
+
+    return step
+
+
+def all_needed(batch: Batch) -> Batch:
+    """The same batch, with a last layer that computes every token."""
+    places = batch.places
+    assert places is not None
+    everything = PackedPlaces(
+        tokens=places.tokens,
+        token_rows_T=places.token_rows_T,
+        needed=Packing(places.tokens.lengths, places.tokens.bounds),
+        needed_rows_M=torch.arange(places.tokens.tokens, device=DEVICE),
+        predicted_rows_N=places.needed_rows_M[places.predicted_rows_N],
+        first_rows_B=places.needed_rows_M[places.first_rows_B],
+    )
+    return dataclasses.replace(batch, places=everything)
+
+
+def padded(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, places=None)
+
+
+@contextlib.contextmanager
+def settings(*, matmul: str = "auto", keep_memory: bool = True, attention: str = "") -> Iterator[None]:
+    """Process-wide settings of one row. Without `keep_memory` the C library's limits are those it starts with."""
+    if matmul == "auto":
+        engine.set_matmul_precision("auto", DEVICE)
+    else:
+        torch.set_float32_matmul_precision(matmul)
+    if keep_memory:
+        engine.keep_freed_memory()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(engine.M_MMAP_THRESHOLD, 1 << 25)
+        ctypes.CDLL(None).mallopt(engine.M_TRIM_THRESHOLD, 1 << 26)
+    with mock.patch.dict(os.environ, {"EARLYBERT_ATTENTION": attention}):
+        yield
+
+
+@contextlib.contextmanager
+def plain_loss() -> Iterator[None]:
+    with settings(), mock.patch.object(model, "linear_cross_entropy", linear_cross_entropy_reference):
+        yield
+
+
+def make_rows(recipe: Recipe) -> list[Row]:
+    """Engines are shared by the rows that differ in settings only."""
+    dense = model_config(recipe, VOCABULARY, True)
+    rule = TicketRule(head_ratio=1 / 3, neuron_ratio=0.3, width_multiple=64)
+    ticket = narrow_config(dense, random_ticket(full_shape(dense), rule, seed=0))
+    default, best = theirs(recipe, autocast=False, fused=False), theirs(recipe, autocast=True, fused=True)
+    fast = theirs(recipe, autocast=False, fused=True)
+    exact, half, narrow, narrow_exact = (
+        ours(recipe, config, precision)
+        for config, precision in ((dense, "fp32"), (dense, HALF), (ticket, HALF), (ticket, "fp32"))
+    )
+
+    def usual() -> contextlib.AbstractContextManager[Any]:
+        return settings(matmul="highest", keep_memory=False)
+
+    rows = [
+        Row("transformers, defaults", "fp32", default, usual, dense, []),
+        Row("transformers, oneDNN, fused AdamW", "fp32", fast, settings, dense, []),
+        Row("transformers, autocast, fused AdamW", HALF, best, settings, dense, []),
+        Row("ours, dense", "fp32", exact, settings, dense, []),
+        Row("ours, ticket", "fp32", narrow_exact, settings, ticket, []),
+        Row("ours, dense", HALF, half, settings, dense, []),
+        Row("ours, ticket", HALF, narrow, settings, ticket, []),
+        Row("  last layer on all tokens", HALF, lambda batch: half(all_needed(batch)), settings, dense, []),
+        Row("  padded batches (and so all positions)", HALF, lambda batch: half(padded(batch)), settings, dense, []),
+        Row("  loss not in chunks", HALF, half, plain_loss, dense, []),
+    ]
+    if DEVICE.type == "cpu":
+        rows += [
+            Row("  attention by its definition", HALF, half, lambda: settings(attention="reference"), dense, []),
+            Row("  memory given back", HALF, half, lambda: settings(keep_memory=False), dense, []),
+            Row("  no oneDNN", "fp32", exact, lambda: settings(matmul="highest"), dense, []),
+        ]
+    return [row for row in rows if any(part in row.name for part in OPTIONS.only)]
+
+
+def measure(rows: list[Row], batches: list[Batch]) -> None:
+    """All rows in turn, round after round; the first round warms up."""
+    clock = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
+    for turn in range(OPTIONS.rounds + 1):
+        for row in rows:
+            with row.setting():
+                synchronize(DEVICE)
+                began = clock()
+                row.step(batches[turn % BATCHES])
+                synchronize(DEVICE)
+            if turn:
+                row.seconds.append(clock() - began)
+        print(f"round {turn} of {OPTIONS.rounds}", file=sys.stderr, flush=True)
+
+
+def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
+    """Prints the table and the comparisons; returns all of it."""
+    work = Work.total(batch.work() for batch in batches)
+    fill = work.tokens / sum(batch.input_ids_BS.numel() for batch in batches)
+    peaks = {}
+    with settings():
+        for precision in {row.precision for row in rows}:
+            peaks[precision] = matrix_peak(DEVICE, engine.DTYPES[precision])
+    found: dict[str, Any] = {
+        "model": OPTIONS.model,
+        "device": str(DEVICE),
+        "sequences": OPTIONS.sequences,
+        "tokens_per_sequence": work.tokens / BATCHES / OPTIONS.sequences,
+        "fill": fill,
+        "peak": peaks,
+        "rows": [],
+    }
+    print(
+        f"{OPTIONS.model}, {OPTIONS.sequences} sequences of at most {OPTIONS.length} tokens (fill {fill:.2f}), "
+        f"{DEVICE}, {OPTIONS.threads} thread(s), {OPTIONS.clock} clock, median of {OPTIONS.rounds}"
+    )
+    print(f"{'':42}{'':>6}{'ms/step':>9}{'sequences/s':>13}{'x first':>9}{'utilisation':>13}{'dense-equiv.':>14}")
+    for row in rows:
+        rate = training_flops(row.config, work) / BATCHES / row.median / peaks[row.precision]
+        equivalent = training_flops(dense_config(row.config), work) / BATCHES / row.median / peaks[row.precision]
+        print(
+            f"{row.name:42}{row.precision:>6}{row.median * 1e3:9.0f}{OPTIONS.sequences / row.median:13.1f}"
+            f"{rows[0].median / row.median:9.2f}{rate:13.1%}{equivalent:14.1%}"
+        )
+        found["rows"].append(
+            {"name": row.name.strip(), "precision": row.precision, "seconds": row.seconds, "utilisation": rate}
+        )
+    by_name = {(row.name, row.precision): row for row in rows}
+    pairs = {
+        "transformers' defaults / our best": (("transformers, defaults", "fp32"), ("ours, dense", HALF)),
+        "fp32 / fp32": (("transformers, oneDNN, fused AdamW", "fp32"), ("ours, dense", "fp32")),
+        "best / best": (("transformers, autocast, fused AdamW", HALF), ("ours, dense", HALF)),
+    }
+    for name, (slow, fast) in pairs.items():
+        if slow in by_name and fast in by_name:
+            found[name] = by_name[slow].median / by_name[fast].median
+            print(f"{name:42}{found[name]:.2f}x")
+    for precision in ("fp32", HALF):
+        narrow, dense = by_name.get(("ours, ticket", precision)), by_name.get(("ours, dense", precision))
+        if narrow and dense:
+            flops = training_flops(narrow.config, work) / training_flops(dense.config, work)
+            found[f"ticket, {precision}"] = {"time": narrow.median / dense.median, "flops": flops}
+            print(f"ticket / dense, {precision}: time {narrow.median / dense.median:.3f}, operations {flops:.3f}")
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(OPTIONS.threads)
+    distributed.start()
+    recipe = make_recipe()
+    with tempfile.TemporaryDirectory() as folder:
+        batches = real_batches(recipe, Path(folder))
+        rows = make_rows(recipe)
+        measure(rows, batches)
+    found = report(rows, batches)
+    if OPTIONS.out:
+        OPTIONS.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

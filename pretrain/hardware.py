@@ -1,0 +1,77 @@
+"""What accelerators can do at most: data sheets, and a measurement where there is none."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One kind of GPU, by its data sheet.
+
+    Args:
+        memory_gb: device memory, GB (1e9 bytes).
+        tflops: dense fp16 (and, where it has it, bf16) matrix products with fp32 accumulation, TFLOP/s.
+        bandwidth_gb: device memory, GB/s.
+        link_gb: to the other GPUs of a node, GB/s in one direction.
+        gemm_efficiency: share of the peak that BERT's matrix products reach. Published runs agree with 0.60 on V100;
+            the others are assumptions.
+        bandwidth_efficiency: share of the memory bandwidth that elementwise kernels reach.
+    """
+
+    memory_gb: float
+    tflops: float
+    bandwidth_gb: float
+    link_gb: float
+    gemm_efficiency: float
+    bandwidth_efficiency: float
+
+
+GPUS = {
+    "V100-16GB": Gpu(
+        memory_gb=17, tflops=125, bandwidth_gb=900, link_gb=150, gemm_efficiency=0.6, bandwidth_efficiency=0.8
+    ),
+    "V100-32GB": Gpu(
+        memory_gb=34, tflops=125, bandwidth_gb=900, link_gb=150, gemm_efficiency=0.6, bandwidth_efficiency=0.8
+    ),
+    "A100-40GB": Gpu(
+        memory_gb=42, tflops=312, bandwidth_gb=1555, link_gb=300, gemm_efficiency=0.65, bandwidth_efficiency=0.85
+    ),
+    "A100-80GB": Gpu(
+        memory_gb=85, tflops=312, bandwidth_gb=2039, link_gb=300, gemm_efficiency=0.65, bandwidth_efficiency=0.85
+    ),
+    "H100-80GB": Gpu(
+        memory_gb=85, tflops=989, bandwidth_gb=3350, link_gb=450, gemm_efficiency=0.6, bandwidth_efficiency=0.9
+    ),
+    "H200-141GB": Gpu(
+        memory_gb=150, tflops=989, bandwidth_gb=4800, link_gb=450, gemm_efficiency=0.6, bandwidth_efficiency=0.9
+    ),
+}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations per second that one rank could reach at best: the data sheet's, else a large matrix product's."""
+    if device.type == "cuda" and precision != "fp32":
+        name = torch.cuda.get_device_name(device)
+        for family in GPUS:
+            if family.split("-")[0] in name:
+                return GPUS[family].tflops * 1e12
+    return _measured_peak(device, {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision])
+
+
+def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of several square matrix products, with as many threads as training uses."""
+    size = 4096 if device.type == "cuda" else 1024
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading one element waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

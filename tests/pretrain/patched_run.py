@@ -1,0 +1,104 @@
+"""pretrain/run.py with something made to go wrong, or fp16 allowed on a CPU: python patched_run.py PATCH ARGUMENTS."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+POISONED_POSITION = 4 * 50
+"""Where the fifth step of the small recipe begins."""
+
+
+class Poison:
+    """Makes tensors NaN in one micro-batch of the step at POISONED_POSITION, whenever that is computed."""
+
+    def __init__(self, micro_batch: int) -> None:
+        from earlybert.pretrain import loop
+
+        self.micro_batch, self.turn, self.active = micro_batch, -1, False
+        compute = loop.forward_and_backward
+
+        def marked(run: Any, *arguments: Any) -> Any:
+            self.active, self.turn = run.place.position == POISONED_POSITION, -1
+            return compute(run, *arguments)
+
+        loop.forward_and_backward = marked
+
+    def begin_forward(self, *_: Any) -> None:
+        self.turn += 1
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor * torch.nan if self.active and self.turn == self.micro_batch else tensor
+
+
+def on_every_model(prepare: Callable[[nn.Module], None]) -> None:
+    """Calls `prepare` with every model that an engine is about to train."""
+    from earlybert.pretrain import engine
+
+    build = engine._materialised
+
+    def built(*arguments: Any) -> nn.Module:
+        model = build(*arguments)
+        prepare(model)
+        return model
+
+    engine._materialised = built
+
+
+def poison_activation() -> None:
+    poison = Poison(micro_batch=1)
+
+    def prepare(model: nn.Module) -> None:
+        model.register_forward_pre_hook(poison.begin_forward)
+        module = model.get_submodule("layers.1.feed_forward.intermediate")
+        module.register_forward_hook(lambda module, inputs, output: poison.apply(output))
+
+    on_every_model(prepare)
+
+
+def poison_gradient() -> None:
+    poison = Poison(micro_batch=2)
+
+    def prepare(model: nn.Module) -> None:
+        model.register_forward_pre_hook(poison.begin_forward)
+        model.get_parameter("layers.0.attention.output.weight").register_hook(poison.apply)
+
+    on_every_model(prepare)
+
+
+def flip_a_weight() -> None:
+    """On rank 1, after the update that the first checkpoint is of; the next update would gather the right one again."""
+    from earlybert.pretrain import distributed, loop
+
+    step = loop.train_step
+
+    def flipped(run: Any, batches: Any) -> dict[str, Any]:
+        metrics = step(run, batches)
+        if run.place.step == 6 and distributed.rank() == 1:
+            weight = run.engine.engine.module.get_parameter("layers.1.feed_forward.output.weight")
+            weight.data.view(-1)[3] *= 1.0001
+        return metrics
+
+    loop.train_step = flipped
+
+
+def fp16_on_cpu() -> None:
+    """DeepSpeed and we refuse fp16 on CPUs, where it is slow; its logic is the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    from earlybert.pretrain import engine
+
+    accelerator = type(get_accelerator())
+    accelerator.is_fp16_supported = lambda self: True
+    accelerator.supported_dtypes = lambda self: [torch.float, torch.half, torch.bfloat16]
+    engine.resolve_precision = lambda recipe, file, device: "fp16"
+
+
+if __name__ == "__main__":
+    patch = globals()[sys.argv.pop(1)]
+    from earlybert.pretrain import run
+
+    patch()
+    run.main()

@@ -1,0 +1,98 @@
+"""Runs that are asked to stop, and go on: in the same layout bit for bit, in another one to rounding."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from earlybert.pretrain.checkpoint import newest_intact
+from earlybert.pretrain.ticket import Ticket
+from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
+from tests.pretrain.run_files import last_step, losses, metrics
+
+PLAIN = (sys.executable,)
+
+
+def stop_after(process: subprocess.Popen[str], run_dir: Path, step: int, number: signal.Signals, rank: int = 0) -> str:
+    """Waits until a step is logged, sends the signal to one rank (twice, which must do no harm); returns the output."""
+    while process.poll() is None and last_step(run_dir) < step:
+        time.sleep(0.01)
+    target = rank_process(process.pid, rank)
+    target.send_signal(number)
+    time.sleep(0.02)
+    target.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def rank_process(launcher: int, rank: int) -> psutil.Process:
+    """The process of a rank, which is the launcher itself when there is none."""
+    everyone = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
+    ranks = [process for process in everyone if process.environ().get("RANK") == str(rank)]
+    return ranks[-1] if ranks else everyone[0]
+
+
+def require_stopped_at_last_step(run_dir: Path, output: str) -> None:
+    """The checkpoint that the stop left is of the last step that was made."""
+    assert re.search(r"stopped as asked at step \d+ of \w+; the same command goes on", output), output
+    assert "Traceback" not in output
+    checkpoint = newest_intact(run_dir / "checkpoints", pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.state["global_step"] == last_step(run_dir) < 50
+    assert not (run_dir / "DONE").exists()
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+def test_stopped_by_signals_a_run_loses_no_step(finished_run: Path, workplace: Path) -> None:
+    """Dropout is on, and checkpoints are due every 7 steps: the curve goes on bit for bit."""
+    generator = random.Random(time.time_ns())
+    reached = 0
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        reached = generator.randint(reached + 1, reached + 15)
+        process = start([*PLAIN, str(RUN), "--config", "small.yaml", "--run-dir", "asked"], workplace)
+        require_stopped_at_last_step(workplace / "asked", stop_after(process, workplace / "asked", reached, number))
+        reached = last_step(workplace / "asked")
+    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "asked")
+    assert status == 0, output
+    assert losses(workplace / "asked") == losses(finished_run)
+
+
+def test_going_on_with_other_ranks_stages_and_micro_batches(workplace: Path) -> None:
+    """Dropout 0. One rank, ZeRO-1; two ranks, ZeRO-3, from the middle of the search into phase 1; one rank, ZeRO-0."""
+    recipe = small_recipe(workplace / "text.txt")
+    recipe["model"] |= {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    (workplace / "still.yaml").write_text(yaml.safe_dump(recipe))
+    status, output = run_training(workplace, "--config", "still.yaml", "--run-dir", "still")
+    assert status == 0, output
+    content = json.loads((RUN.parent.parent / "ds_configs" / "lamb.json").read_text())
+    for stage in (0, 3):
+        (workplace / f"stage{stage}.json").write_text(json.dumps(content | {"zero_optimization": {"stage": stage}}))
+    run_dir = workplace / "elastic"
+    command = [str(RUN), "--config", "still.yaml", "--run-dir", "elastic"]
+    process = start([*PLAIN, *command], workplace)
+    require_stopped_at_last_step(run_dir, stop_after(process, run_dir, 8, signal.SIGTERM))
+
+    launcher = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port()]
+    layout = ["--deepspeed", "stage3.json", "--phase1.micro_batch", "11"]
+    process = start([*launcher, *command, *layout], workplace)
+    require_stopped_at_last_step(run_dir, stop_after(process, run_dir, 26, signal.SIGUSR1, rank=1))
+    assert last_step(run_dir) >= 26
+
+    status, output = run_training(workplace, *command[1:], "--deepspeed", "stage0.json", "--phase2.micro_batch", "3")
+    assert status == 0, output
+    expected, actual = metrics(workplace / "still"), metrics(run_dir)
+    for exact in ("global_step", "stage", "learning_rate"):
+        assert [line[exact] for line in actual] == [line[exact] for line in expected]
+    np.testing.assert_allclose([line["loss"] for line in actual], [line["loss"] for line in expected], rtol=1e-5)
+    tickets = [Ticket.load(folder / "ticket.json") for folder in (workplace / "still", run_dir)]
+    assert (tickets[0].heads, tickets[0].neurons) == (tickets[1].heads, tickets[1].neurons)

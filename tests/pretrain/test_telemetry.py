@@ -1,0 +1,218 @@
+"""What a run tells, read back: event files, metrics.jsonl, where the time went, the console."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from earlybert.pretrain.telemetry import Telemetry
+from earlybert.pretrain.timing import StepTimes, _TimedBackend
+from tests.conftest import BIN, free_port, run_training
+from tests.pretrain.run_files import metrics
+
+KINDS = ("scalars", "images", "histograms", "tensors")
+TIMES = {"data", "checkpoint", "validation", "forward_backward", "communication", "optimizer"}
+
+
+def events_of(run_dir: Path) -> EventAccumulator:
+    """Everything that TensorBoard reads from the run."""
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance=dict.fromkeys(KINDS, 0))
+    return events.Reload()
+
+
+def test_tensorboard_shows_everything(finished_run: Path) -> None:
+    events = events_of(finished_run)
+    tags = events.Tags()
+    for name in ("loss", "masked_loss", "next_sentence_loss", "l1", "masked_accuracy", "next_sentence_accuracy"):
+        assert f"train/{name}" in tags["scalars"]
+    for name in ("learning_rate", "gradient_norm", "loss_scale", "tokens_per_second", "utilisation"):
+        assert f"train/{name}" in tags["scalars"]
+    assert {f"time/{part}" for part in TIMES} <= set(tags["scalars"])
+    assert "trust_ratio/layers.0.attention.qkv.weight[0]" in tags["scalars"] or any(
+        tag.startswith("trust_ratio/") for tag in tags["scalars"]
+    )
+    assert {"validation/masked_loss", "validation/masked_accuracy"} <= set(tags["scalars"])
+    assert {"coefficients/heads", "coefficients/neurons"} <= set(tags["histograms"])
+    assert {"plan/text_summary", "ticket/text_summary"} <= set(tags["tensors"])
+    # The matrix as far as it goes at every recording after the first; the ticket when it begins to be trained.
+    assert [image.step for image in events.Images("mask_distance")] == [10, 20]
+    assert [image.step for image in events.Images("ticket")] == [21]
+    for image in (*events.Images("mask_distance"), *events.Images("ticket")):
+        assert image.encoded_image_string.startswith(b"\x89PNG") and image.width > 300
+
+
+def test_texts_say_what_the_run_does(finished_run: Path) -> None:
+    events = events_of(finished_run)
+    (plan,), (ticket,) = (events.Tensors(f"{name}/text_summary") for name in ("plan", "ticket"))
+    (plan_text,), (ticket_text,) = (event.tensor_proto.string_val for event in (plan, ticket))
+    stored = json.loads((finished_run / "plan.json").read_text())
+    for stage in stored["stages"]:
+        assert f"| {stage['name']} | {stage['begin']} | {stage['steps']:,} |" in plan_text.decode()
+    kept = json.loads((finished_run / "ticket.json").read_text())
+    assert kept["sha256"][:12] in ticket_text.decode()
+    for layer, heads in enumerate(kept["heads"]):
+        assert f"| {layer} | 3 of 4 | {', '.join(map(str, heads))} | {len(kept['neurons'][layer])} |" in (
+            ticket_text.decode()
+        )
+
+
+def test_utilisation_counts_the_work_that_is_done(finished_run: Path) -> None:
+    """The full network does what a dense one would; a narrow one does less, by about the FLOP ratio of the plan."""
+    plan = json.loads((finished_run / "plan.json").read_text())
+    for line in metrics(finished_run):
+        assert 0 < line["utilisation"] < 2
+        ratio = line["utilisation"] / line["dense_equivalent_utilisation"]
+        if line["stage"] == "search":
+            assert ratio == pytest.approx(1, rel=1e-9)
+        else:
+            assert 0.5 < ratio < 0.95
+    assert {stage["name"] for stage in plan["stages"]} == {line["stage"] for line in metrics(finished_run)}
+
+
+def write_steps(run_dir: Path, steps: range, resume_after: int, value: float, ranks: int) -> None:
+    telemetry = Telemetry(run_dir, enabled=True, resume_after=resume_after, ranks=ranks)
+    for step in steps:
+        telemetry.scalars("train", step, {"stage": "phase1", "loss": value + step})
+    telemetry.close()
+
+
+def test_one_timeline_across_restarts_and_world_sizes(tmp_path: Path) -> None:
+    """Thrice the run goes on before where it had got to; every step is there once, as last computed."""
+    write_steps(tmp_path, range(1, 11), -1, 100.0, ranks=4)
+    write_steps(tmp_path, range(7, 16), 6, 200.0, ranks=2)
+    write_steps(tmp_path, range(11, 21), 10, 300.0, ranks=1)
+    expected = {step: 100.0 + step for step in range(1, 7)}
+    expected |= {step: 200.0 + step for step in range(7, 11)} | {step: 300.0 + step for step in range(11, 21)}
+    series = events_of(tmp_path).Scalars("train/loss")
+    assert [(event.step, event.value) for event in series] == sorted(expected.items())
+    assert {line["global_step"]: line["loss"] for line in metrics(tmp_path)} == expected
+    assert len(metrics(tmp_path)) == 20
+    starts = metrics(tmp_path, "start")
+    assert [(line["global_step"], line["ranks"]) for line in starts] == [(0, 4), (6, 2), (10, 1)]
+    assert [line.get("lost_steps") for line in starts] == [None, 4, 5]
+    assert starts[0]["time"] <= starts[1]["last_alive"] <= starts[1]["time"] <= starts[2]["last_alive"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_double(workplace: Path) -> None:
+    """Its recordings, histograms and pictures are made again from the start."""
+    arguments = ("--config", "small.yaml", "--run-dir", "twice", "--export", "[]", "--checkpoint_every", "100")
+    arguments += ("--plan", "[search]", "--search.steps", "15", "--phase1.steps", "15")
+    (workplace / "twice").mkdir()
+    write_steps(workplace / "twice", range(0, 12), -1, 100.0, ranks=1)
+    status, output = run_training(workplace, *arguments)
+    assert status == 0, output
+    events = events_of(workplace / "twice")
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 16))
+    assert [event.step for event in events.Histograms("coefficients/heads")] == [0, 10, 15]
+    assert [event.step for event in events.Tensors("plan/text_summary")] == [0]
+
+
+def test_nested_parts_count_once() -> None:
+    """Communication inside the backward pass and inside the optimizer is taken off those."""
+    now = 100.0
+
+    class Clocked(StepTimes):
+        def _now(self) -> float:
+            return now
+
+    class Slow:
+        rank = 3
+
+        def all_reduce(self, seconds: float) -> None:
+            pass_by(seconds)
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    times = Clocked(torch.device("cpu"))
+    backend = _TimedBackend(Slow(), times)
+    times.waited("data", 0.5)
+    with times.step(0):
+        pass_by(2)
+        backend.all_reduce(4)
+        with times.computing("optimizer"):
+            pass_by(3)
+            backend.all_reduce(5)
+    taken = times.taken()
+    assert taken is not None and backend.rank == 3
+    assert {part: taken[part] for part in ("communication", "forward_backward", "optimizer", "data")} == {
+        "communication": 9,
+        "forward_backward": 2,
+        "optimizer": 3,
+        "data": 0.5,
+    }
+    with times.step(1):
+        backend.all_reduce(7)
+    assert times.taken() is None
+
+
+def test_two_ranks_communicate_and_speak_once(workplace: Path) -> None:
+    launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port())
+    arguments = ("--config", "small.yaml", "--run-dir", "two-ranks", "--plan", "[phase1]", "--export", "[]")
+    status, output = run_training(workplace, *arguments, launcher=launcher)
+    assert status == 0, output
+    split = metrics(workplace / "two-ranks", "time")
+    assert [line["step"] for line in split] == [1, 11]
+    assert all(line[part] > 0 for line in split for part in ("forward_backward", "communication", "optimizer"))
+    steps = {line["step"]: line["seconds"] for line in metrics(workplace / "two-ranks")}
+    for line in split:
+        parts = line["forward_backward"] + line["communication"] + line["optimizer"]
+        assert parts == pytest.approx(steps[line["step"]], rel=0.3)
+    assert metrics(workplace / "two-ranks", "start")[0]["ranks"] == 2
+    assert output.count("phase1: 20 steps") == 1
+    warned = [line for line in output.splitlines() if "Warning:" in line]
+    assert len(warned) == len(set(warned)), output
+
+
+def in_terminal(code: str) -> tuple[int, str]:
+    """Runs Python code with a terminal as its standard error; returns status and what the terminal got."""
+    master, slave = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=slave, stdout=subprocess.DEVNULL, env=environment)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            if not (read := os.read(master, 4096)):
+                break
+        except OSError:  # the other side is closed
+            break
+        shown += read
+    os.close(master)
+    return process.wait(), shown.decode()
+
+
+PROGRESS = """
+from earlybert.pretrain.telemetry import StageProgress
+with StageProgress("phase1", 8, 0, enabled=ENABLED) as progress:
+    for step in range(1, 8):
+        progress.update(step, f"loss {10 - step}  99 tokens/s")
+    raise KeyError("a fault")
+"""
+
+
+def test_terminal_gets_a_bar_and_is_given_back_after_a_fault() -> None:
+    status, shown = in_terminal(PROGRESS.replace("ENABLED", "True"))
+    assert status == 1
+    assert "phase1" in shown and "7/8" in shown and "loss 3  99 tokens/s" in shown
+    assert "\x1b[?25l" in shown and "\x1b[?25h" in shown.split("\x1b[?25l")[-1], "the cursor stays hidden"
+
+
+def test_other_ranks_show_no_progress() -> None:
+    _, shown = in_terminal(PROGRESS.replace("ENABLED", "False"))
+    assert "phase1" not in shown.split("Traceback")[0]
+
+
+def test_a_log_file_gets_plain_lines(finished_run: Path, workplace: Path) -> None:
+    arguments = ("--config", "small.yaml", "--run-dir", "logged", "--plan", "[phase1]", "--export", "[]")
+    _, output = run_training(workplace, *arguments)
+    lines = [line for line in output.splitlines() if line.startswith("phase1 ")]
+    assert "\x1b" not in output
+    assert lines and all("loss" in line and "tokens/s" in line and line.endswith("left") for line in lines)
