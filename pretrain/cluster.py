@@ -1,14 +1,16 @@
 """What a plan needs of a cluster: memory, time, disk. A model; docs/cost-model.md states and checks it.
 
-Bytes, seconds, operations; per GPU unless said otherwise. Sizes per token: H hidden size, A attention width (kept heads
-times head size), a kept heads, F kept neurons, S sequence length.
+Bytes, seconds, operations; per GPU unless said otherwise. H hidden size, A attention width (kept heads times head
+size), a kept heads, F kept neurons, S sequence length, P predicted positions, V vocabulary rows.
 """
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from earlybert.kernels.cross_entropy import CHUNK_BYTES
 from earlybert.pretrain.accounting import count_parameters, flops_per_sequence
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.hardware import GPUS, Gpu
@@ -19,9 +21,10 @@ from earlybert.pretrain.plan import Stage
 BUCKET_ELEMENTS = 5e8
 # CUDA context, cuBLAS workspaces, fragmentation.
 RESERVED_BYTES = 1.5e9
-USABLE_SHARE = 0.95
-# The scores run in fp32: logits, their softmax and its gradient, each masked position times the vocabulary.
-FP32_LOGITS = 3
+# The formulas are right within a tenth; a run that ends for want of memory costs more than a smaller micro-batch.
+USABLE_SHARE = 0.9
+# A chunk of logits is there in half precision, in fp32, as its softmax and as its gradient.
+LOGITS_COPIES = 4
 # LAMB with multi-tensor operations reads and writes master, moments, gradient and update about 14 times in fp32.
 OPTIMIZER_BYTES_PER_PARAMETER = 14 * 8
 # Each collective over a ring of N waits about N times for a message to arrive.
@@ -58,8 +61,8 @@ def parse_cluster(text: str, network_gbit: float) -> Cluster:
     known = {name.lower(): name for name in GPUS}
     if match[3].lower() not in known:
         raise UserError(f"--cluster names the GPU {match[3]!r}; known are {', '.join(GPUS)}")
-    if network_gbit <= 0:
-        raise UserError(f"--network-gbit is {network_gbit:g}; it must be above 0")
+    if not 0 < network_gbit < math.inf:
+        raise UserError(f"--network-gbit is {network_gbit:g}; it must be a number above 0")
     return Cluster(int(match[1]), int(match[2]), known[match[3].lower()], network_gbit)
 
 
@@ -101,30 +104,33 @@ class Shape:
     def of(cls, config: EarlyBertConfig, stage: Stage) -> "Shape":
         return cls(config, stage.length, stage.max_predictions, stage.global_batch)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return count_parameters(self.config)
 
 
 def activation_bytes(shape: Shape, number: int = 2, *, keeps_scores: bool = False) -> float:
-    """What one sequence keeps for the backward pass; `number` bytes a value (2 in half precision, 4 in fp32).
+    """What one full sequence keeps for the backward pass; `number` bytes a value (2 in half precision, 4 in fp32).
 
     Per token and layer: inputs of the projections and of GELU, attention's operands and result, LayerNorms' inputs and
     statistics, and (a byte each) dropout masks: number * (4 H + 4 A + 2 F) + 2 H + 16 + 4 a, and where attention keeps
-    its scores S * a * (2 number + 1). The head keeps its logits for the predicted positions.
+    its scores S * a * (2 number + 1). In the last layer all tokens have keys and values, number * (H + 2 A), and only
+    the P + 1 needed ones the rest. The head keeps number * 5 H for each predicted position.
     """
-    config, length = shape.config, shape.length
-    hidden, dropout = config.hidden_size, config.hidden_dropout_prob > 0
-    per_token = 0.0
-    for heads, neurons in zip(config.heads, config.neurons, strict=True):
+    config, length, needed = shape.config, shape.length, shape.predictions + 1
+    hidden, drops = config.hidden_size, config.hidden_dropout_prob > 0
+    drops_scores = config.attention_probs_dropout_prob > 0
+    total = length * hidden * (number + drops)  # embeddings
+    for layer, (heads, neurons) in enumerate(zip(config.heads, config.neurons, strict=True)):
         width = heads * config.head_size
-        per_token += number * (4 * hidden + 4 * width + 2 * neurons) + 2 * hidden * dropout + 16 + 4 * heads
+        rows = length
+        if layer == config.num_hidden_layers - 1:
+            rows = needed
+            total += length * number * (hidden + 2 * width) - needed * number * 2 * width
+        total += rows * (number * (4 * hidden + 4 * width + 2 * neurons) + 2 * hidden * drops + 16 + 4 * heads)
         if keeps_scores:
-            drops = config.attention_probs_dropout_prob > 0
-            per_token += length * heads * (number * (2 if drops else 1) + drops)
-    embeddings = number * 2 * hidden + hidden * dropout
-    head = shape.predictions * (4 * FP32_LOGITS * config.padded_vocab_size + number * 4 * hidden)
-    return length * (per_token + embeddings) + head
+            total += rows * length * heads * (number * (2 if drops_scores else 1) + drops_scores)
+    return total + shape.predictions * number * 5 * hidden
 
 
 def gradient_bytes(shape: Shape, number: int = 2) -> float:
@@ -134,6 +140,13 @@ def gradient_bytes(shape: Shape, number: int = 2) -> float:
         4 * heads * config.head_size + 2 * neurons for heads, neurons in zip(config.heads, config.neurons, strict=True)
     )
     return shape.length * number * (widest + 2 * config.hidden_size)
+
+
+def head_bytes(shape: Shape, micro_batch: int, number: int = 2) -> float:
+    """What the loss takes in passing: a chunk of logits at most, and the vocabulary's gradient, once more in fp32."""
+    vocabulary = shape.config.padded_vocab_size
+    logits = 4.0 * micro_batch * shape.predictions * vocabulary
+    return LOGITS_COPIES * min(logits, CHUNK_BYTES) + (4 + number) * vocabulary * shape.config.hidden_size
 
 
 def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
@@ -149,7 +162,8 @@ def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
 def peak_bytes(shape: Shape, micro_batch: int, gpus: int) -> float:
     """Largest memory that training takes on one GPU."""
     per_sequence = activation_bytes(shape) + gradient_bytes(shape)
-    return state_bytes(shape.parameters, gpus) + micro_batch * per_sequence + RESERVED_BYTES
+    fixed = state_bytes(shape.parameters, gpus) + head_bytes(shape, micro_batch) + RESERVED_BYTES
+    return fixed + micro_batch * per_sequence
 
 
 def fitting_micro_batch(shape: Shape, cluster: Cluster) -> int:
@@ -244,8 +258,3 @@ def checkpoint_bytes(parameters: int) -> int:
 def disk_bytes(parameters: Sequence[int], keep: int) -> int:
     """The kept checkpoints of the largest network and the one being written, and an export of every kind."""
     return checkpoint_bytes(max(parameters)) * (keep + 1) + 2 * 4 * max(parameters)
-
-
-def seconds_of(costs: Sequence[tuple[StageCost, int]]) -> float:
-    """Time of stages with their numbers of steps."""
-    return sum(cost.step_seconds * steps for cost, steps in costs)

@@ -15,8 +15,8 @@ class Gpu:
         tflops: dense fp16 (and, where it has it, bf16) matrix products with fp32 accumulation, TFLOP/s.
         bandwidth_gb: device memory, GB/s.
         link_gb: to the other GPUs of a node, GB/s in one direction.
-        gemm_efficiency: share of the peak that BERT's matrix products reach. Published runs agree with 0.60 on V100;
-            the others are assumptions.
+        gemm_efficiency: share of the peak that BERT's matrix products reach. Published runs agree with 0.60 on V100
+            and 0.65 on A100; the others are assumptions.
         bandwidth_efficiency: share of the memory bandwidth that elementwise kernels reach.
     """
 

@@ -1,5 +1,6 @@
 """The cluster's precondition, and a checkout whose trainer is a stub."""
 
+import getpass
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ def on_a_cluster() -> None:
 def nothing_left_over(on_a_cluster: None) -> Iterator[None]:
     """A test that fails must not leave its job on the nodes."""
     yield
-    slurm("scancel", "--quiet", "--user=root")
+    slurm("scancel", "--quiet", f"--user={getpass.getuser()}")
 
 
 @pytest.fixture

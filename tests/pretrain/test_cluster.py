@@ -1,0 +1,115 @@
+"""What `earlybert plan --cluster` computes: bytes against autograd and DeepSpeed, times against published runs."""
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from torch import Tensor
+
+from benchmarks.cost_model import full_batch, published_runs
+from earlybert.pretrain import cli
+from earlybert.pretrain.batches import Batch
+from earlybert.pretrain.cluster import (
+    BUCKET_ELEMENTS,
+    Shape,
+    activation_bytes,
+    fitting_micro_batch,
+    parse_cluster,
+    peak_bytes,
+    state_bytes,
+)
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.objective import score
+
+LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+NARROW = {
+    "kept_heads": [[0, 1, 2], [0], [1, 2, 3]],
+    "kept_neurons": [list(range(700)), list(range(64)), list(range(400))],
+}
+
+
+def saved_bytes(model: EarlyBertForPreTraining, batch: Batch) -> int:
+    """What autograd keeps between the forward and the backward pass, every storage counted once, weights not."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    found: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        scores = score(model(**batch.model_inputs()), batch)
+    assert scores.masked_loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in weights)
+
+
+@pytest.mark.parametrize(("length", "predictions"), [(128, 20), (512, 80)])
+@pytest.mark.parametrize("kept", [{}, NARROW], ids=["dense", "narrow"])
+def test_activations_are_what_autograd_keeps(kept: dict, length: int, predictions: int) -> None:
+    """The difference of five sequences and two, so that what does not depend on the batch drops out."""
+    config = EarlyBertConfig(
+        vocab_size=512,
+        hidden_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **kept,
+    )
+    model = EarlyBertForPreTraining(config).train()
+    shape = Shape(config, length, predictions, 64)
+    five, two = (saved_bytes(model, full_batch(shape, sequences)) for sequences in (5, 2))
+    # In fp32 on a CPU, whose attention keeps its scores.
+    formula = activation_bytes(shape, 4, keeps_scores=True)
+    assert formula == pytest.approx((five - two) / 3, rel=0.01)
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 1), (1, 8), (4, 8)])
+def test_state_is_what_deepspeed_estimates(nodes: int, gpus: int) -> None:
+    """DeepSpeed's own estimate is for ZeRO-2, which shares the gradients out too, and has no communication buckets."""
+    parameters = 336_226_108
+    bucket = 2 * min(parameters, BUCKET_ELEMENTS) if nodes * gpus > 1 else 0
+    _, expected = estimate_zero2_model_states_mem_needs(parameters, gpus, nodes, False, 1.0)
+    whole_gradients = 2 * parameters * (1 - 1 / (nodes * gpus))
+    assert state_bytes(parameters, nodes * gpus) == pytest.approx(expected + whole_gradients + bucket, abs=4)
+
+
+@pytest.mark.parametrize(("gpu", "gigabytes"), [("V100-16GB", 17), ("V100-32GB", 34), ("H200-141GB", 150)])
+def test_the_largest_micro_batch_that_fits(gpu: str, gigabytes: int) -> None:
+    shape, cluster = Shape(LARGE, 128, 20, 65_536), parse_cluster(f"1x8 {gpu}", 100)
+    fits = [size for size in (2**power for power in range(14)) if peak_bytes(shape, size, 8) <= 0.9e9 * gigabytes]
+    assert fitting_micro_batch(shape, cluster) == max(fits)
+
+
+def test_a_network_that_does_not_fit() -> None:
+    huge = EarlyBertConfig(hidden_size=8192, num_hidden_layers=48, num_attention_heads=64, intermediate_size=32_768)
+    with pytest.raises(UserError, match=r"one sequence of 512 tokens takes .* V100-16GB has 15.3 GB to use"):
+        fitting_micro_batch(Shape(huge, 512, 80, 64), parse_cluster("1x8 V100-16GB", 100))
+
+
+@pytest.mark.parametrize("run", published_runs(), ids=lambda run: run["name"])
+def test_published_runs_are_met_within_a_fifth(run: dict) -> None:
+    assert run["predicted"] == pytest.approx(run["published"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "network", "message"),
+    [
+        ("4 nodes", "100", "--cluster is '4 nodes'; it must be NODES x GPUS-PER-NODE GPU"),
+        ("0x8 V100-32GB", "100", "--cluster is '0x8 V100-32GB'"),
+        ("4x8 V1000", "100", "--cluster names the GPU 'V1000'; known are V100-16GB, V100-32GB"),
+        ("4x8 V100-32GB", "0", "--network-gbit is 0; it must be a number above 0"),
+        ("4x8 V100-32GB", "nan", "--network-gbit is nan; it must be a number above 0"),
+        ("100000x8 V100-32GB", "100", "phase1.global_batch"),
+    ],
+)
+def test_bad_clusters_are_refused(
+    text: str, network: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["earlybert", "plan", "--cluster", text, "--network-gbit", network])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in captured.err and not captured.out and captured.err.count("\n") == 1
