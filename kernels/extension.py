@@ -9,6 +9,7 @@ place of ours.
 
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -104,11 +105,18 @@ def needed_architecture(capability: tuple[int, int]) -> int:
 
 
 def chosen() -> str:
-    """What the environment asks for; raises ValueError when there is no such implementation."""
+    """What the environment asks for; raises ValueError when there is no such implementation here."""
     name = os.environ.get("EARLYBERT_KERNELS", "cuda")
+    if name == "apex" and not _has_apex():
+        raise ValueError("EARLYBERT_KERNELS is 'apex', which is not installed; it must be cuda or torch")
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"EARLYBERT_KERNELS is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     return name
+
+
+@functools.cache
+def _has_apex() -> bool:
+    return importlib.util.find_spec("apex") is not None
 
 
 @functools.cache

@@ -26,6 +26,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from earlybert.kernels.lamb_step import bias_corrections, lamb_step
 from earlybert.kernels.partition import (
     Partition,
     Piece,
@@ -35,9 +36,6 @@ from earlybert.kernels.partition import (
     step_count,
     zero_moments,
 )
-
-# On CPUs torch adds up fp32 norms in few lanes: 1e-3 off for the word embeddings of BERT, 3e-7 for this many elements.
-_NORM_CHUNK = 65536
 
 
 @dataclass(frozen=True)
@@ -203,56 +201,35 @@ class Lamb(torch.optim.Optimizer):
         return _Units(names, stretches, partition.process_group)
 
     def _step_group(self, group: dict[str, Any], flats: list[Tensor], units: list[_Units]) -> None:
-        weights = [flat.detach() for flat in flats]
-        updates = self._updates(group, flats)
-        weight_stretches = list(_stretches(weights, units))
-        update_stretches = list(_stretches(updates, units))
-        ratios = [1.0] * len(weight_stretches)
-        if group["trust_ratio"] and (group["weight_decay"] or group["nvlamb"]):
-            ratios = self._ratios(group, weight_stretches, update_stretches, units)
-        if weight_stretches:
-            # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
-            torch._foreach_mul_(update_stretches, [-group["lr"] * ratio for ratio in ratios])
-            torch._foreach_add_(weight_stretches, update_stretches)
-
-    def _updates(self, group: dict[str, Any], flats: list[Tensor]) -> list[Tensor]:
-        """Advance the moments and return the updates without trust ratio, new tensors like `flats`."""
-        beta1, beta2 = group["betas"]
         states = [self.state[flat] for flat in flats]
         for state in states:
             # A new tensor each time: DeepSpeed's universal checkpoints load one tensor object into several states.
             state["step"] = state["step"] + 1
+        weights = [flat.detach() for flat in flats]
         gradients = [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in flats]
-        first, second = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
-        torch._foreach_lerp_(first, gradients, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        denominators = torch._foreach_sqrt(second)
-        if group["bias_correction"]:
-            # Both corrections in the denominator: m/c1 / (sqrt(v/c2) + eps) = m / (sqrt(v) c1/sqrt(c2) + c1 eps).
-            steps = [float(state["step"]) for state in states]
-            corrections = [1 - beta1**step for step in steps]
-            scales = [c1 / (1 - beta2**step) ** 0.5 for c1, step in zip(corrections, steps, strict=True)]
-            torch._foreach_mul_(denominators, scales)
-            torch._foreach_add_(denominators, [c1 * group["eps"] for c1 in corrections])
-        else:
-            torch._foreach_add_(denominators, group["eps"])
-        updates = torch._foreach_div(first, denominators)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, [flat.detach() for flat in flats], alpha=group["weight_decay"])
-        return list(updates)
+        moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+        steps = [float(state["step"]) for state, unit in zip(states, units, strict=True) for _ in unit.stretches]
+        squares_2P = torch.zeros(2, len(steps), dtype=torch.float64, device=flats[0].device)
+        if steps:
+            # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
+            step = lamb_step(*(list(_stretches(tensors, units)) for tensors in (weights, gradients, *moments)))
+            corrections = bias_corrections(steps, group["betas"], group["eps"], group["bias_correction"])
+            squares_2P = step.advance(corrections, group["betas"], group["weight_decay"])
+        ratios = [1.0] * len(steps)
+        if group["trust_ratio"] and (group["weight_decay"] or group["nvlamb"]):
+            ratios = self._ratios(group, squares_2P, units)
+        if steps:
+            step.apply([-group["lr"] * ratio for ratio in ratios])
 
-    def _ratios(
-        self, group: dict[str, Any], weights: list[Tensor], updates: list[Tensor], units: list[_Units]
-    ) -> list[float]:
-        """Trust ratio of every stretch of weights and updates, from the norms of the units they are parts of."""
+    def _ratios(self, group: dict[str, Any], squares_2P: Tensor, units: list[_Units]) -> list[float]:
+        """Trust ratio of each of P stretches, from the squared norms of weights and updates of the parts held here."""
         names: list[str] = []
         owners: list[int] = []
         for unit in units:
             owners += [len(names) + stretch.unit for stretch in unit.stretches]
             names += unit.names
-        device = group["params"][0].device
-        squares_2U = torch.stack([_squared_norms(part, owners, len(names), device) for part in (weights, updates)])
+        squares_2U = squares_2P.new_zeros(2, len(names))
+        squares_2U[:, owners] = squares_2P  # a unit has at most one stretch here
         # A group's tensors are either all spread over the same ranks or all whole.
         if units[0].process_group is not None:
             torch.distributed.all_reduce(squares_2U, group=units[0].process_group)
@@ -270,17 +247,3 @@ def _stretches(flats: list[Tensor], units: list[_Units]) -> Iterator[Tensor]:
     """What `units` say that these tensors hold here, in their order."""
     for flat, unit in zip(flats, units, strict=True):
         yield from (stretch.of(flat) for stretch in unit.stretches)
-
-
-def _squared_norms(stretches: list[Tensor], owners: list[int], units: int, device: torch.device) -> Tensor:
-    """Sum of |stretch|^2 over the stretches of each owner: (U,) float64, the same bits every time."""
-    chunks = [stretch.reshape(-1).split(_NORM_CHUNK) for stretch in stretches]
-    if not chunks:
-        return torch.zeros(units, dtype=torch.float64, device=device)
-    rows = [owner for owner, parts in zip(owners, chunks, strict=True) for _ in parts]
-    columns = [column for parts in chunks for column in range(len(parts))]
-    norms = torch.stack(torch._foreach_norm([part for parts in chunks for part in parts]))
-    # Not index_add_, which adds in any order on a GPU. An owner has one stretch, so no place is written twice.
-    squares_UC = torch.zeros(units, max(columns) + 1, dtype=torch.float64, device=device)
-    squares_UC[torch.tensor(rows, device=device), torch.tensor(columns, device=device)] = norms.double().square_()
-    return squares_UC.sum(dim=1)

@@ -105,14 +105,20 @@ def packed_attention(
     """
     capability = torch.cuda.get_device_capability(query_MAD.device) if query_MAD.is_cuda else (0, 0)
     setting = Setting(query_MAD.device.type, capability, query_MAD.dtype, query_MAD.shape[-1], dropout)
-    name = _settle(setting, os.environ.get(OVERRIDE, ""))
+    name = _settle(setting, chosen())
     return IMPLEMENTATIONS[name](query_MAD, key_TAD, value_TAD, queries, keys, dropout)
+
+
+def chosen() -> str:
+    """What the environment asks for, "" where it leaves that to the table; raises ValueError for an unknown name."""
+    override = os.environ.get(OVERRIDE, "")
+    if override and override not in IMPLEMENTATIONS:
+        raise ValueError(f"{OVERRIDE} is {override!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+    return override
 
 
 def _settle(setting: Setting, override: str) -> str:
     """The implementation's name: the override, else the table's, which is logged once."""
-    if override and override not in IMPLEMENTATIONS:
-        raise ValueError(f"{OVERRIDE} is {override!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     if override:
         return override
     decision = choose_attention(setting)

@@ -9,8 +9,9 @@ from typing import Any
 from earlybert.pretrain.config import OptimizerConfig
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import read_json
+from earlybert.pretrain.peers import PEERS
 
-OPTIMIZERS = ("Lamb", "AdamW")
+OPTIMIZERS = ("Lamb", "AdamW", *PEERS)
 OPTIMIZER_NUMBERS = ("lr", "betas", "eps", "weight_decay")
 LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -34,7 +35,9 @@ class DeepSpeedFile:
         _check_sections(content, path)
         section = content.pop("optimizer", {"type": "Lamb"})
         if section.get("type") not in OPTIMIZERS:
-            raise UserError(f'{path}: optimizer.type is {section.get("type")!r}; it must be "Lamb" or "AdamW"')
+            raise UserError(
+                f"{path}: optimizer.type is {section.get('type')!r}; it must be one of {', '.join(OPTIMIZERS)}"
+            )
         numbers = {name: value for name, value in section.get("params", {}).items() if value != "auto"}
         if "lr" in numbers:
             raise UserError(
@@ -178,6 +181,12 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
+    kind = content.get("optimizer", {}).get("type")
+    if kind in PEERS and stage > 0:
+        raise UserError(
+            f"{path}: optimizer.type is {kind!r}, which takes ZeRO's partitions for whole tensors; "
+            f'with zero_optimization.stage {stage} it must be "Lamb" or "AdamW"'
+        )
     _check_values(content, path)
     for name in ("offload_optimizer", "offload_param"):
         if name in content.get("zero_optimization", {}):
@@ -192,7 +201,7 @@ def _check_optimizer(section: dict[str, Any], path: Path) -> None:
     parameters = section.get("params", {})
     if not isinstance(parameters, dict):
         raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
-    lamb_only = () if section.get("type") == "AdamW" else (*LAMB_SWITCHES, "max_trust_ratio")
+    lamb_only = (*LAMB_SWITCHES, "max_trust_ratio") if section.get("type", "Lamb") == "Lamb" else ()
     for name, value in parameters.items():
         if name not in (allowed := {*OPTIMIZER_NUMBERS, *lamb_only}):
             raise _unknown(path, name, allowed, "optimizer.params.")

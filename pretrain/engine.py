@@ -26,6 +26,7 @@ from earlybert.pretrain.distributed import world_size
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.hardware import peak_flops
 from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.peers import PEERS, build_peer
 from earlybert.pretrain.plan import Stage
 from earlybert.pretrain.surgery import Weights
 from earlybert.pretrain.timing import StepTimes
@@ -119,7 +120,7 @@ def has_decay(name: str) -> bool:
 def build_optimizer(
     model: nn.Module, kind: str, given: Mapping[str, Any], recipe: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """LAMB (or AdamW) with one decayed group and one common group for everything else."""
+    """LAMB (or another one by its name) with one decayed group and one common group for everything else."""
     named = list(model.named_parameters())
     numbers: dict[str, Any] = {
         "betas": recipe.betas,
@@ -134,6 +135,8 @@ def build_optimizer(
     numbers["betas"] = tuple(numbers["betas"])
     if kind == "AdamW":
         return torch.optim.AdamW(groups, lr=0.0, **numbers)
+    if kind in PEERS:
+        return build_peer(kind, groups, numbers)
     fused = {p: 3 for name, p in named if name.endswith("qkv.weight")}
     return Lamb(groups, lr=0.0, row_blocks=fused, **numbers)
 

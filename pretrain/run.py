@@ -48,6 +48,7 @@ from earlybert.pretrain.hardware import device_name
 from earlybert.pretrain.initial import initial_weights
 from earlybert.pretrain.loop import Place, StageRun, train_stage
 from earlybert.pretrain.model import EarlyBertConfig
+from earlybert.pretrain.peers import check_implementations
 from earlybert.pretrain.plan import Stage, build_stages, describe_plan, model_config, stage_model
 from earlybert.pretrain.report import write_report
 from earlybert.pretrain.report_text import plan_markdown
@@ -139,6 +140,7 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     if recipe.deterministic:
         set_deterministic()
     device = distributed.start()
+    check_implementations(deepspeed_file.optimizer, device)
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()
     if distributed.rank() == 0:

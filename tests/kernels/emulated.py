@@ -1,16 +1,22 @@
 """The CUDA operators `torch.ops.earlybert.*` for CPU tensors: the kernels' own source, compiled by g++ and emulated."""
 
+import atexit
 import ctypes
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from earlybert.kernels import extension, lamb_step
 from earlybert.kernels.extension import SOURCES
 
 HERE = Path(__file__).parent
@@ -36,13 +42,16 @@ MISSING = (
 )
 
 
-def compile_kernels(folder: Path) -> ctypes.CDLL:
-    """g++'s library of the emulated kernels."""
+@cache
+def library_path() -> Path:
+    """g++'s library of the emulated kernels, which lives as long as this process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     includes = [f"-I{SOURCES}", f"-I{HERE}", *(f"-isystem{header}/include" for header in HEADERS)]
-    library = folder / "emulated.so"
+    library = Path(folder) / "emulated.so"
     command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas", *includes]
     subprocess.run([*command, str(HERE / "emulated_kernels.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return library
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -157,3 +166,11 @@ def register(library: ctypes.CDLL) -> torch.library.Library:
             registered.define(schema)
         registered.impl(name, getattr(operators, name), "CPU")
     return registered
+
+
+@contextmanager
+def lamb_kernels() -> Iterator[None]:
+    """Has `Lamb` take the registered kernels for CPU tensors, and nothing else."""
+    usable = mock.patch.object(extension, "operators_for", lambda tensor: tensor.dtype in DTYPES)
+    with usable, mock.patch.object(lamb_step, "TorchLambStep", None):
+        yield

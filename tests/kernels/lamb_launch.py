@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import emulated
 import torch
 from lamb_worker import Seen
 
@@ -36,10 +37,11 @@ def _train_on_ranks(world_size: int) -> tuple[str, list[dict[str, Seen]]]:
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
         }
+        kernels = [] if emulated.MISSING else [str(emulated.library_path())]
         ranks = []
         for rank, output in enumerate(outputs):
             with output.with_suffix(".log").open("w") as log:
-                command = [sys.executable, "-c", "import lamb_worker; lamb_worker.main()", str(output)]
+                command = [sys.executable, "-c", "import lamb_worker; lamb_worker.main()", str(output), *kernels]
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 # The folder makes this module importable.
                 here = Path(__file__).parent

@@ -1,13 +1,16 @@
 """One rank of the tests of Lamb and of the partition layout: a small model, trained under every ZeRO stage.
 
 `main` does it in one process (importing DeepSpeed takes seconds) and writes what it saw to the file named on the
-command line. `lamb_launch.launch` starts the ranks and collects that.
+command line, where the library of the emulated kernels may follow. `lamb_launch.launch` starts the ranks and collects
+that.
 
 Shape suffixes: G micro-batches of a step, B sequences, S tokens, E embedding size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import shutil
 import sys
@@ -15,6 +18,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import emulated
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -117,6 +121,9 @@ CASES = {
     "adamw fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="adamw"),
     "adamw fp32 zero 3": Case({"stage": 3}, STAGE3, optimizer="adamw"),
     "adamw bf16 zero 0": Case({"stage": 0}, "FP16_UnfusedOptimizer", BF16, optimizer="adamw"),
+    # With the emulated CUDA kernels.
+    "kernels fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="kernels", world_sizes=(2,)),
+    "kernels fp32 zero 3": Case(SMALL_PARTS, STAGE3, optimizer="kernels", world_sizes=(2,)),
     "naive fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="naive"),
 }
 LAUNCHES = [(name, world_size) for name, case in CASES.items() for world_size in case.world_sizes]
@@ -182,7 +189,7 @@ class Run:
     def _optimizer(self, model: Model) -> torch.optim.Optimizer:
         groups = parameter_groups(model)
         match self.case.optimizer:
-            case "lamb":
+            case "lamb" | "kernels":
                 return CountingLamb(groups, lr=LEARNING_RATE, row_blocks={model.query_key_value.weight: 3})
             case "direction":
                 return CountingLamb(groups, lr=LEARNING_RATE, trust_ratio=False)
@@ -353,5 +360,11 @@ def main() -> None:
     accelerator.is_fp16_supported = lambda self: True
     accelerator.supported_dtypes = lambda self: [torch.float32, FP16, BF16]
     world_size = torch.distributed.get_world_size()
-    cases = {name: case for name, case in CASES.items() if world_size in case.world_sizes}
-    torch.save({name: observe(case) for name, case in cases.items()}, sys.argv[1])
+    seen = {}
+    output, *kernels = sys.argv[1:]
+    registered = emulated.register(ctypes.CDLL(kernels[0])) if kernels else None
+    for name, case in CASES.items():
+        if world_size in case.world_sizes and (registered or case.optimizer != "kernels"):
+            with emulated.lamb_kernels() if case.optimizer == "kernels" else contextlib.nullcontext():
+                seen[name] = observe(case)
+    torch.save(seen, output)

@@ -7,8 +7,8 @@ from test_cuda_kernels import kept_reference, no_worse
 from torch import Tensor
 
 from earlybert.kernels import extension
-from earlybert.kernels.fused_lamb import CHUNK, FusedLambStep
 from earlybert.kernels.gelu import bias_gelu, bias_gelu_reference, linear, linear_gelu
+from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, bias_corrections, lamb_step
 from earlybert.kernels.layer_norm import dropout_residual_layer_norm, dropout_residual_layer_norm_reference
 
 pytestmark = pytest.mark.gpu
@@ -100,17 +100,19 @@ def test_padded_width_changes_nothing_and_its_columns_stay_zero() -> None:
     torch.testing.assert_close(output_TH.double(), exact_TF @ output_weight_HF.double().T, rtol=0, atol=1e-2)
 
 
-def test_fused_lamb_is_lamb_in_float64() -> None:
+def test_lamb_step_is_lamb_in_float64() -> None:
     torch.manual_seed(0)
-    places = [(0, 7), (7, 1), (8, 1000), (1009, 3 * CHUNK + 5), (60_001, 517)]
-    flats = [torch.randn(70_000, device="cuda") for _ in range(5)]
+    places = [(0, 7), (7, 1), (8, 1000), (1009, 3 * CUDA_CHUNK + 5), (60_001, 517)]
+    flats = [torch.randn(70_000, device="cuda") for _ in range(4)]
     flats[3].square_()
     before = [flat.double() for flat in flats]
-    step = FusedLambStep(*([flat[start : start + numel] for start, numel in places] for flat in flats))
-    squares_2P = step.advance([4.0] * len(places), (0.9, 0.999), 1e-6, 0.01, bias_correction=True)
+    step = lamb_step(*([flat[start : start + numel] for start, numel in places] for flat in flats))
+    assert isinstance(step, CudaLambStep)
+    betas = (0.9, 0.999)
+    squares_2P = step.advance(bias_corrections([4.0] * len(places), betas, 1e-6, bias_correction=True), betas, 0.01)
     step.apply([-0.1] * len(places))
     for position, (start, numel) in enumerate(places):
-        weight, gradient, first, second = (flat[start : start + numel] for flat in before[:4])
+        weight, gradient, first, second = (flat[start : start + numel] for flat in before)
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         update = first / (1 - 0.9**4) / ((second / (1 - 0.999**4)).sqrt() + 1e-6) + 0.01 * weight
         torch.testing.assert_close(squares_2P[1, position], update.square().sum(), rtol=2e-6, atol=0)

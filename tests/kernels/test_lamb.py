@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import emulated
 import lamb_worker
 import pytest
 import torch
@@ -71,6 +72,23 @@ def test_matches_textbook(options: dict[str, Any]) -> None:
     assert isinstance(optimizer, Lamb) and isinstance(textbook, LambReference)
     assert_same_ratios(optimizer.trust_ratios(), ratios_by_name(textbook, expected), relative=1e-9)
     assert any(0 < ratio != 1 for ratio in optimizer.trust_ratios().values())
+
+
+def test_cuda_kernels_match_textbook(operators: torch.library.Library) -> None:
+    """Emulated; within what rounding to fp32 leaves of float64."""
+    parameters = {name: nn.Parameter(value.detach().float()) for name, value in make_parameters().items()}
+    expected = {name: nn.Parameter(value.detach().double()) for name, value in parameters.items()}
+    optimizer, textbook = make_optimizer(Lamb, parameters), make_optimizer(LambReference, expected)
+    for step in range(6):
+        set_gradients(parameters, step)
+        for name, parameter in parameters.items():
+            expected[name].grad = None if parameter.grad is None else parameter.grad.double()
+        with emulated.lamb_kernels():
+            optimizer.step()
+        textbook.step()
+    assert largest_difference(dict(parameters), dict(expected)) < PARITY
+    assert isinstance(optimizer, Lamb) and isinstance(textbook, LambReference)
+    assert_same_ratios(optimizer.trust_ratios(), ratios_by_name(textbook, expected), relative=PARITY)
 
 
 @pytest.mark.parametrize("adapted", [[], ["matrix"]], ids=["everywhere", "in one group"])
@@ -240,6 +258,13 @@ def test_equals_unsharded_lamb(name: str, world_size: int, unsharded: Expected) 
     for rank in launch(world_size):
         assert_same_ratios(rank[name].trust_ratios, ratios, relative=PARITY)
         assert rank[name].trust_ratios == launch(world_size)[0][name].trust_ratios
+
+
+@pytest.mark.skipif(emulated.MISSING is not None, reason=str(emulated.MISSING))
+@launches("kernels")
+def test_cuda_kernels_equal_unsharded_lamb(name: str, world_size: int, unsharded: Expected) -> None:
+    """Emulated, on stretches that ZeRO cut anywhere."""
+    test_equals_unsharded_lamb(name, world_size, unsharded)
 
 
 @launches("naive")

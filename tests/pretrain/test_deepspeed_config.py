@@ -196,7 +196,15 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     ),
     "unknown optimizer": (
         {"optimizer": {"type": "OneBitLamb"}},
-        ["optimizer.type is 'OneBitLamb'", '"Lamb"', '"AdamW"'],
+        ["optimizer.type is 'OneBitLamb'", "Lamb, AdamW, apex.FusedLAMB"],
+    ),
+    "another's LAMB under ZeRO": (
+        {"optimizer": {"type": "apex.FusedLAMB"}, "zero_optimization": {"stage": 1}},
+        ["optimizer.type is 'apex.FusedLAMB'", "zero_optimization.stage 1", '"Lamb"'],
+    ),
+    "our options for another's LAMB": (
+        {"optimizer": {"type": "deepspeed.FusedLamb", "params": {"nvlamb": True}}},
+        ["optimizer.params.nvlamb", "known keys are"],
     ),
     "optimizer without type": ({"optimizer": {"params": {}}}, ["optimizer.type is None"]),
     "parameters a list": ({"optimizer": {"type": "Lamb", "params": ["lr"]}}, ["optimizer.params"]),
