@@ -10,11 +10,14 @@ RUN_DIR ?= runs/quickstart
 quickstart: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --run-dir $(RUN_DIR)
 
+# Two files of tests at a time, each on one core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu and not slurm"
+	$(PYTEST) -m "not gpu and not slurm"
 
 # Stores the loss curves anew that the tests compare with; for changes that are meant to change the numbers.
 golden: $(INSTALLED)

@@ -36,7 +36,6 @@ setup(
         "numpy>=2.0",
         "jsonargparse[signatures]>=4.49",
         "rich>=13",
-        "matplotlib>=3.10,<4",
         "sentencex>=1.0.20,<2",
         "filelock>=3.13",
         # The standard library's from Python 3.14 on.
@@ -44,7 +43,7 @@ setup(
     ],
     extras_require={
         "near-duplicates": ["rensa>=0.5,<0.6"],
-        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "rensa", "mwparserfromhell"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "rensa", "mwparserfromhell"],
         # Compiles the CUDA kernels for V100 and A100, and runs them on a CPU, in tests: no GPU, no CUDA toolkit.
         "sm70-check": [
             "nvidia-cuda-nvrtc-cu12>=12.4,<13; platform_system == 'Linux'",

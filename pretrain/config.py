@@ -175,6 +175,8 @@ class Recipe:
         masking: dynamic masks differ every epoch, static ones stay.
         mask_probability: share of the tokens to predict.
         whole_words: mask all pieces of a word together.
+        packed_rows: global and micro-batches count rows of the corpus's packing (`prepare --packing true`), each with
+            several short samples, so that all have about the same number of tokens.
         loader_workers: processes that prepare steps ahead on every rank; with 0 a thread does.
         validation: how often, on how much.
         checkpoint_every: optimizer steps between checkpoints; each stage also ends with one.
@@ -206,6 +208,7 @@ class Recipe:
     masking: Literal["dynamic", "static"] = "dynamic"
     mask_probability: float = 0.15
     whole_words: bool = False
+    packed_rows: bool = False
     loader_workers: int = 0
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint_every: int = 200

@@ -78,6 +78,7 @@ class StageRun:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             whole_words=self.recipe.whole_words,
+            packed=self.recipe.packed_rows and split == "train",
         )
 
 

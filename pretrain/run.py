@@ -131,6 +131,8 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     corpus = open_corpus(recipe)
     for stage in stages:
         corpus.samples("train", stage.length)
+        if recipe.packed_rows:
+            corpus.packing("train", stage.length)
     # From here on a signal is noted and heeded when training has begun; preparing a corpus is better cut short.
     stop = StopRequest()
     stop.listen()

@@ -177,3 +177,21 @@ def test_adamw_and_bf16_train(workplace: Path) -> None:
     assert status == 0, output
     curve = [line["masked_loss"] for line in metrics(workplace / "adamw")]
     assert curve[-1] < curve[0] - 0.2
+
+
+def test_packed_rows_train_the_same_in_any_micro_batch(workplace: Path) -> None:
+    common = ["--config", "small.yaml", "--plan", "[phase1]", "--packed_rows", "true", "--corpus.packing", "true"]
+    common += ["--corpus.short_sequence_probability", "0.8", "--phase1.global_batch", "20", "--phase1.steps", "6"]
+    common += ["--model.hidden_dropout", "0", "--model.attention_dropout", "0"]
+    for micro_batch in ("20", "7"):
+        options = [*common, "--phase1.micro_batch", micro_batch, "--run-dir", f"packed-{micro_batch}"]
+        status, output = run_training(workplace, *options)
+        assert status == 0, output
+    first, second = (dict(losses(workplace / f"packed-{micro_batch}")) for micro_batch in ("20", "7"))
+    assert second == pytest.approx(first, rel=1e-5)
+
+
+def test_packed_rows_of_a_corpus_without_packing_are_refused(workplace: Path) -> None:
+    options = ["--config", "small.yaml", "--packed_rows", "true", "--run-dir", "unpacked"]
+    status, output = run_training(workplace, *options)
+    assert status == 2 and "packing" in output and "Traceback" not in output
