@@ -43,7 +43,16 @@ setup(
     ],
     extras_require={
         "near-duplicates": ["rensa>=0.5,<0.6"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "rensa", "mwparserfromhell"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "rensa",
+            "mwparserfromhell",
+        ],
         # Compiles the CUDA kernels for V100 and A100, and runs them on a CPU, in tests: no GPU, no CUDA toolkit.
         "sm70-check": [
             "nvidia-cuda-nvrtc-cu12>=12.4,<13; platform_system == 'Linux'",
