@@ -14,11 +14,8 @@ memory          growth of a rank's peak resident memory over a save of a larger 
 
 import argparse
 import ctypes
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from provenance import measured_on
 
 BIN = Path(sys.executable).parent
 # A table as large as BERT's word embeddings beside layers of usual size, as in a real network. Here it is that of the
@@ -172,13 +171,8 @@ def main() -> None:
                 flush=True,
             )
     if arguments.out:
-        versions = {package: importlib.metadata.version(package) for package in ("earlybert", "torch", "deepspeed")}
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "device": f"CPU, {platform.machine()}",
-            "versions": versions,
-        }
-        arguments.out.write_text(json.dumps(about | {"every": arguments.every, "ranks": table}, indent=1) + "\n")
+        found = measured_on("deepspeed") | {"every": arguments.every, "ranks": table}
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

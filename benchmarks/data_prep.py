@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core
 
+from provenance import measured_on
 from tokenizers import Tokenizer
 
 from earlybert.data_prep.config import CorpusConfig
@@ -297,7 +298,8 @@ def main() -> None:
             results[f"memory, {size:g} MB"] = found
             print(f"{size:g} MB, 2 workers: " + ", ".join(f"{what} {value:,.1f}" for what, value in found.items()))
     if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        found = measured_on("tokenizers", "datasets") | results
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

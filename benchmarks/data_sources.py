@@ -25,6 +25,7 @@ from typing import Any
 import mwparserfromhell
 import numpy as np
 from backports import zstd
+from provenance import measured_on
 
 from earlybert.data_prep.cleaning import clean
 from earlybert.data_prep.config import CorpusConfig
@@ -199,7 +200,8 @@ def main() -> None:
         for name, value in rows.items():
             print(f"  {name:36}{value:>12,.4g}" if value < 10_000 else f"  {name:36}{value:>12,.0f}")
     if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        found = measured_on("datasets") | results
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ choices, not the moments: those depend on how fast the machine is.
 
 import argparse
 import itertools
-import platform
 import random
 import re
 import shutil
@@ -26,12 +25,10 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from provenance import measured_on
 from soak.comparison import compare
 from soak.faults import (
     DAMAGES,
@@ -303,11 +300,7 @@ class Soak:
 
     def report(self) -> dict[str, Any]:
         """Everything, as data."""
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
-        return {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": device,
-            "versions": {name: version(name) for name in ("earlybert", "torch", "deepspeed")},
+        return measured_on("deepspeed") | {
             "seed": self.seed,
             "seconds": self.seconds,
             "training": self.training,

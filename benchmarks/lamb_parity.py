@@ -12,13 +12,10 @@ Shape suffixes: B sequences, S positions, N predicted positions.
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
 import socket
 import tempfile
 import warnings
@@ -27,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from provenance import measured_on
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -281,13 +279,8 @@ def main() -> None:
     print_table(found, arguments.ranks)
     print(f"\n{LEGEND}")
     if arguments.out:
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "device": f"CPU, {platform.machine()}",
-            "versions": {name: importlib.metadata.version(name) for name in ("earlybert", "torch", "deepspeed")},
-            "steps": arguments.steps,
-        }
-        arguments.out.write_text(json.dumps(about | {"differences": found}, indent=1) + "\n")
+        results = measured_on("deepspeed") | {"steps": arguments.steps, "differences": found}
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,18 @@
+"""What a stored result was measured on."""
+
+import datetime
+import importlib.metadata
+import platform
+from typing import Any
+
+
+def measured_on(*packages: str) -> dict[str, Any]:
+    """Date, device and versions, as every file of `benchmarks/results` begins."""
+    # Not above, where it would bring PyTorch into processes whose memory is measured.
+    import torch
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in ("earlybert", "torch", *packages)},
+    }
