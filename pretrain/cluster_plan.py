@@ -9,6 +9,7 @@ from earlybert.pretrain.cluster import Cluster, Shape, StageCost, checkpoint_byt
 from earlybert.pretrain.config import Recipe
 from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.plan import Stage, build_stages, stage_model
+from earlybert.pretrain.report_text import duration
 from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import Ticket, random_ticket
 
@@ -134,12 +135,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Two units of time, e.g. 3 d 4 h, 12 min 5 s, or seconds alone."""
-    for unit, size, smaller, rest in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= size:
-            whole, left = divmod(round(seconds / rest), size // rest)
-            return f"{whole} {unit} {left} {smaller}"
-    return f"{seconds:.1f} s"

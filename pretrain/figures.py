@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from earlybert.pretrain.ticket import Ticket, masks
@@ -59,7 +60,10 @@ def ticket_figure(ticket: Ticket) -> Figure:
 
 @dataclass(frozen=True)
 class Curve:
-    """Masked-token loss of one run against four measures of effort; `xs` has one array per name of `EFFORTS`."""
+    """Masked-token loss of one run against four measures of effort; `xs` has one array per name of `EFFORTS`.
+
+    `guessing` is the loss of guessing by frequency: the unigram cross-entropy of the text.
+    """
 
     name: str
     stages: Sequence[str]
@@ -67,6 +71,7 @@ class Curve:
     xs: Mapping[str, NDArray[np.float64]]
     validation_losses: NDArray[np.float64]
     validation_xs: Mapping[str, NDArray[np.float64]]
+    guessing: float
 
 
 EFFORTS = {"steps": "optimizer steps", "tokens": "tokens", "flops": "floating-point operations", "seconds": "seconds"}
@@ -85,7 +90,10 @@ def smoothed(values: NDArray[np.float64], stages: Sequence[str]) -> NDArray[np.f
 
 
 def curves_figure(curves: Sequence[Curve]) -> Figure:
-    """Training loss (line; the search dotted) and validation loss (dots) against every measure of effort."""
+    """Training loss (line; the search dotted) and validation loss (dots) against every measure of effort.
+
+    Dashed: the loss of guessing by frequency.
+    """
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (effort, label) in zip(figure.subplots(2, 2).flat, EFFORTS.items(), strict=True):
         for number, curve in enumerate(curves):
@@ -94,7 +102,11 @@ def curves_figure(curves: Sequence[Curve]) -> Figure:
                 shown = np.where(part, losses, np.nan)
                 axes.plot(curve.xs[effort], shown, style, color=f"C{number}", linewidth=1)
             axes.plot(curve.validation_xs[effort], curve.validation_losses, "o", color=f"C{number}", label=curve.name)
+        for level in {curve.guessing for curve in curves}:
+            axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="guessing by frequency")
         axes.set(xlabel=label, ylabel="masked-token loss, nats")
+        if effort in ("tokens", "flops"):
+            axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].legend(title="dots: validation, lines: training")
     return figure
@@ -108,7 +120,8 @@ def attention_figure(masses: Mapping[str, Mapping[str, Any]]) -> Figure:
         for number, (name, mass) in enumerate(masses.items()):
             axes.plot(mass[kind], "o-", color=f"C{number}", label=name)
             axes.axhline(mass["uniform"][kind], color=f"C{number}", linestyle="--", linewidth=1)
-        axes.set(title=f"attention {title}", xlabel="layer", ylabel="share of the attention", ylim=(0, None))
+        largest = max(max(*mass[kind], mass["uniform"][kind]) for mass in masses.values())
+        axes.set(title=f"attention {title}", xlabel="layer", ylabel="share of the attention", ylim=(0, 1.1 * largest))
         axes.set_xticks(range(len(next(iter(masses.values()))[kind])))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()

@@ -147,4 +147,5 @@ def curve(name: str, lines: Lines, plan: dict[str, Any], summary: dict[str, Any]
         efforts("train"),
         np.array([line["masked_loss"] for line in validation]),
         efforts("validation"),
+        summary["unigram_cross_entropy"],
     )

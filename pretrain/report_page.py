@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from earlybert.pretrain.report_text import markdown_table, plan_markdown
-from earlybert.pretrain.telemetry import clock
+from earlybert.pretrain.report_text import duration, markdown_table, plan_markdown
 
 Summaries = Mapping[str, dict[str, Any]]
 
@@ -83,9 +82,22 @@ def opening(summaries: Summaries) -> str:
         ranks = "/".join(map(str, summary["ranks"]))
         sentences.append(
             f"**{name}** pre-trains a {shape}; {what} is trained to the end. Steps made: {steps}. {state}; it ran for "
-            f"{clock(summary['seconds'])} on {ranks} rank{'s' * (ranks != '1')} ({', '.join(summary['devices'])})."
+            f"{duration(summary['seconds'])} on {ranks} rank{'s' * (ranks != '1')} ({', '.join(summary['devices'])}). "
+            + outcome(summary)
         )
     return "\n\n".join(sentences) + "\n"
+
+
+def outcome(summary: dict[str, Any]) -> str:
+    """How good the network is by the last validation, beside what needs no network."""
+    found = summary["validation"]
+    if found is None:
+        return "It has not been validated yet."
+    return (
+        f"At its last validation (step {found['step']:,} of {found['stage']}) it predicted hidden tokens of unseen "
+        f"text with a loss of {found['masked_loss']:.3f} nats, {found['masked_accuracy']:.1%} of them right; guessing "
+        f"by frequency has a loss of {summary['unigram_cross_entropy']:.3f}."
+    )
 
 
 def table(summaries: Summaries, rows: Iterable[tuple[str, Callable[[dict[str, Any]], str]]]) -> str:
@@ -133,7 +145,7 @@ def times(summaries: Summaries) -> str:
     ]
     on_gpus = any(device != "CPU" for summary in summaries.values() for device in summary["devices"])
     rows += [
-        ("running time", lambda summary: clock(summary["seconds"])),
+        ("running time", lambda summary: duration(summary["seconds"])),
         ("GPU-hours" if on_gpus else "rank-hours (no GPU)", lambda summary: f"{summary['accelerator_hours']:.2f}"),
         ("operations saved", lambda summary: saved_operations(summary)),
         ("time saved, the paper's protocol", percent("time_saved")),
@@ -193,9 +205,9 @@ def interruptions(summaries: Summaries) -> str:
         [
             ("restarts", lambda each: str(each["restarts"])),
             ("steps done twice", lambda each: f"{each['lost_steps']:,}"),
-            ("time for those", lambda each: clock(each["lost_seconds"])),
-            ("time to start again", lambda each: clock(each["starting_seconds"])),
-            ("time standing still, not part of the running time", lambda each: clock(each["down_seconds"])),
+            ("time for those", lambda each: duration(each["lost_seconds"])),
+            ("time to start again", lambda each: duration(each["starting_seconds"])),
+            ("time standing still, not part of the running time", lambda each: duration(each["down_seconds"])),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""Plan and ticket as Markdown, for TensorBoard and for reports."""
+"""Plan, ticket and durations as text, for TensorBoard, reports and the console."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -58,3 +58,12 @@ def ticket_markdown(ticket: Ticket) -> str:
     )
     table = markdown_table(("layer", "heads", "which", f"neurons of {model.intermediate_size:,}"), rows)
     return f"Ticket `{ticket.sha256[:12]}`, {origin}; it cuts {pruned}.\n\n{table}"
+
+
+def duration(seconds: float) -> str:
+    """Two units of time, e.g. 3 d 4 h, 12 min 5 s, or seconds alone."""
+    for unit, size, smaller, rest in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            whole, left = divmod(round(seconds / rest), size // rest)
+            return f"{whole} {unit} {left} {smaller}"
+    return f"{seconds:.1f} s"

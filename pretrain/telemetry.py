@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -150,13 +150,16 @@ class StageProgress:
         self._began = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
+            # Narrow enough for 80 columns: rich would cut the time left off.
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=14),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
             )
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
 

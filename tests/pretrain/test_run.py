@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, start
-from tests.pretrain.run_files import last_step, losses, metrics
+from tests.pretrain.run_files import events_of, last_step, losses, metrics
 
 
 def test_run_directory_holds_what_it_should(finished_run: Path) -> None:
@@ -48,8 +47,7 @@ def test_training_learns(finished_run: Path) -> None:
 
 
 def test_tensorboard_has_every_curve_once(finished_run: Path) -> None:
-    events = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
-    events.Reload()
+    events = events_of(finished_run)
     for name in ("loss", "masked_accuracy", "learning_rate", "gradient_norm", "tokens_per_second"):
         series = events.Scalars(f"train/{name}")
         assert [event.step for event in series] == list(range(1, 51)), name

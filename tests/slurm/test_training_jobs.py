@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, RUN, run_training, small_recipe
-from tests.pretrain.run_files import losses
+from tests.pretrain.run_files import events_of, losses, metrics
 from tests.slurm.cluster import Job, boot, crash, slurm
 
 pytestmark = pytest.mark.slurm
@@ -87,6 +87,9 @@ def test_a_node_crashes_and_fewer_ranks_go_on(place: Path) -> None:
     np.testing.assert_allclose([loss for _, loss in actual], [loss for _, loss in expected], rtol=1e-5)
     assert "node[1-3] with 1 ranks each" in job.log and "node[1-2] with 1 ranks each" in job.log
     assert job.runs == ["NODE_FAIL", "COMPLETED"]
+    assert [line["ranks"] for line in metrics(job.run_dir, "start")] == [3, 2]
+    curve = [(event.step, pytest.approx(event.value)) for event in events_of(job.run_dir).Scalars("train/loss")]
+    assert curve == actual
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""Reports: what metrics.jsonl says about time, worked out by hand, and pages of one run and of several."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from earlybert.pretrain import cli
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.report import write_report
+from earlybert.pretrain.timeline import accelerator_hours, clock, interruptions, sessions
+from tests.pretrain.run_files import metrics
+
+# A run on four ranks that is killed 100 s after its start, stands still for 900 s and goes on with two ranks from step
+# 1: the second and third step are made twice.
+INTERRUPTED = [
+    {"kind": "start", "global_step": 0, "time": 1000.0, "ranks": 4, "device": "V100"},
+    {"kind": "train", "global_step": 1, "time": 1040.0, "seconds": 30.0, "stage": "phase1", "step": 1},
+    {
+        "kind": "start",
+        "global_step": 1,
+        "time": 2000.0,
+        "ranks": 2,
+        "device": "V100",
+        "last_alive": 1100.0,
+        "lost_steps": 2,
+    },
+    {"kind": "train", "global_step": 2, "time": 2080.0, "seconds": 60.0, "stage": "phase1", "step": 2},
+    {"kind": "train", "global_step": 3, "time": 2140.0, "seconds": 60.0, "stage": "phase1", "step": 3},
+]
+
+
+def test_the_clock_stands_still_between_sessions() -> None:
+    assert clock(INTERRUPTED) == [0.0, 40.0, 100.0, 180.0, 240.0]
+
+
+def test_hours_count_the_ranks_of_each_session() -> None:
+    assert accelerator_hours(sessions(INTERRUPTED)) == pytest.approx((100 * 4 + 140 * 2) / 3600)
+
+
+def test_what_an_interruption_costs() -> None:
+    """Two steps at the median of 30, 60, 60 s; the first step after it began 2,020 s, 20 s after the start."""
+    assert interruptions(INTERRUPTED) == {
+        "restarts": 1,
+        "lost_steps": 2,
+        "lost_seconds": 120.0,
+        "starting_seconds": 20.0,
+        "down_seconds": 900.0,
+    }
+
+
+def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> None:
+    alone = write_report([finished_run], tmp_path / "alone")
+    other = shutil.copytree(finished_run, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    both = write_report([finished_run, other], tmp_path / "both")
+    assert json.loads((tmp_path / "alone" / "report.json").read_text()) == json.loads(json.dumps(alone))
+    # Without checkpoints there is no network whose attention could be looked at.
+    assert both["runs"]["finished"]["attention"] and not both["runs"]["other"]["attention"]
+    last = metrics(finished_run, "validation")[-1]
+    for folder, columns in (("alone", 1), ("both", 2)):
+        text = (tmp_path / folder / "report.md").read_text()
+        assert (
+            f"| validation loss, end of phase2 | {' | '.join(columns * [format(last['masked_loss'], '.4f')])} |" in text
+        )
+        assert f"a loss of {last['masked_loss']:.3f} nats, {last['masked_accuracy']:.1%} of them right" in text
+        shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
+        assert shown == {path.name for path in (tmp_path / folder).glob("*.png")} and len(shown) >= 5
+        for path in (tmp_path / folder).iterdir():
+            assert path.stat().st_size < 150_000, path
+
+
+def test_shares_of_attention_are_shares(finished_run: Path) -> None:
+    attention = json.loads((finished_run / "report.json").read_text())["attention"]
+    for kind in ("near", "cls"):
+        assert len(attention[kind]) == 2 and all(0 < share < 1 for share in attention[kind])
+    # Up to five of at most 64 tokens are near; a sequence has one [CLS].
+    assert attention["uniform"]["cls"] >= 1 / 64 and attention["uniform"]["near"] < 5 * attention["uniform"]["cls"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: folder / "nowhere", "nowhere"),
+        (lambda folder: folder, "config.yaml"),
+    ],
+    ids=["no-folder", "no-run"],
+)
+def test_what_is_no_run_is_refused(
+    prepare: Callable[[Path], Path],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["earlybert", "report", str(prepare(tmp_path)), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and message in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / finished_run.name, ignore=shutil.ignore_patterns("checkpoints", "export"))
+    with pytest.raises(UserError, match=r"has the same name as .*; runs of one report must have different names"):
+        write_report([finished_run, tmp_path / finished_run.name], tmp_path / "out")
