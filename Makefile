@@ -25,7 +25,7 @@ golden: $(INSTALLED)
 
 # On four virtual Slurm nodes. Installs no Debian package; needs root or user namespaces.
 test-slurm: slurm-packages $(INSTALLED)
-	OMP_NUM_THREADS=1 tests/slurm/mini_slurm.sh -n 4 -c 40 -g 8 $(BIN)/python -m pytest -m slurm tests/slurm
+	OMP_NUM_THREADS=1 tests/slurm/mini_slurm.sh -n 4 -c 40 -g 8 $(BIN)/python -m pytest -m slurm --timeout 1800 tests/slurm
 
 slurm-packages:
 	@missing=$$(tests/slurm/missing_packages.sh); \

@@ -24,6 +24,7 @@ from earlybert.pretrain.report_text import ticket_markdown
 from earlybert.pretrain.ticket import Ticket
 
 SECONDS_BETWEEN_LINES = 10.0
+HISTOGRAM_BINS = 64
 
 
 class Telemetry:
@@ -68,7 +69,8 @@ class Telemetry:
                 self._to_board("add_scalar", f"{kind}/{name}", value, global_step)
 
     def histogram(self, name: str, values: Tensor, global_step: int) -> None:
-        self._to_board("add_histogram", name, values, global_step)
+        # TensorBoard's own bins are a tenth wide at 1, where the coefficients are.
+        self._to_board("add_histogram", name, values, global_step, HISTOGRAM_BINS)
 
     def text(self, name: str, text: str, global_step: int) -> None:
         """Markdown."""

@@ -96,8 +96,9 @@ def test_a_node_crashes_and_fewer_ranks_go_on(place: Path) -> None:
     "launcher",
     [
         "torchrun --nnodes 2 --nproc_per_node 1 --node_rank $SLURM_NODEID --master_addr $HEAD --master_port 29400",
+        "deepspeed --no_ssh --hostfile hosts --node_rank $SLURM_NODEID --master_addr $HEAD --master_port 29500",
     ],
-    ids=["torchrun"],
+    ids=["torchrun", "deepspeed"],
 )
 def test_other_launchers_on_two_nodes(
     place: Path, uninterrupted: list[tuple[int, float]], request: pytest.FixtureRequest, launcher: str
