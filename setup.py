@@ -35,6 +35,7 @@ setup(
         "matplotlib>=3.10,<4",
         "numpy>=2.0",
         "jsonargparse[signatures]>=4.49",
+        "pillow>=11",
         "rich>=13",
         "sentencex>=1.0.20,<2",
         "filelock>=3.13",

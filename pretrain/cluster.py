@@ -167,20 +167,17 @@ def peak_bytes(shape: Shape, micro_batch: int, gpus: int) -> float:
 
 
 def fitting_micro_batch(shape: Shape, cluster: Cluster) -> int:
-    """A GPU's whole share of the global batch where that fits, else the largest power of two; raises UserError."""
+    """A GPU's share of the global batch in as few equal parts as fit into memory; raises UserError where none does."""
     budget = USABLE_SHARE * cluster.gpu.memory_gb * 1e9
-    share = -(-shape.global_batch // cluster.gpus)
-    if peak_bytes(shape, 1, cluster.gpus) > budget:
-        raise UserError(
-            f"one sequence of {shape.length} tokens takes {peak_bytes(shape, 1, cluster.gpus) / 1e9:.1f} GB, but "
-            f"{cluster.gpu_name} has {budget / 1e9:.1f} GB to use; it must be a GPU with more memory or a smaller model"
-        )
-    if peak_bytes(shape, share, cluster.gpus) <= budget:
-        return share
-    micro_batch = 1
-    while peak_bytes(shape, 2 * micro_batch, cluster.gpus) <= budget:
-        micro_batch *= 2
-    return micro_batch
+    share = math.ceil(shape.global_batch / cluster.gpus)
+    for accumulation in range(1, share + 1):
+        micro_batch = math.ceil(share / accumulation)
+        if peak_bytes(shape, micro_batch, cluster.gpus) <= budget:
+            return micro_batch
+    raise UserError(
+        f"one sequence of {shape.length} tokens takes {peak_bytes(shape, 1, cluster.gpus) / 1e9:.1f} GB, but "
+        f"{cluster.gpu_name} has {budget / 1e9:.1f} GB to use; it must be a GPU with more memory or a smaller model"
+    )
 
 
 def sequence_seconds(shape: Shape, gpu: Gpu, kernels: Kernels = OURS) -> float:

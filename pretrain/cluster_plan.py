@@ -105,12 +105,12 @@ def _print_storage(recipe: Recipe, planned: list[PlannedStage]) -> None:
 
 
 def print_scaling(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cluster: Cluster) -> None:
-    """From one such GPU to 1,024. Efficiency: speed-up over one GPU, divided by their number."""
+    """From one such GPU to 1,024, or one per sequence. Efficiency: speed-up over one GPU, divided by their number."""
     print(f"\nscaling with {cluster.gpus_per_node} GPUs a node (a model, not measured)")
     table = _table("GPUs", "nodes", "this plan", "dense", "saved", "efficiency", "samples a GPU and step, phase 1")
     one = 0.0
     count = 1
-    while count <= LARGEST:
+    while count <= min(LARGEST, *(stage.global_batch for stage in build_stages(recipe))):
         inside = min(count, cluster.gpus_per_node)
         sized = dataclasses.replace(cluster, nodes=-(-count // inside), gpus_per_node=inside)
         planned = plan_stages(recipe, full, ticket, sized)

@@ -78,8 +78,8 @@ EFFORTS = {"steps": "optimizer steps", "tokens": "tokens", "flops": "floating-po
 
 
 def smoothed(values: NDArray[np.float64], stages: Sequence[str]) -> NDArray[np.float64]:
-    """Mean of the latest hundredth of the values (five at least) within the same stage."""
-    window = max(5, len(values) // 100)
+    """Mean of the latest thirtieth of the values (five at least) within the same stage."""
+    window = max(5, len(values) // 30)
     result = np.empty_like(values)
     first = 0
     for index in range(len(values)):
@@ -99,9 +99,10 @@ def curves_figure(curves: Sequence[Curve]) -> Figure:
         for number, curve in enumerate(curves):
             losses, searching = smoothed(curve.losses, curve.stages), np.asarray(curve.stages) == "search"
             for part, style in ((searching, ":"), (~searching, "-")):
-                shown = np.where(part, losses, np.nan)
-                axes.plot(curve.xs[effort], shown, style, color=f"C{number}", linewidth=1)
-            axes.plot(curve.validation_xs[effort], curve.validation_losses, "o", color=f"C{number}", label=curve.name)
+                drawn = np.where(part, losses, np.nan)
+                axes.plot(curve.xs[effort], drawn, style, color=f"C{number}", linewidth=1)
+            shown = curve.validation_xs[effort], curve.validation_losses
+            axes.plot(*shown, "o", color=f"C{number}", markersize=5, label=curve.name)
         for level in {curve.guessing for curve in curves}:
             axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="guessing by frequency")
         axes.set(xlabel=label, ylabel="masked-token loss, nats")

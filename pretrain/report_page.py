@@ -1,6 +1,6 @@
 """The text of a report: for a reader who was not there."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from earlybert.pretrain.report_text import duration, markdown_table, plan_markdown
@@ -22,8 +22,8 @@ WORDS = """## Words
 """
 
 
-def page(summaries: Summaries, plans: Mapping[str, dict[str, Any]], pictures: set[str]) -> str:
-    """The whole report.md; `pictures` are the files that lie beside it."""
+def page(summaries: Summaries, plans: Mapping[str, dict[str, Any]], pictures: Collection[str]) -> str:
+    """The whole report.md; `pictures` are the files that lie beside it, in the runs' order."""
     single = len(summaries) == 1
     title = f"Run {next(iter(summaries))}" if single else f"Runs {', '.join(summaries)} side by side"
     parts = [f"# {title}\n\n{opening(summaries)}", f"## What came out\n\n{results(summaries)}"]
@@ -48,7 +48,8 @@ SPLIT = (
 )
 CURVES = (
     "The search belongs to the cost of a narrow run, so its steps, tokens, operations and seconds come first (dotted); "
-    "the narrow network then starts anew. Tokens and operations are those of full sequences."
+    "the narrow network then starts anew. Lines are means over a thirtieth of the steps. Tokens and operations are "
+    "those of full sequences."
 )
 MASKS = (
     "Both axes are steps of the search; a square says on which share of the units the masks drawn at those two steps "
@@ -62,11 +63,13 @@ def image(file: str) -> str:
     return f"![{file.removesuffix('.png').replace('_', ' ')}]({file})\n"
 
 
-def pictured(pictures: set[str], kind: str, title: str, text: str) -> list[str]:
+def pictured(pictures: Collection[str], kind: str, title: str, text: str) -> list[str]:
     """A section for the pictures of one kind, one per run; none when there are none."""
-    files = sorted(file for file in pictures if file.startswith(kind))
-    named = [f"{file.removeprefix(kind).removeprefix('-').removesuffix('.png')}\n\n{image(file)}" for file in files]
-    return [f"## {title}\n\n{text}\n\n" + "\n".join(text.lstrip("\n") for text in named)] if files else []
+    shown = []
+    for file in (file for file in pictures if file.startswith(kind)):
+        run = file.removeprefix(kind).removeprefix("-").removesuffix(".png")
+        shown.append(f"**{run}**\n\n{image(file)}" if run else image(file))
+    return [f"## {title}\n\n{text}\n\n" + "\n".join(shown)] if shown else []
 
 
 def opening(summaries: Summaries) -> str:

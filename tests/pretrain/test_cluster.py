@@ -1,5 +1,7 @@
 """What `earlybert plan --cluster` computes: bytes against autograd and DeepSpeed, times against published runs."""
 
+import math
+
 import pytest
 import torch
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
@@ -75,11 +77,16 @@ def test_state_is_what_deepspeed_estimates(nodes: int, gpus: int) -> None:
     assert state_bytes(parameters, nodes * gpus) == pytest.approx(expected + whole_gradients + bucket, abs=4)
 
 
+@pytest.mark.parametrize("gpus", [1, 6, 512])
 @pytest.mark.parametrize(("gpu", "gigabytes"), [("V100-16GB", 17), ("V100-32GB", 34), ("H200-141GB", 150)])
-def test_the_largest_micro_batch_that_fits(gpu: str, gigabytes: int) -> None:
-    shape, cluster = Shape(LARGE, 128, 20, 65_536), parse_cluster(f"1x8 {gpu}", 100)
-    fits = [size for size in (2**power for power in range(14)) if peak_bytes(shape, size, 8) <= 0.9e9 * gigabytes]
-    assert fitting_micro_batch(shape, cluster) == max(fits)
+def test_the_fewest_micro_batches_that_fit(gpu: str, gigabytes: int, gpus: int) -> None:
+    shape, share = Shape(LARGE, 128, 20, 65_536), math.ceil(65_536 / gpus)
+    micro_batch = fitting_micro_batch(shape, parse_cluster(f"1x{gpus} {gpu}", 100))
+    accumulation = math.ceil(share / micro_batch)
+    assert share <= accumulation * micro_batch < share + accumulation
+    assert peak_bytes(shape, micro_batch, gpus) <= 0.9e9 * gigabytes
+    if accumulation > 1:
+        assert peak_bytes(shape, math.ceil(share / (accumulation - 1)), gpus) > 0.9e9 * gigabytes
 
 
 def test_a_network_that_does_not_fit() -> None:
