@@ -78,7 +78,9 @@ def read_json(path: Path) -> Any:
 
 def map_array(path: Path, dtype: npt.DTypeLike) -> np.ndarray:
     """The flat array in a raw file, memory-mapped, read-only."""
+    import pyarrow
+
     if not path.stat().st_size:
         return np.zeros(0, dtype)  # cannot be mapped
-    # A plain view is much quicker to slice than numpy's own class.
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)
+    # numpy's own would keep the file open: a large corpus has more units than a process may have open files.
+    return np.frombuffer(pyarrow.memory_map(str(path)).read_buffer(), dtype)

@@ -33,7 +33,7 @@ _NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^>]*>([^<]+)</namespace>')
 # What the authors' mistakes leave of the markup; hardly ever a sign that is meant.
 _LEFTOVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?ref\b|\|")
 _DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:[\w ()-]*\bdisambig(?:uation)?(?: page)?|dab|disamb|hndis|geodis|numberdis|mathdab|begriffsklärung"
+    r"\{\{\s*+(?:[\w ()-]*\bdisambig(?:uation)?(?: page)?|dab|disamb|hndis|geodis|numberdis|mathdab|begriffsklärung"
     r"|homonymie|desambigua(?:ción|ção)|disambigua|ujednoznacznienie|неоднозначность|багатозначність|dp|förgrening"
     r"|flertydig|rozcestník|egyért|anlam ayrımı|曖昧さ回避|消歧义|消歧義)\s*(?:\||\}\})",
     re.IGNORECASE,

@@ -287,9 +287,10 @@ def _read(unit: UnitFiles, config: CorpusConfig) -> None:
 
 def _read_and_tokenise(unit: UnitFiles, config: CorpusConfig, vocabulary: Vocabulary) -> None:
     _read(unit, config)
-    unit.tokenise(_encoder(vocabulary.file), vocabulary.dtype)
+    unit.tokenise(_encoder(vocabulary.file, vocabulary.file.stat().st_mtime_ns), vocabulary.dtype)
 
 
 @lru_cache(maxsize=1)
-def _encoder(file: Path) -> Encoder:
+def _encoder(file: Path, modified: int) -> Encoder:
+    """The one in use; another one of the same name, which a process may well be given later, has another time."""
     return Encoder(file)

@@ -60,6 +60,8 @@ def _json_documents(piece: Piece, text_field: str) -> Iterator[str]:
         except json.JSONDecodeError as error:
             place = line_place(piece, offset)
             raise CorpusError(f"{place} is not JSON ({error.msg} at column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:
+            raise CorpusError(f"{line_place(piece, offset)} is JSON that cannot be read ({error}).") from None
         if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
             place = line_place(piece, offset)
             raise CorpusError(f"{place} has no text in the field {text_field!r} (see text_field).")

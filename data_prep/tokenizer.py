@@ -68,7 +68,7 @@ def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
         elif file.suffix == ".json":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=path)
         else:
-            tokens = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            tokens = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
             vocabulary = {token: index for index, token in enumerate(tokens)}
             _check_special_tokens(SPECIAL_TOKENS.values(), vocabulary, path)
             tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)

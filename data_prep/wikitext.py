@@ -29,12 +29,13 @@ _ELEMENTS = (
 _ELEMENT = re.compile(rf"<!--|<(/?)({_ELEMENTS})\b([^<>]*)>", re.IGNORECASE)
 _BRACKETS = re.compile(r"\{\{|\}\}|\[\[|\]\]")
 _TABLE = re.compile(r"^[ \t:*]*(?:(\{\|)|(\|\}))|^==", re.MULTILINE)
-_EXTERNAL_LINK = re.compile(r"\[(?:(?:[a-zA-Z]{2,9}:)?//|mailto:)[^\s\[\]]+(?:[ \t]+([^\[\]\n]*))?\]")
+# Quantifiers that give nothing back (`++`) where two could share a run of blanks in as many ways as it is long.
+_EXTERNAL_LINK = re.compile(r"\[(?:(?:[a-zA-Z]{2,9}:)?//|mailto:)[^\s\[\]]++(?:[ \t]++([^\[\]\n]*+))?\]")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _LINE_BREAK = re.compile(r"<(?:br|p|div|/p|/div|hr)\b[^<>]*>", re.IGNORECASE)
 _EMPHASIS = re.compile(r"'{2,5}")
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
-_HEADING = re.compile(r"(={1,6})\s*(.*?)\s*\1\s*")
+_HEADING = re.compile(r"(={1,6})(.*)\1")
 _INTERLANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*")
 
 _NAMED_ARGUMENT = re.compile(r"\s*([\w-]+)\s*=(?!=)")
@@ -222,11 +223,11 @@ def _paragraphs(text: str) -> Iterator[str]:
     lines: list[str] = []
     dropped_at = 0
     for line in text.split("\n"):
-        heading = _HEADING.fullmatch(line) if line.startswith("=") else None
+        heading = _HEADING.fullmatch(line.rstrip()) if line.startswith("=") else None
         if heading:
             level = len(heading[1])
             if not dropped_at or level <= dropped_at:
-                dropped_at = level if heading[2].lower() in DROPPED_SECTIONS else 0
+                dropped_at = level if heading[2].strip().lower() in DROPPED_SECTIONS else 0
         if not heading and line.strip() and line[0] not in "*#:;|!{}" and not line.startswith("----"):
             if not dropped_at:
                 lines.append(line)

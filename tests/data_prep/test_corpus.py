@@ -233,6 +233,14 @@ def test_empty_directory_is_filled(config: CorpusConfig, tmp_path: Path) -> None
     assert (tmp_path / "manifest.json").is_file()
 
 
+def test_same_place_in_the_same_process_with_another_vocabulary(
+    config: CorpusConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    prepare(replace(config, vocab_size=500), tmp_path / "corpus")
+    shutil.rmtree(tmp_path / "corpus")
+    assert prepare(config, tmp_path / "corpus").fingerprint == corpus.fingerprint
+
+
 def test_too_few_documents_for_a_split(config: CorpusConfig, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("\n\n".join(f"Document number {i} is here." for i in range(10)))
     few = replace(config, files=[str(tmp_path / "few.txt")], vocab_size=128, validation_fraction=1e-9)

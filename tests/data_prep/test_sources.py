@@ -138,6 +138,8 @@ def test_changed_file_makes_other_units(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "One."}\n\n{"body": "Two."}\n', ["a.jsonl:3", "'text'", "text_field"]),
         ("a.jsonl", b'{"text": 3}\n', ["a.jsonl:1", "'text'"]),
         ("a.jsonl", b'["text"]\n', ["a.jsonl:1", "'text'"]),
+        ("a.jsonl", b'{"text": "One."}\n' + b"[" * 10**5, ["a.jsonl:2", "JSON", "recursion"]),
+        ("a.jsonl", b'{"text": "One.", "id": ' + b"9" * 5000 + b"}", ["a.jsonl:1", "JSON", "digits"]),
         ("a.pdf", b"One.", ["a.pdf", ".txt", ".jsonl"]),
         ("a.txt.gz", b"One.", ["a.txt.gz", "cannot be read"]),
         ("a.txt.gz", gzip.compress(b"One.\n" * 999, mtime=0)[:-12], ["a.txt.gz", "cannot be read"]),

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mwparserfromhell
@@ -10,7 +11,7 @@ import pytest
 
 from earlybert.data_prep.counts import Counts
 from earlybert.data_prep.input_files import Piece
-from earlybert.data_prep.mediawiki import read_articles, read_pages
+from earlybert.data_prep.mediawiki import _DISAMBIGUATION, read_articles, read_pages
 from earlybert.data_prep.wikitext import DROPPED_SECTIONS, prose
 
 NAMESPACES = frozenset({"file", "image", "category", "datei"})
@@ -99,18 +100,29 @@ Dropped at the end.
 BRACKETS = ["{{", "[[", "}}", "]]", "[[a|", "{{nowrap|a ", "{{a}}", "[[a]] ", "{|\n", "\n|}", "( "]
 
 
-@pytest.mark.parametrize("piece", [*BRACKETS, "<ref>", "<!--", "<ref>a</ref>", "<b ", "'''", "="])
-def test_time_is_linear_in_the_page(piece: str) -> None:
+def require_linear_time(parse: Callable[[str], object], page: Callable[[int], str]) -> None:
     def seconds(copies: int) -> float:
         times = []
         for _ in range(3):
             start = time.process_time()
-            plain(piece * copies + "}}]]" * (copies // 4))
+            parse(page(copies))
             times.append(time.process_time() - start)
         return min(times)
 
     # A hundred times the page: quadratic time would be ten thousand times as long.
     assert seconds(50_000) < 1000 * max(seconds(500), 1e-4)
+
+
+@pytest.mark.parametrize("piece", [*BRACKETS, "<ref>", "<!--", "<ref>a</ref>", "<b ", "'''", "="])
+def test_time_is_linear_in_the_page(piece: str) -> None:
+    require_linear_time(plain, lambda copies: piece * copies + "}}]]" * (copies // 4))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("begin", ["=", "== a", "[//a", "{{"])
+def test_time_is_linear_in_a_run_of_blanks(begin: str) -> None:
+    parse: Callable[[str], object] = _DISAMBIGUATION.search if begin == "{{" else plain
+    require_linear_time(parse, lambda copies: begin + " " * copies + "x")
 
 
 def real_dump() -> Path:
