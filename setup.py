@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ["data_prep", "kernels", "pretrain", "ds_configs"]
+FOLDERS = ["data_prep", "kernels", "pretrain", "finetune", "ds_configs"]
 
 setup(
     name="earlybert",
@@ -34,6 +34,10 @@ setup(
         "tensorboard>=2.18",
         "matplotlib>=3.10,<4",
         "numpy>=2.0",
+        # What the Hugging Face Trainer runs on, and GLUE's scores.
+        "accelerate>=1.10,<2",
+        "scikit-learn>=1.7,<2",
+        "scipy>=1.16,<2",
         "jsonargparse[signatures]>=4.49",
         "pillow>=11",
         "rich>=13",

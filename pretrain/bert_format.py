@@ -4,13 +4,16 @@ Shape suffixes: H hidden size, V vocabulary rows.
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertPreTrainedModel
 
 from earlybert.pretrain.initial import parameter_shapes
 from earlybert.pretrain.model import EarlyBertConfig
+
+Bert = TypeVar("Bert", bound=BertPreTrainedModel)
 
 # Our name -> Hugging Face's, outside and inside a layer.
 OUTSIDE = {
@@ -20,6 +23,8 @@ OUTSIDE = {
     "masked_token.bias": "cls.predictions.bias",
     "pooler.": "bert.pooler.dense.",
     "next_sentence.": "cls.seq_relationship.",
+    "classifier.": "classifier.",
+    "qa_outputs.": "qa_outputs.",
 }
 INSIDE = {
     "attention.output.": "attention.output.dense.",
@@ -62,7 +67,19 @@ def bert_name(name: str) -> str:
 
 def to_bert(config: EarlyBertConfig, weights: Mapping[str, Tensor]) -> BertForPreTraining | BertForMaskedLM:
     """A Hugging Face model with the weights of a full-width network; vocabulary padding rows are left out."""
-    bert_config = BertConfig(**{field: getattr(config, field) for field in SHARED_FIELDS}, tie_word_embeddings=True)
+    if config.next_sentence:
+        return fill_bert(BertForPreTraining, config, weights)
+    return fill_bert(BertForMaskedLM, config, weights)
+
+
+def fill_bert(model_class: type[Bert], config: EarlyBertConfig, weights: Mapping[str, Tensor]) -> Bert:
+    """The same for a given class, whose heads must be those of the weights."""
+    bert_config = BertConfig(
+        **{field: getattr(config, field) for field in SHARED_FIELDS},
+        tie_word_embeddings=True,
+        id2label=config.id2label,
+        label2id=config.label2id,
+    )
     state = {}
     for name, tensor in weights.items():
         if name in VOCABULARY_TENSORS:
@@ -73,7 +90,7 @@ def to_bert(config: EarlyBertConfig, weights: Mapping[str, Tensor]) -> BertForPr
                 state[f"bert.encoder.layer.{layer}.attention.self.{part}.{kind}"] = rows.contiguous()
         else:
             state[bert_name(name)] = tensor.contiguous()
-    model = (BertForPreTraining if config.next_sentence else BertForMaskedLM)(bert_config)
+    model = model_class(bert_config)
     # The decoder is the embedding table under a second name; everything else must be there.
     missing, unexpected = model.load_state_dict(state, strict=False)
     leftover = [

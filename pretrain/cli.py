@@ -17,6 +17,7 @@ COMMANDS = {
     "checkpoint": ("earlybert.pretrain.checkpoint_command", "list or verify the checkpoints of a run"),
     "report": ("earlybert.pretrain.report", "write report and pictures of one run, or of several side by side"),
     "export": ("earlybert.pretrain.export", "write a run's network for Hugging Face transformers"),
+    "finetune": ("earlybert.finetune.command", "fine-tune and score on GLUE and SQuAD, dense or with an early ticket"),
 }
 
 
@@ -33,7 +34,7 @@ def main() -> None:
         if arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}; it must be one of {', '.join(COMMANDS)}")
         module = COMMANDS[arguments[0]][0]
-        if module.startswith("earlybert.pretrain"):
+        if not module.startswith("earlybert.data_prep"):
             # Before DeepSpeed: it says which accelerator there is.
             importlib.import_module("earlybert.pretrain.distributed")
         importlib.import_module(module).main(arguments[1:])

@@ -24,7 +24,7 @@ from earlybert.pretrain.config import OptimizerConfig, Recipe
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.distributed import world_size
 from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.hardware import peak_flops
+from earlybert.pretrain.hardware import device_precision, peak_flops
 from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.peers import PEERS, build_peer
 from earlybert.pretrain.plan import Stage
@@ -59,21 +59,11 @@ def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device)
     stated = file.precision()
     if stated and recipe.precision not in ("auto", stated):
         raise UserError(f"precision is {recipe.precision}, but {file.path} asks for {stated}; they must agree")
-    wanted = _device_precision(stated or recipe.precision, device)
+    wanted = device_precision(stated or recipe.precision, device)
     if wanted == "fp16" and file.zero_stage == 0:
         # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
         raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")
     return wanted
-
-
-def _device_precision(wanted: str, device: torch.device) -> str:
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("precision is fp16, which CPUs have no fast path for; it must be fp32, bf16 or auto")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def set_matmul_precision(wanted: str, device: torch.device) -> None:

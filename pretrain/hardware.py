@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from earlybert.pretrain.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -53,6 +55,17 @@ GPUS = {
 def device_name(device: torch.device) -> str:
     """The GPU's own name, or "CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def device_precision(wanted: str, device: torch.device) -> str:
+    """fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU, unless another is wanted; raises UserError."""
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("precision is fp16, which CPUs have no fast path for; it must be fp32, bf16 or auto")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def peak_flops(device: torch.device, precision: str) -> float:

@@ -298,8 +298,8 @@ class EarlyBertOutput(ModelOutput):
     neuron_penalty: Tensor | None = None
 
 
-class EarlyBertForPreTraining(PreTrainedModel):
-    """Encoder, masked-token head tied to the word embeddings, and (if the config says so) next-sentence head."""
+class EarlyBertEncoder(PreTrainedModel):
+    """Embeddings and layers, and which heads and neurons those hold: what every model with a head on it begins with."""
 
     config_class = EarlyBertConfig
     base_model_prefix = ""
@@ -311,11 +311,6 @@ class EarlyBertForPreTraining(PreTrainedModel):
         self.layers = nn.ModuleList(
             Layer(config, heads, neurons) for heads, neurons in zip(config.heads, config.neurons, strict=True)
         )
-        self.masked_token = MaskedTokenTransform(config)
-        if config.next_sentence:
-            self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-            self.next_sentence = nn.Linear(config.hidden_size, 2)
-        self.post_init()
 
     @property
     def encoder_layers(self) -> list[Layer]:
@@ -323,11 +318,6 @@ class EarlyBertForPreTraining(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
-
-    @property
-    def decoder_weight(self) -> nn.Parameter:
-        """What scores the vocabulary, [V, H]: the embedding table itself, so the two cannot come untied."""
-        return cast(nn.Parameter, self.embeddings.word_embeddings.weight)
 
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -354,6 +344,32 @@ class EarlyBertForPreTraining(PreTrainedModel):
             hidden_TH = layer.feed_forward(layer.attention.packed(hidden_TH, places.tokens))
         return last.feed_forward(last.attention.needed(hidden_TH, places))
 
+    def penalties(self) -> dict[str, Tensor]:
+        """While searching, the last forward pass's L1 norms of all head and neuron coefficients, fp32 scalars."""
+        if not self.config.searching:
+            return {}
+        return {
+            "head_penalty": total_penalty([layer.attention.output for layer in self.encoder_layers]),
+            "neuron_penalty": total_penalty([layer.feed_forward.output for layer in self.encoder_layers]),
+        }
+
+
+class EarlyBertForPreTraining(EarlyBertEncoder):
+    """Encoder, masked-token head tied to the word embeddings, and (if the config says so) next-sentence head."""
+
+    def __init__(self, config: EarlyBertConfig) -> None:
+        super().__init__(config)
+        self.masked_token = MaskedTokenTransform(config)
+        if config.next_sentence:
+            self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+            self.next_sentence = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @property
+    def decoder_weight(self) -> nn.Parameter:
+        """What scores the vocabulary, [V, H]: the embedding table itself, so the two cannot come untied."""
+        return cast(nn.Parameter, self.embeddings.word_embeddings.weight)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -376,7 +392,7 @@ class EarlyBertForPreTraining(PreTrainedModel):
             token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             hidden_MH = self.encode_needed(input_ids, token_type_ids, places)
             predicted_xH, first_BH = hidden_MH[places.predicted_rows_N], hidden_MH[places.first_rows_B]
-        output = EarlyBertOutput()
+        output = EarlyBertOutput(**self.penalties())
         predicted_xH, bias_V = self.masked_token(predicted_xH)
         if masked_labels is None:
             output.prediction_logits = F.linear(predicted_xH, self.decoder_weight, bias_V)
@@ -386,9 +402,6 @@ class EarlyBertForPreTraining(PreTrainedModel):
             )
         if self.config.next_sentence:
             output.seq_relationship_logits = self.next_sentence(torch.tanh(self.pooler(first_BH)))
-        if self.config.searching:
-            output.head_penalty = total_penalty([layer.attention.output for layer in self.encoder_layers])
-            output.neuron_penalty = total_penalty([layer.feed_forward.output for layer in self.encoder_layers])
         return output
 
 

@@ -6,7 +6,8 @@ Shape suffixes: H hidden size, A heads, D head size, F neurons, 3 = query, key, 
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def unit_axis(name: str) -> tuple[str, int] | None:
     return axes.get(name.split(".", 2)[2]) if name.startswith("layers.") else None
 
 
-def _unit_rows(name: str, kind: str, kept: tuple[int, ...], config: EarlyBertConfig) -> Tensor:
+def _unit_rows(name: str, kind: str, kept: Sequence[int], config: EarlyBertConfig) -> Tensor:
     """Indices, along the unit axis of the full parameter, of everything that belongs to the kept units."""
     index = torch.tensor(kept)
     if kind == "neurons" or name.endswith("coefficients"):
@@ -62,7 +63,7 @@ def _unit_rows(name: str, kind: str, kept: tuple[int, ...], config: EarlyBertCon
     return (torch.arange(3)[:, None] * config.hidden_size + row_AD.flatten()).flatten()
 
 
-def _for_each_unit_tensor(weights: Weights, ticket: Ticket, change: Callable[[str, Tensor, int, str], Tensor]) -> dict:
+def _for_each_unit_tensor(weights: Weights, change: Callable[[str, Tensor, int, str], Tensor]) -> dict:
     result = {}
     for name, tensor in weights.items():
         where = unit_axis(name)
@@ -93,10 +94,19 @@ def narrow_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) ->
         return tensor.index_select(axis, _unit_rows(name, kind, kept, config))
 
     without_coefficients = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
-    return _for_each_unit_tensor(without_coefficients, ticket, cut)
+    return _for_each_unit_tensor(without_coefficients, cut)
 
 
-def widen_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) -> dict[str, Tensor]:
+class KeptUnits(Protocol):
+    """What stays in each layer, as a ticket or a narrow network's configuration says."""
+
+    @property
+    def heads(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def neurons(self) -> Sequence[Sequence[int]]: ...
+
+
+def widen_weights(config: EarlyBertConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
     """The inverse of narrowing: every unit back in its place in the full network, zeros where one was cut.
 
     `config` is the full network's. A unit whose output columns are zero adds nothing, so the function stays the same.
@@ -106,10 +116,10 @@ def widen_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) -> 
         shape = list(tensor.shape)
         units = config.intermediate_size if kind == "neurons" else config.hidden_size
         shape[axis] = 3 * units if ".qkv." in name else units
-        kept = getattr(ticket, kind)[layer_of(name)]
+        kept = getattr(kept_units, kind)[layer_of(name)]
         return tensor.new_zeros(shape).index_copy_(axis, _unit_rows(name, kind, kept, config), tensor)
 
-    return _for_each_unit_tensor(weights, ticket, pad)
+    return _for_each_unit_tensor(weights, pad)
 
 
 def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple[dict[str, Tensor], dict[str, dict]]:

@@ -1,0 +1,100 @@
+"""`earlybert finetune`: every given method on every given task with every given seed, into one folder."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import transformers
+from jsonargparse import ArgumentError
+
+from earlybert.finetune import methods
+from earlybert.finetune.cell import Cell, open_task
+from earlybert.finetune.config import METHODS, Settings
+from earlybert.finetune.pretrained import open_pretrained
+from earlybert.finetune.results import print_tables
+from earlybert.finetune.tasks import TASKS, require_known
+from earlybert.finetune.training import layout
+from earlybert.pretrain.config import one_sentence
+from earlybert.pretrain.distributed import rank, warn_once
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import read_json, write_json
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        prog="earlybert finetune",
+        description="Fine-tune and score a pre-trained network on GLUE and SQuAD v1.1, one result for every task, "
+        "method and seed. Called again with the same folder it does what is missing and prints the tables.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="run directory, exported folder, or Hugging Face BERT")
+    parser.add_argument("--data", help="folder with GLUE's folders and SQuAD, by name; without it, the hub")
+    parser.add_argument("--out", required=True, help="folder for the results")
+    parser.add_argument("--task", nargs="+", required=True, help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--method", nargs="+", default=["earlybert"], help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--seed", nargs="+", type=int, default=[42], help="one result each")
+    parser.add_class_arguments(Settings, nested_key=None)
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[dict[str, Any], Settings]:
+    """The six arguments that say what to compute, and the settings that say how; raises UserError."""
+    # Options may be written with hyphens, too.
+    argv = [re.sub(r"^--[\w-]+", lambda found: "--" + found[0][2:].replace("-", "_"), word) for word in argv]
+    try:
+        parser = _parser()
+        parsed = parser.instantiate(parser.parse_args(argv))
+    except ArgumentError as error:
+        raise UserError(one_sentence(error)) from None
+    settings = Settings(**{field.name: parsed[field.name] for field in dataclasses.fields(Settings)})
+    settings.check()
+    what = {name: parsed[name] for name in ("model", "data", "out", "task", "method", "seed")}
+    require_known("--task", what["task"], TASKS)
+    require_known("--method", what["method"], METHODS)
+    return what, settings
+
+
+def require_same(out: Path, given: dict[str, Any]) -> None:
+    """One folder is for one model, data and settings: otherwise its table would compare what cannot be compared."""
+    path = out / "config.json"
+    if path.is_file():
+        before = read_json(path)
+        for name, value in given.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{name} is {json.dumps(value)}, but {path} has {json.dumps(before.get(name))}; "
+                    "keep that value or choose another --out"
+                )
+    elif rank() == 0:
+        write_json(path, given)
+
+
+def main(argv: list[str]) -> None:
+    """Computes the cells that are missing and prints the tables; raises UserError."""
+    what, settings = parse(argv)
+    warn_once()
+    transformers.logging.set_verbosity_error()
+    out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data is {data}, which is no folder; it must hold GLUE's folders and SQuAD")
+    recipes = {task: settings.for_task(task) for task in what["task"]}
+    pretrained = open_pretrained(what["model"])
+    for recipe in recipes.values():
+        layout(recipe)
+        for method in what["method"]:
+            methods.require_usable(method, recipe, pretrained)
+    tasks = {task: open_task(task, data, pretrained, recipe) for task, recipe in recipes.items()}
+    # Whatever is wrong with the data has been found by now; nothing is written before.
+    require_same(out, {"model": what["model"], "data": what["data"]} | dataclasses.asdict(settings))
+    for task, task_data in tasks.items():
+        rows = task_data.train(recipes[task].max_train_examples)
+        for seed in what["seed"]:
+            for method in what["method"]:
+                cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
+                cell.run(pretrained, task_data, rows, recipes[task])
+    if rank() == 0:
+        print_tables(out)

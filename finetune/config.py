@@ -1,0 +1,159 @@
+"""Every number of fine-tuning, with the paper's defaults."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from earlybert.finetune.squad import WindowRule
+from earlybert.finetune.tasks import SQUAD
+from earlybert.finetune.text import SPECIAL_TOKENS
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.ticket import TicketRule
+
+Method = Literal["dense", "shortened", "earlybert", "random", "all", "layerdrop"]
+METHODS: tuple[Method, ...] = ("dense", "shortened", "earlybert", "random", "all", "layerdrop")
+
+# What the paper gives GLUE and SQuAD each (sections 3.3, 4.1 and 4.2); SQuAD's batch is the released launcher's.
+GLUE_NUMBERS: dict[str, Any] = {
+    "epochs": 3.0,
+    "learning_rate": 2e-5,
+    "ticket_epochs": 2.0,
+    "ticket_learning_rate": 4e-5,
+    "batch_size": 32,
+    "max_length": 128,
+}
+SQUAD_NUMBERS: dict[str, Any] = {
+    "epochs": 2.0,
+    "learning_rate": 3e-5,
+    "ticket_epochs": 2.0,
+    "ticket_learning_rate": 3e-5,
+    "batch_size": 48,
+    "max_length": 384,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to fine-tune.
+
+    Args:
+        epochs: Passes over the data of dense training and of LayerDrop; 3, SQuAD 2.
+        learning_rate: Peak learning rate of dense training, LayerDrop and the search; 2e-5, SQuAD 3e-5.
+        ticket_epochs: Passes over the data with a ticket; 2.
+        ticket_learning_rate: Peak learning rate with a ticket; 4e-5, SQuAD 3e-5.
+        search_epochs: Part of dense training's passes, on its learning-rate curve, after which the ticket is drawn.
+        search_objective: Search on the task's own loss, or on masked tokens of its texts (the paper's Appendix B).
+        lambda_heads: Weight of the L1 term on head coefficients.
+        lambda_neurons: Weight of the L1 term on neuron coefficients.
+        draw: How much the ticket prunes.
+        ticket: Train this ticket file instead of searching for one.
+        batch_size: Sequences per update over all ranks; 32, SQuAD 48.
+        micro_batch: Sequences per forward pass of one rank; all of its share by default.
+        max_length: Most tokens per sequence; 128, SQuAD 384.
+        doc_stride: SQuAD: tokens from one window over the context to the next.
+        max_query_length: SQuAD: tokens of the question that are kept.
+        n_best: SQuAD: start and end positions that are combined.
+        max_answer_length: SQuAD: most tokens in an answer.
+        warmup: Share of the updates over which the learning rate rises; then it falls linearly to 0.
+        weight_decay: Decoupled decay, none on biases and LayerNorms.
+        max_grad_norm: Global norm to which gradients are clipped.
+        adam_eps: Added to the square root of Adam's second moment.
+        dropout: On embeddings, sublayer outputs, attention weights and before the classifier.
+        max_train_examples: Take only the first so many.
+        max_eval_examples: Score only the first so many.
+        precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU; weights and coefficients stay fp32.
+        save_every: Updates between the checkpoints that an interrupted call goes on from.
+        predict: Write predictions: GLUE's test set for submission, SQuAD's development set.
+        export: Forms in which the trained network is written: earlybert (narrow as it is) and bert (plain BERT).
+    """
+
+    epochs: float | None = None
+    learning_rate: float | None = None
+    ticket_epochs: float | None = None
+    ticket_learning_rate: float | None = None
+    search_epochs: float = 0.2
+    search_objective: Literal["task", "mlm"] = "task"
+    lambda_heads: float = 1e-4
+    lambda_neurons: float = 1e-4
+    draw: TicketRule = field(default_factory=lambda: TicketRule(neuron_ratio=0.4))
+    ticket: str | None = None
+    batch_size: int | None = None
+    micro_batch: int | None = None
+    max_length: int | None = None
+    doc_stride: int = 128
+    max_query_length: int = 64
+    n_best: int = 20
+    max_answer_length: int = 30
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_eps: float = 1e-8
+    dropout: float = 0.1
+    max_train_examples: int | None = None
+    max_eval_examples: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    save_every: int = 500
+    predict: bool = False
+    export: list[Literal["earlybert", "bert"]] = field(default_factory=lambda: ["earlybert"])
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot work."""
+        positive = (
+            "epochs",
+            "learning_rate",
+            "ticket_epochs",
+            "ticket_learning_rate",
+            "search_epochs",
+            "batch_size",
+            "micro_batch",
+            "doc_stride",
+            "max_query_length",
+            "n_best",
+            "max_answer_length",
+            "max_grad_norm",
+            "max_train_examples",
+            "max_eval_examples",
+            "save_every",
+        )
+        for name in positive:
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UserError(f"{name} is {value}; it must be above 0")
+        for name in ("lambda_heads", "lambda_neurons", "weight_decay", "adam_eps"):
+            if not (value := getattr(self, name)) >= 0:
+                raise UserError(f"{name} is {value}; it must not be negative")
+        for name in ("warmup", "dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
+
+    def for_task(self, task: str) -> "Recipe":
+        """All numbers for one task; raises UserError where they do not go together."""
+        numbers = SQUAD_NUMBERS if task == SQUAD else GLUE_NUMBERS
+        given = {name: getattr(self, name) for name in numbers}
+        chosen = {name: default if given[name] is None else given[name] for name, default in numbers.items()}
+        others = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in numbers}
+        recipe = Recipe(**chosen, **others)
+        if recipe.search_epochs > recipe.epochs:
+            raise UserError(
+                f"search_epochs is {recipe.search_epochs:g}, but the search follows dense training's {recipe.epochs:g} "
+                "epochs; it must not be longer"
+            )
+        shortest = SPECIAL_TOKENS[2] + 2
+        if recipe.max_length < shortest:
+            raise UserError(f"max_length is {recipe.max_length}; it must be at least {shortest}")
+        return recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """The settings for one task, nothing left open."""
+
+    epochs: float
+    learning_rate: float
+    ticket_epochs: float
+    ticket_learning_rate: float
+    batch_size: int
+    max_length: int
+
+    @property
+    def windows(self) -> WindowRule:
+        return WindowRule(self.max_length, self.doc_stride, self.max_query_length, self.n_best, self.max_answer_length)

@@ -1,0 +1,160 @@
+"""What each method trains: which network it starts from, for how long, and how a ticket is searched for.
+
+| method | network | training |
+|---|---|---|
+| dense | full | `epochs` at `learning_rate` |
+| shortened | full | the same for as many updates as `earlybert` costs in arithmetic |
+| earlybert | ticket from the search | `ticket_epochs` at `ticket_learning_rate` |
+| random | ticket chosen by chance, one for each seed | as earlybert, no search |
+| all | ticket that cuts nothing | as earlybert, no search: what the schedule alone does |
+| layerdrop | every third layer left out | as dense |
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+
+from earlybert.finetune.clock import Cost
+from earlybert.finetune.config import Method, Recipe
+from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
+from earlybert.finetune.pretrained import Pretrained, starting_weights
+from earlybert.finetune.text import Features
+from earlybert.finetune.training import Collate, Recorder, Stage, draw_step, make_trainer, train
+from earlybert.pretrain.accounting import flops_per_sequence
+from earlybert.pretrain.config import SearchConfig
+from earlybert.pretrain.distributed import rank
+from earlybert.pretrain.files import file_hash
+from earlybert.pretrain.model import EarlyBertConfig
+from earlybert.pretrain.search import MaskHistory, load_snapshot, snapshot_path
+from earlybert.pretrain.surgery import full_shape, layer_of, narrow_config
+from earlybert.pretrain.ticket import Ticket, TicketSource, all_ticket, draw, random_ticket
+
+TICKET_METHODS = ("earlybert", "random", "all")
+
+
+def layers_to_drop(layers: int) -> list[int]:
+    """A third of the layers, rounded half up: numbers 0, 3, 6, ... (the "every other" rule of Fan et al. 2020).
+
+    They are left out before training and stay out; LayerDrop's random dropping while training is not part of it.
+    """
+    return [3 * index for index in range((2 * layers + 3) // 6)]
+
+
+def drop_layers(
+    config: EarlyBertConfig, weights: Mapping[str, Tensor], dropped: list[int]
+) -> tuple[EarlyBertConfig, dict[str, Tensor]]:
+    """The network without these layers; the others keep their order."""
+    kept = [layer for layer in range(config.num_hidden_layers) if layer not in dropped]
+    shorter = copy.deepcopy(config)
+    shorter.num_hidden_layers = len(kept)
+    result = {}
+    for name, tensor in weights.items():
+        layer = layer_of(name)
+        if layer < 0:
+            result[name] = tensor
+        elif layer in kept:
+            result[name.replace(f"layers.{layer}.", f"layers.{kept.index(layer)}.", 1)] = tensor
+    return shorter, result
+
+
+def step_cost(config: EarlyBertConfig, length: int) -> float:
+    """Arithmetic of training on one sequence, without embeddings and task head."""
+    return flops_per_sequence(
+        config.heads, config.neurons, config.hidden_size, config.head_size, vocab_size=0, length=length, predictions=0
+    )
+
+
+def shortened_epochs(config: EarlyBertConfig, recipe: Recipe) -> float:
+    """Epochs of dense training that cost as much arithmetic as the search and the narrow network's training.
+
+    The cost depends on how many units are cut, not on which, so any ticket of the rule gives it.
+    """
+    narrow = narrow_config(config, random_ticket(full_shape(config), recipe.draw, seed=0))
+    ratio = step_cost(narrow, recipe.max_length) / step_cost(config, recipe.max_length)
+    return recipe.search_epochs + recipe.ticket_epochs * ratio
+
+
+def schedule(method: Method, recipe: Recipe, config: EarlyBertConfig) -> tuple[float, float]:
+    """Epochs and peak learning rate; `config` is the full network's."""
+    if method in TICKET_METHODS:
+        return recipe.ticket_epochs, recipe.ticket_learning_rate
+    if method == "shortened":
+        return shortened_epochs(config, recipe), recipe.learning_rate
+    return recipe.epochs, recipe.learning_rate
+
+
+def given_ticket(method: Method, recipe: Recipe, config: EarlyBertConfig, seed: int) -> Ticket | None:
+    """The ticket of a method that needs no search for it; raises UserError for one of another model."""
+    shape = full_shape(config)
+    if method == "random":
+        return random_ticket(shape, recipe.draw, seed)
+    if method == "all":
+        return all_ticket(shape)
+    if method == "earlybert" and recipe.ticket:
+        ticket = Ticket.load(Path(recipe.ticket))
+        ticket.require_model(shape, recipe.ticket)
+        return ticket
+    return None
+
+
+def require_usable(method: Method, recipe: Recipe, pretrained: Pretrained) -> None:
+    """Raises UserError where this network, the rule or the given ticket cannot serve the method."""
+    if method == "dense":
+        return
+    pretrained.require_full(method)
+    recipe.draw.check(pretrained.config.intermediate_size)
+    given_ticket(method, recipe, pretrained.config, seed=0)
+
+
+def search(
+    pretrained: Pretrained,
+    config: EarlyBertConfig,
+    model_class: TaskModel,
+    rows: list[Features],
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+) -> tuple[Ticket, Cost]:
+    """Trains the full network with coefficients up to the draw step and draws (EarlyBERT sections 3.2, 4.2).
+
+    The learning rate follows the curve of the whole dense run. The step is the number of updates made.
+    """
+    config = copy.deepcopy(config)
+    config.searching = True
+    searched: TaskModel | type[EarlyBertForMaskedTokens] = model_class
+    collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
+    if recipe.search_objective == "mlm":
+        searched, config.next_sentence = EarlyBertForMaskedTokens, False
+        collate = DataCollatorForLanguageModeling(pretrained.tokenizer)
+        rows = [Features(input_ids=row["input_ids"], token_type_ids=row["token_type_ids"]) for row in rows]
+    model = searched(config)
+    model.load_state_dict(starting_weights(searched, config, pretrained.weights, seed))
+    step = draw_step(len(rows), recipe)
+    history = MaskHistory(folder / "search", recipe.draw, SearchConfig(), step)
+    stage = Stage(
+        "search",
+        folder / "training" / "search",
+        folder / "tensorboard" / "search",
+        recipe.epochs,
+        recipe.learning_rate,
+        seed,
+        stop_after=step,
+    )
+    trainer = make_trainer(model, rows, collate, recipe, stage, Recorder(history, step))
+    cost = train(trainer)
+    content = None
+    if rank() == 0:
+        path = snapshot_path(folder / "search", step)
+        found = load_snapshot(path)
+        source = TicketSource(
+            kind="search", stage="finetune", step=step, seed=seed, coefficients_sha256=file_hash(path)
+        )
+        ticket = draw(full_shape(config), found.heads_LU, found.neurons_LU, recipe.draw, source)
+        content = ticket.content() | {"sha256": ticket.sha256}
+    # Every rank cuts by the same ticket; its hash is verified on the way in.
+    (content,) = broadcast_object_list([content])
+    return Ticket.from_content(content, "the ticket drawn by rank 0"), cost

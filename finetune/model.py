@@ -1,0 +1,134 @@
+"""The network of pre-training, full or narrow, with a head for a task on it. Importing this registers the Auto classes.
+
+With all units kept these are `transformers.BertForSequenceClassification` and `BertForQuestionAnswering`, weight for
+weight.
+
+Shape suffixes: B sequences, S positions, H hidden size, C classes, 2 = start, end.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers.utils import ModelOutput
+
+from earlybert.kernels.dropout import dropout
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertEncoder, EarlyBertForPreTraining
+
+NOT_MASKED = -100
+
+
+@dataclass
+class TaskOutput(ModelOutput):
+    """What every model here gives: its loss (fp32 scalar, mean over the batch) where there were labels.
+
+    `head_penalty`, `neuron_penalty`: L1 norms of all coefficients, fp32 scalars; None unless searching.
+    """
+
+    loss: Tensor | None = None
+    head_penalty: Tensor | None = None
+    neuron_penalty: Tensor | None = None
+
+
+@dataclass
+class ClassifierOutput(TaskOutput):
+    """`logits`: [B, C]."""
+
+    logits: Tensor | None = None
+
+
+@dataclass
+class AnswerOutput(TaskOutput):
+    """`start_logits`, `end_logits`: [B, S]."""
+
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+
+
+class EarlyBertForSequenceClassification(EarlyBertEncoder):
+    """Pooler, dropout and a linear layer on the first token's state; with one label it is a regression."""
+
+    def __init__(self, config: EarlyBertConfig) -> None:
+        super().__init__(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> ClassifierOutput:
+        """Token ids are [B, S]; `labels`, [B], are classes, or numbers for a regression (mean squared error)."""
+        first_BH = self.encode(input_ids, attention_mask, token_type_ids)[:, 0]
+        pooled_BH = torch.tanh(self.pooler(first_BH))
+        pooled_BH = dropout(pooled_BH, self.config.hidden_dropout_prob if self.training else 0.0)
+        logits_BC = self.classifier(pooled_BH)
+        loss = None
+        if labels is not None and self.config.num_labels == 1:
+            loss = F.mse_loss(logits_BC.float().squeeze(1), labels.float())
+        elif labels is not None:
+            loss = F.cross_entropy(logits_BC.float(), labels)
+        return ClassifierOutput(loss=loss, logits=logits_BC, **self.penalties())
+
+
+class EarlyBertForQuestionAnswering(EarlyBertEncoder):
+    """A linear layer that scores every token as the first and as the last of the answer."""
+
+    def __init__(self, config: EarlyBertConfig) -> None:
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> AnswerOutput:
+        """Token ids are [B, S], positions [B]; the loss is the mean of the two cross-entropies."""
+        logits_BS2 = self.qa_outputs(self.encode(input_ids, attention_mask, token_type_ids))
+        start_BS, end_BS = logits_BS2.unbind(-1)
+        output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.penalties())
+        if start_positions is not None and end_positions is not None:
+            start_loss = F.cross_entropy(start_BS.float(), start_positions)
+            output.loss = (start_loss + F.cross_entropy(end_BS.float(), end_positions)) / 2
+        return output
+
+
+class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
+    """The masked-token objective on a task's text, for a search that looks at no label (EarlyBERT, Appendix B)."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> TaskOutput:
+        """`labels`, [B, S], are -100 where nothing is to be predicted; the loss is the mean over the others."""
+        assert labels is not None, "the masked tokens' own ids are what there is to learn"
+        masked_N = (labels != NOT_MASKED).flatten().nonzero().flatten()
+        output = super().forward(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            masked_positions=masked_N,
+            masked_labels=labels.flatten()[masked_N],
+        )
+        assert output.masked_loss is not None
+        # A batch of very short texts may have no masked token.
+        loss = output.masked_loss / max(1, len(masked_N))
+        return TaskOutput(loss=loss, head_penalty=output.head_penalty, neuron_penalty=output.neuron_penalty)
+
+
+TaskModel = type[EarlyBertForSequenceClassification] | type[EarlyBertForQuestionAnswering]
+
+AutoModelForSequenceClassification.register(EarlyBertConfig, EarlyBertForSequenceClassification)
+AutoModelForQuestionAnswering.register(EarlyBertConfig, EarlyBertForQuestionAnswering)

@@ -1,0 +1,152 @@
+"""What the cells of an output folder say together: means and spreads over seeds, and the time saved."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from earlybert.finetune.config import METHODS
+from earlybert.finetune.tasks import SQUAD, TASKS, main_score
+from earlybert.pretrain.accounting import time_saved
+from earlybert.pretrain.files import read_json
+
+Result = dict[str, Any]
+Grouped = dict[tuple[str, str], list[Result]]
+
+
+def read_results(out: Path) -> Grouped:
+    """Results by task and method, in the order of seeds."""
+    grouped: Grouped = defaultdict(list)
+    for path in out.glob("*/*/seed-*/result.json"):
+        result = read_json(path)
+        grouped[result["task"], result["method"]].append(result)
+    for results in grouped.values():
+        results.sort(key=lambda result: result["seed"])
+    return grouped
+
+
+def spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and the sample's standard deviation where there are two values or more."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def scores(results: list[Result], name: str) -> list[float]:
+    return [result["scores"][name] for result in results]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Mean updates of a stage, seconds of each by both definitions of `Cost`, and seconds of all by the clock."""
+
+    steps: float
+    compute: float
+    update: float
+    clock: float
+
+    @staticmethod
+    def of(results: list[Result], stage: str) -> "StepTimes":
+        costs = [result[stage] for result in results if result[stage]]
+        total = sum(cost["steps"] for cost in costs)
+        if not total:
+            return StepTimes(0.0, 0.0, 0.0, 0.0)
+        return StepTimes(
+            steps=total / len(costs),
+            compute=sum(cost["compute"] * cost["steps"] for cost in costs) / total,
+            update=sum(cost["update"] * cost["steps"] for cost in costs) / total,
+            clock=sum(cost["clock"] for cost in costs) / len(costs),
+        )
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Shares of dense training's time that a method saved.
+
+    `paper`: by the formula recovered from the paper's figures, from the ratio of mean step times without loading and
+    optimizer; `update`: the same with clipping and optimizer; `clock`: everything. `ratio` is that of `paper`.
+    """
+
+    ratio: float
+    paper: float
+    update: float
+    clock: float
+
+
+def savings(results: list[Result], dense: list[Result]) -> Savings | None:
+    """Against dense runs of the same task; where there are none the search's steps, on the full network, stand in."""
+    search, training = StepTimes.of(results, "search"), StepTimes.of(results, "training")
+    base = StepTimes.of(dense, "training")
+    if not base.steps:
+        if not search.steps:
+            return None
+        steps = statistics.mean(result["dense_steps"] for result in results)
+        base = StepTimes(steps, search.compute, search.update, search.clock / search.steps * steps)
+    ratio = training.compute / base.compute
+    return Savings(
+        ratio=ratio,
+        paper=time_saved(search.steps, training.steps, base.steps, ratio),
+        update=time_saved(search.steps, training.steps, base.steps, training.update / base.update),
+        clock=1 - (search.clock + training.clock) / base.clock,
+    )
+
+
+def in_percent(task: str, value: float) -> float:
+    """SQuAD's official scores are in percent already."""
+    return value if task == SQUAD else 100 * value
+
+
+def shown(values: list[float]) -> str:
+    mean, deviation = spread(values)
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def print_tables(out: Path) -> None:
+    """Scores of every method on every task with their spread over seeds, in percent; then what each method cost."""
+    grouped = read_results(out)
+    tasks = [task for task in TASKS if any(task == found for found, _ in grouped)]
+    methods = [method for method in METHODS if any(method == found for _, found in grouped)]
+    console = Console(width=max(80, 16 + 18 * len(tasks)))
+    console.print(_score_table(grouped, tasks, methods))
+    costs = Table(title="cost against dense training")
+    for column in (
+        "task",
+        "method",
+        "FLOPs per step",
+        "step time",
+        "saved, paper's protocol",
+        "with optimizer",
+        "clock",
+    ):
+        costs.add_column(column, justify="left" if column in ("task", "method") else "right")
+    for task in tasks:
+        for method in methods:
+            results = grouped.get((task, method))
+            saved = savings(results, grouped.get((task, "dense"), [])) if results and method != "dense" else None
+            if results and saved:
+                shares = (f"{100 * share:.1f}%" for share in (saved.paper, saved.update, saved.clock))
+                costs.add_row(task, method, f"{results[0]['relative_flops']:.3f}", f"{saved.ratio:.3f}", *shares)
+    if costs.row_count:
+        console.print(costs)
+
+
+def _score_table(grouped: Grouped, tasks: Sequence[str], methods: Sequence[str]) -> Table:
+    table = Table("", title="mean ± standard deviation over seeds, %")
+    majority = {}
+    for task in tasks:
+        table.add_column(f"{task}\n{main_score(task)}", justify="right")
+        first = next(results[0]["scores"] for (found, _), results in grouped.items() if found == task)
+        # Always guessing one class has no correlation.
+        majority[task] = 0.0 if main_score(task) == "matthews" else first.get("majority")
+    for method in methods:
+        cells = []
+        for task in tasks:
+            values = [in_percent(task, value) for value in scores(grouped.get((task, method), []), main_score(task))]
+            cells.append(shown(values) if values else "")
+        table.add_row(method, *cells)
+    guesses = [majority[task] for task in tasks]
+    table.add_row("majority class", *("" if guess is None else f"{100 * guess:.2f}" for guess in guesses))
+    return table

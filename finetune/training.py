@@ -1,0 +1,245 @@
+"""One stage of fine-tuning on the Hugging Face Trainer: AdamW, linear decay, checkpoints, and the search's L1 term."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from earlybert.finetune.clock import Cost, StepClock
+from earlybert.finetune.config import Recipe
+from earlybert.finetune.text import Features
+from earlybert.pretrain.distributed import rank, world_size
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.hardware import device_precision
+from earlybert.pretrain.search import MaskHistory, Snapshot
+from earlybert.pretrain.surgery import unit_axis
+from earlybert.pretrain.telemetry import StageProgress
+
+Collate = Callable[[list[Any]], dict[str, Any]]
+
+RECORDINGS = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training: the learning-rate curve is that of `epochs`, even where it stops after `stop_after`."""
+
+    name: str
+    folder: Path
+    curves: Path
+    epochs: float
+    learning_rate: float
+    seed: int
+    stop_after: int | None = None
+
+
+def updates(examples: int, recipe: Recipe, epochs: float) -> int:
+    """Updates in so many passes over the data."""
+    return math.ceil(epochs * math.ceil(examples / recipe.batch_size))
+
+
+def draw_step(examples: int, recipe: Recipe) -> int:
+    """The update after which the ticket is drawn: search_epochs of the data, rounded half up, at least one."""
+    return max(1, math.floor(recipe.search_epochs * examples / recipe.batch_size + 0.5))
+
+
+class StageTrainer(Trainer):
+    """Adds the L1 term to the loss, and has every update timed."""
+
+    def __init__(self, recipe: Recipe, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.recipe = recipe
+
+    @property
+    def clock(self) -> StepClock:
+        """The one that is listening: resuming puts another one in the place of the first."""
+        return next(found for found in self.callback_handler.callbacks if isinstance(found, StepClock))
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+        self.clock.forward_begins(self.args.device)
+        loss = super().training_step(*arguments, **keywords)
+        self.clock.backward_ends()
+        return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Task loss plus lambda * sum|c| (EarlyBERT Eq. 4).
+
+        Every micro-batch's loss is divided by their number afterwards, so the L1 term counts once per update.
+        """
+        output = model(**inputs)
+        loss = output.loss
+        if output.head_penalty is not None:
+            loss = loss + self.recipe.lambda_heads * output.head_penalty
+            loss = loss + self.recipe.lambda_neurons * output.neuron_penalty
+        return (loss, output) if return_outputs else loss
+
+
+class ProgressLines(TrainerCallback):
+    """The project's own progress, with the time left."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.loss = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress = StageProgress(self.name, self.total, state.global_step, enabled=rank() == 0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = f"loss {float(logs['loss']):.3f}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.update(state.global_step, self.loss)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.__exit__()
+
+
+class StopAfter(TrainerCallback):
+    """Ends the stage early; what is trained up to then is the beginning of the full run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
+class Recorder(TrainerCallback):
+    """Copies the coefficients after an update, some twenty times in a search and at its last step."""
+
+    def __init__(self, history: MaskHistory, last_step: int) -> None:
+        self.history, self.last_step = history, last_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        step = state.global_step
+        if step % max(1, self.last_step // RECORDINGS) == 0 or step == self.last_step:
+            if step not in self.history.steps:
+                self.history.add(snapshot(step, keywords["model"]))
+            if rank() == 0:
+                self.history.save()
+
+
+def snapshot(step: int, model: PreTrainedModel) -> Snapshot:
+    """The coefficients of a searching network as they are now."""
+    masters = {
+        name: parameter.detach().float().cpu()
+        for name, parameter in model.named_parameters()
+        if unit_axis(name) is not None and name.endswith("coefficients")
+    }
+    return Snapshot.from_masters(step, masters)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the work is laid out: where, in which precision, and how a batch is cut up on each rank."""
+
+    device: torch.device
+    precision: str
+    micro_batch: int
+    accumulation: int
+
+
+def layout(recipe: Recipe) -> Layout:
+    """Raises UserError where batch, ranks, micro-batch and device do not go together."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = world_size()
+    share, rest = divmod(recipe.batch_size, ranks)
+    if rest or not share:
+        raise UserError(f"batch_size is {recipe.batch_size}, which {ranks} ranks cannot share equally")
+    micro = recipe.micro_batch or share
+    if share % micro:
+        raise UserError(f"micro_batch is {micro}; it must divide the {share} sequences of each rank")
+    return Layout(device, device_precision(recipe.precision, device), micro, share // micro)
+
+
+def _arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
+    place = layout(recipe)
+    return TrainingArguments(
+        output_dir=str(stage.folder),
+        per_device_train_batch_size=place.micro_batch,
+        gradient_accumulation_steps=place.accumulation,
+        per_device_eval_batch_size=2 * place.micro_batch,
+        num_train_epochs=stage.epochs,
+        learning_rate=stage.learning_rate,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        adam_epsilon=recipe.adam_eps,
+        seed=stage.seed,
+        fp16=place.precision == "fp16",
+        bf16=place.precision == "bf16",
+        use_cpu=place.device.type == "cpu",
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=10,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        log_level="error",
+        dataloader_pin_memory=place.device.type == "cuda",
+        ddp_find_unused_parameters=False,
+    )
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    rows: list[Features],
+    collate: Collate,
+    recipe: Recipe,
+    stage: Stage,
+    recorder: Recorder | None = None,
+) -> StageTrainer:
+    """The Trainer of one stage; the recorder takes the coefficients of a searching network."""
+    total = stage.stop_after or updates(len(rows), recipe, stage.epochs)
+    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(stage.name, total)]
+    if rank() == 0:
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(stage.curves))))
+    if stage.stop_after:
+        callbacks.append(StopAfter(stage.stop_after))
+    if recorder:
+        callbacks.append(recorder)
+    trainer = StageTrainer(
+        recipe,
+        model=model,
+        args=_arguments(recipe, stage),
+        train_dataset=rows,
+        data_collator=collate,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(trainer: StageTrainer) -> Cost:
+    """Trains the stage to its end, from its newest complete checkpoint where there is one."""
+    newest = None
+    for folder in sorted(Path(str(trainer.args.output_dir)).glob("checkpoint-*"), key=lambda path: int(path.name[11:])):
+        # Written last: a checkpoint without it was cut off.
+        newest = folder if (folder / "trainer_state.json").is_file() else newest
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    return trainer.clock.cost()
+
+
+def predictions(trainer: Trainer, rows: list[Features]) -> tuple[NDArray[np.float32], ...]:
+    """The network's scores for rows without labels: one array, or one for starts and one for ends."""
+    logits = trainer.predict(rows).predictions  # type: ignore[arg-type]
+    return logits if isinstance(logits, tuple) else (logits,)

@@ -1,0 +1,46 @@
+"""A tiny BERT with its tokenizer, and made-up data in the official layouts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from made_up import save_tiny_bert, write_all_glue, write_squad, write_sst2
+from transformers.utils.logging import disable_progress_bar
+
+
+@pytest.fixture(autouse=True)
+def exact_and_single_threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """True fp32 matrix products, one thread, no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    disable_progress_bar()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face BERT of three layers with 4 heads and 64 neurons each."""
+    return save_tiny_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SST-2 that a word gives away, and SQuAD that an article gives away."""
+    folder = tmp_path_factory.mktemp("data")
+    write_sst2(folder)
+    write_squad(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def all_glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows of every GLUE task."""
+    folder = tmp_path_factory.mktemp("glue")
+    write_all_glue(folder)
+    return folder

@@ -1,0 +1,177 @@
+"""The command from end to end: it learns, goes on, prints its tables, and says in a sentence what is wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_up import save_tiny_bert, table, tiny_bert
+
+from earlybert.finetune import command
+from earlybert.finetune.results import read_results, savings
+from earlybert.pretrain import cli
+from earlybert.pretrain.ticket import FullShape, TicketRule, random_ticket
+from tests.conftest import BIN, free_port
+
+SMALL = ["--max-length", "48", "--doc-stride", "16", "--max-query-length", "8", "--draw.width_multiple", "8"]
+FAST = ["--learning-rate", "3e-3", "--ticket-learning-rate", "3e-3", "--batch-size", "8", "--dropout", "0"]
+
+
+def finetune(bert: Path, data: Path, out: Path, *more: str) -> None:
+    command.main(["--model", str(bert), "--data", str(data), "--out", str(out), *SMALL, *more])
+
+
+def test_dense_and_early_ticket_learn_what_one_word_gives_away(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--task", "SST-2", "--method", "dense", "earlybert", *FAST, "--export", "[]"]
+    arguments += ["--epochs", "6", "--ticket-epochs", "5", "--seed", "1", "2"]
+    finetune(bert, data, tmp_path, *arguments)
+    results = read_results(tmp_path)
+    assert set(results) == {("SST-2", "dense"), ("SST-2", "earlybert")}
+    for found in results.values():
+        assert [result["seed"] for result in found] == [1, 2]
+        assert min(result["scores"]["accuracy"] for result in found) > 0.85
+    early = results["SST-2", "earlybert"][0]
+    assert (early["heads"], sum(early["neurons"])) == ([3, 3, 3], 112)
+    assert (early["search"]["steps"], early["training"]["steps"], early["dense_steps"]) == (2, 60, 72)
+    saved = savings(results["SST-2", "earlybert"], results["SST-2", "dense"])
+    assert saved is not None and saved.paper == pytest.approx(1 - (2 + 60 * saved.ratio) / 72)
+    printed = capsys.readouterr().out
+    assert "±" in printed and "majority class" in printed and "50.00" in printed
+
+    # The same again computes nothing, one more seed only that.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    finetune(bert, data, tmp_path, *arguments, "3")
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(after) == 6 and {path: after[path] for path in before} == before
+
+
+def test_every_method_runs_on_answers_and_leaves_nothing_half_written(bert: Path, data: Path, tmp_path: Path) -> None:
+    methods = ["dense", "shortened", "earlybert", "random", "all", "layerdrop"]
+    finetune(bert, data, tmp_path, "--task", "SQuAD", "--method", *methods, "--predict", "true", "--export", "[bert]")
+    results = read_results(tmp_path)
+    assert [method for _, method in results] and len(results) == 6
+    by_method = {method: found[0] for (_, method), found in results.items()}
+    assert by_method["layerdrop"]["layers"] == 2 and by_method["all"]["neurons"] == [64] * 3
+    assert by_method["random"]["search"] is None and by_method["random"]["ticket_sha256"]
+    assert by_method["shortened"]["relative_flops"] == 1 and by_method["earlybert"]["relative_flops"] < 0.75
+    for method in methods:
+        cell = tmp_path / "SQuAD" / method / "seed-42"
+        answers = json.loads((cell / "predictions" / "predictions.json").read_text())
+        assert len(answers) == 8 and (cell / "export" / "bert" / "config.json").is_file()
+        assert not (cell / "training").exists()
+
+
+def test_our_own_runs_and_exports_are_fine_tuned(finished_run: Path, data: Path, tmp_path: Path) -> None:
+    """A run directory and its narrow export are the same network; the narrow one is not cut again."""
+    arguments = ["--task", "SST-2", "--method", "dense", "--export", "[]", "--max-train-examples", "32"]
+    for name, model in (("run", finished_run), ("export", finished_run / "export" / "earlybert")):
+        finetune(model, data, tmp_path / name, *arguments)
+    run, export = (read_results(tmp_path / name)["SST-2", "dense"][0] for name in ("run", "export"))
+    assert run["scores"] == export["scores"] and run["neurons"] == export["neurons"] != [96, 96]
+    with pytest.raises(ValueError, match=r"is narrow already; it must be dense"):
+        finetune(finished_run, data, tmp_path / "again", *arguments[:2], "--method", "earlybert")
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs the console command, which must refuse; returns its sentence."""
+    monkeypatch.setattr(sys, "argv", ["earlybert", "finetune", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and errors[-1].startswith("earlybert: error: ") and "Traceback" not in errors
+    return errors[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--task", "SST2"], "--task is 'SST2', which is not known; did you mean SST-2?"),
+        (["--task", "squad2"], "did you mean SQuAD?"),
+        (["--method", "earlybrt"], "--method is 'earlybrt', which is not known; did you mean earlybert?"),
+        (["--task", "CoLA"], "has no folder CoLA"),
+        (["--max-length", "100"], "max_length is 100, but the position table"),
+        (["--max-length", "4"], "max_length is 4; it must be at least 5"),
+        (["--draw.head_ratio", "1.5"], "draw.head_ratio is 1.5; it must be at least 0 and below 1"),
+        (["--draw.width_multiple", "7"], "draw.width_multiple is 7; it must be a positive divisor"),
+        (["--search-epochs", "4"], "search_epochs is 4, but the search follows dense training's 3 epochs"),
+        (["--search-epochs", "0"], "search_epochs is 0.0; it must be above 0"),
+        (["--search-epochs", "many"], "search_epochs is many; expected a float"),
+        (["--epoch", "3"], "unknown option --epoch"),
+        (["--batch-size", "8", "--micro-batch", "3"], "micro_batch is 3; it must divide the 8 sequences"),
+        (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
+        (["--precision", "fp16"], "precision is fp16"),
+        (["--data", "nowhere"], "--data is nowhere, which is no folder"),
+        (["--model", "nowhere"], "--model is 'nowhere', which is no run, no folder and no model of the hub"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    flags: list[str],
+    expected: str,
+    bert: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--model", str(bert), "--data", str(data), "--out", str(tmp_path / "out"), "--task", "SST-2"]
+    assert expected in refusal(monkeypatch, capsys, *given, *SMALL, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_files_are_one_sentence(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(model: Path, folder: Path, *flags: str) -> str:
+        given = ["--model", str(model), "--data", str(folder), "--out", str(tmp_path / "out"), "--task", "SST-2"]
+        sentence = refusal(monkeypatch, capsys, *given, *SMALL, *flags)
+        assert not (tmp_path / "out").exists()
+        return sentence
+
+    tiny_bert().save_pretrained(tmp_path / "mute")
+    assert "the model needs its tokenizer, tokenizer.json or tokenizer_config.json" in refused(tmp_path / "mute", data)
+    save_tiny_bert(tmp_path / "mixed", vocab_size=50)
+    assert "but the model's embedding table only 50 rows" in refused(tmp_path / "mixed", data)
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "its model_type is 'gpt2'; it must be bert or earlybert" in refused(tmp_path / "gpt", data)
+    shape = FullShape(num_layers=12, num_heads=4, head_size=8, intermediate_size=64)
+    random_ticket(shape, TicketRule(width_multiple=8), 0).save(tmp_path / "ticket.json")
+    sentence = refused(bert, data, "--ticket", str(tmp_path / "ticket.json"))
+    assert "is a ticket for a model with num_layers 12; this model has 3" in sentence
+    shutil.copytree(data / "SST-2", tmp_path / "broken" / "SST-2")
+    table(tmp_path / "broken" / "SST-2" / "dev.tsv", ["sentence", "label"], [["fine", "2"]])
+    assert "dev.tsv:2: label is '2'; it must be one of 0, 1" in refused(bert, tmp_path / "broken")
+
+
+def test_one_folder_is_for_one_setting(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--task", "SST-2", "--method", "dense", "--max-train-examples", "8", "--export", "[]"]
+    finetune(bert, data, tmp_path, *quick)
+    given = ["--model", str(bert), "--data", str(data), "--out", str(tmp_path), *SMALL, *quick]
+    found = refusal(monkeypatch, capsys, *given, "--epochs", "2")
+    assert "epochs is 2.0, but" in found and "choose another --out" in found
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_rank_trains(bert: Path, data: Path, tmp_path: Path) -> None:
+    """The same batches, so the same ticket and, to rounding, the same network."""
+    arguments = ["finetune", "--model", str(bert), "--data", str(data), *SMALL, *FAST, "--task", "SST-2", "SQuAD"]
+    launcher = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port(), "--no-python"]
+    for name, before in (("one", []), ("two", launcher)):
+        line = [*before, str(BIN / "earlybert"), *arguments, "--method", "earlybert", "--out", str(tmp_path / name)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=500)
+        assert done.returncode == 0, done.stderr
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
+    for key in (("SST-2", "earlybert"), ("SQuAD", "earlybert")):
+        first, second = one[key][0], two[key][0]
+        assert first["training"]["steps"] == second["training"]["steps"]
+        assert first["neurons"] == second["neurons"]
+        for name, value in first["scores"].items():
+            assert second["scores"][name] == pytest.approx(value, abs=0.03), (key, name)

@@ -1,0 +1,163 @@
+"""Windows over contexts and answers out of their scores, against brute force and real questions."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import tiny_tokenizer
+from transformers import BertTokenizer
+
+from earlybert.finetune.squad import (
+    Question,
+    SquadData,
+    WindowRule,
+    candidates,
+    labelled,
+    make_windows,
+    questions_of,
+)
+from earlybert.finetune.squad_scoring import score
+from earlybert.pretrain.errors import UserError
+
+RULE = WindowRule(max_length=20, doc_stride=6, max_query_length=5, n_best=4, max_answer_length=3)
+CONTEXT = "The old tree is green. A small house, the quick river; walk not the Good stone-table is sad - a river sings."
+QUESTION = Question("q", "what is good ?", CONTEXT, ["Good stone"], [CONTEXT.index("Good")])
+
+
+def test_windows_cover_the_context_and_each_token_has_one_best_window() -> None:
+    tokenizer = tiny_tokenizer()
+    windows = make_windows([QUESTION], tokenizer, RULE)["q"]
+    ids = tokenizer(CONTEXT, add_special_tokens=False)["input_ids"]
+    assert len(windows) > 2
+    best: dict[tuple[int, int], int] = {}
+    for number, window in enumerate(windows):
+        row = window.features["input_ids"]
+        tokens = ids[number * RULE.doc_stride :][: RULE.max_length - 4 - 3]
+        query = tokenizer("what is good ?", add_special_tokens=False)["input_ids"]
+        assert row == [2, *query, 3, *tokens, 3]
+        assert window.features["token_type_ids"] == [0] * window.first_token + [1] * (len(tokens) + 1)
+        for offset, is_best in zip(window.offsets, window.best, strict=True):
+            best[offset] = best.get(offset, 0) + is_best
+    assert len(best) == len(ids) and set(best.values()) == {1}
+    assert windows[-1].offsets[-1][1] == len(CONTEXT)
+
+
+def test_the_best_window_is_the_one_with_most_context() -> None:
+    windows = make_windows([QUESTION], tiny_tokenizer(), RULE)["q"]
+    first, second = windows[0], windows[1]
+    for index, offset in enumerate(first.offsets):
+        if offset not in second.offsets:
+            continue
+        other = second.offsets.index(offset)
+        here = min(index, len(first.offsets) - 1 - index) + 0.01 * len(first.offsets)
+        there = min(other, len(second.offsets) - 1 - other) + 0.01 * len(second.offsets)
+        assert first.best[index] <= (here >= there)
+
+
+def test_labels_point_at_the_answer_or_at_cls() -> None:
+    found = 0
+    for window in make_windows([QUESTION], tiny_tokenizer(), RULE)["q"]:
+        row = labelled(window)
+        start, end = row["start_positions"], row["end_positions"]
+        if (start, end) == (0, 0):
+            answer = (QUESTION.starts[0], QUESTION.starts[0] + len("Good stone"))
+            assert not (window.offsets[0][0] <= answer[0] and answer[1] <= window.offsets[-1][1])
+            continue
+        found += 1
+        first, last = (window.offsets[place - window.first_token] for place in (start, end))
+        assert CONTEXT[first[0] : last[1]] == "Good stone"
+    assert found >= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_candidates_are_those_of_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    windows = make_windows([QUESTION], tiny_tokenizer(), RULE)["q"]
+    starts, ends = (rng.normal(size=(len(windows), RULE.max_length)).astype(np.float32) for _ in range(2))
+    found = candidates(windows, starts, ends, RULE)
+    scores: dict[str, float] = {}
+    for window, start, end in zip(windows, starts, ends, strict=True):
+        count = len(window.offsets)
+        start, end = (row[window.first_token : window.first_token + count] for row in (start, end))
+        for first in range(count):
+            for last in range(first, min(count, first + RULE.max_answer_length)):
+                allowed = (
+                    window.best[first]
+                    and (start > start[first]).sum() < RULE.n_best
+                    and (end > end[last]).sum() < RULE.n_best
+                )
+                if allowed:
+                    text = CONTEXT[window.offsets[first][0] : window.offsets[last][1]]
+                    scores[text] = max(scores.get(text, -np.inf), start[first] + end[last])
+    expected = sorted(scores.items(), key=lambda item: -item[1])[: RULE.n_best]
+    assert [answer.text for answer in found] == [text for text, _ in expected]
+    assert [answer.score for answer in found] == pytest.approx([value for _, value in expected])
+    assert sum(answer.probability for answer in found) == pytest.approx(1)
+
+
+def test_no_allowed_span_is_an_empty_answer() -> None:
+    windows = make_windows([QUESTION], tiny_tokenizer(), RULE)["q"]
+    shape = (len(windows), RULE.max_length)
+    backwards = np.zeros(shape, dtype=np.float32)
+    starts, ends = backwards.copy(), backwards.copy()
+    for row, window in enumerate(windows):
+        last = window.first_token + len(window.offsets) - 1
+        starts[row, last - 3 : last + 1] = 9
+        ends[row, window.first_token : window.first_token + 4] = 9
+    assert [answer.text for answer in candidates(windows, starts, ends, RULE)] == [""]
+
+
+def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
+    with pytest.raises(UserError, match=r"doc_stride is 128.*only 61 tokens"):
+        WindowRule(max_length=128).check()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "KeyError: 'data'"),
+        ({"data": []}, "no questions"),
+        ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "article 0"),
+    ],
+)
+def test_a_file_in_another_form_is_refused(content: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        questions_of(content, "file.json")
+
+
+def test_training_leaves_out_answers_that_are_not_where_they_should_be(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dev-v1.1.json").write_text((data / "SQuAD" / "dev-v1.1.json").read_text())
+    content = json.loads((data / "SQuAD" / "train-v1.1.json").read_text())
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] += 1
+    (tmp_path / "train-v1.1.json").write_text(json.dumps(content))
+    rule = WindowRule(max_length=64, max_query_length=8, doc_stride=40)
+    rows = SquadData(tmp_path, tiny_tokenizer(), rule).train(None)
+    assert len(rows) == 23
+    assert "1 training questions have no answer" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("EARLYBERT_DATA" not in os.environ, reason="needs real data")
+def test_true_spans_of_real_questions_score_full_marks() -> None:
+    """Windows, labels, offsets and post-processing in a circle: scores that point at the truth give the truth."""
+    folder = Path(os.environ["EARLYBERT_DATA"])
+    vocabulary = (folder / "vocab" / "bert-base-uncased-vocab.txt").read_text(encoding="utf-8").splitlines()
+    tokenizer = BertTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
+    content = json.loads((folder / "squad" / "dev-v1.1.json").read_text())
+    questions = questions_of(content, "dev")
+    assert len(questions) == 10570
+    some = questions[::20]
+    rule = WindowRule(max_length=128, doc_stride=32, max_query_length=64, max_answer_length=60)
+    predictions = {}
+    for question, windows in make_windows(some, tokenizer, rule).items():
+        starts, ends = (np.zeros((len(windows), rule.max_length), dtype=np.float32) for _ in range(2))
+        for row, window in enumerate(windows):
+            label = labelled(window)
+            starts[row, label["start_positions"]] = ends[row, label["end_positions"]] = 9.0
+        predictions[question] = candidates(windows, starts, ends, rule)[0].text
+    found = score(predictions, {question.id: question.answers for question in some})
+    # Offsets end with tokens; a few official answers begin or end inside one.
+    assert found["exact_match"] > 98.5 and found["f1"] > 99

@@ -1,0 +1,314 @@
+"""The search and the training stages: counts, schedules, recordings, and what the released code got wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from made_up import VOCABULARY, save_tiny_bert, tiny_bert
+from transformers import BertTokenizer, DataCollatorWithPadding
+
+from earlybert.finetune import methods
+from earlybert.finetune.config import Recipe, Settings
+from earlybert.finetune.glue import GlueData
+from earlybert.finetune.model import EarlyBertForSequenceClassification
+from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
+from earlybert.finetune.text import Features
+from earlybert.finetune.training import Stage, StageTrainer, draw_step, make_trainer, train, updates
+from earlybert.pretrain.accounting import time_saved
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import read_json
+from earlybert.pretrain.search import load_snapshot, snapshot_path
+from earlybert.pretrain.ticket import TicketRule
+
+
+def recipe(task: str = "SST-2", **changes: Any) -> Recipe:
+    rule = TicketRule(head_ratio=0.25, neuron_ratio=0.4, width_multiple=1)
+    fields = {"draw": rule, "dropout": 0.0, "max_length": 48, "doc_stride": 16, "max_query_length": 8}
+    return Settings(**(fields | changes)).for_task(task)
+
+
+@pytest.fixture
+def task(bert: Path, data: Path) -> GlueData:
+    return GlueData("SST-2", data / "SST-2", open_pretrained(str(bert)).tokenizer, 48)
+
+
+def searched(bert: Path, task: GlueData, folder: Path, used: Recipe, rows: list[Features] | None = None):  # type: ignore[no-untyped-def]
+    pretrained = open_pretrained(str(bert))
+    config = task_config(pretrained, task.head, used.dropout)
+    rows = rows or task.train(None)
+    return methods.search(pretrained, config, task.model_class, rows, used, folder, seed=7)
+
+
+def a_stage(folder: Path, **changes: Any) -> Stage:
+    fields: dict[str, Any] = {
+        "name": "training",
+        "folder": folder / "training",
+        "curves": folder / "tensorboard",
+        "epochs": 1.0,
+        "learning_rate": 1e-3,
+        "seed": 0,
+    }
+    return Stage(**(fields | changes))
+
+
+def stage_trainer(bert: Path, task: GlueData, stage: Stage, used: Recipe, *, searching: bool = False) -> StageTrainer:
+    pretrained = open_pretrained(str(bert))
+    config = task_config(pretrained, task.head, used.dropout)
+    config.searching = searching
+    model = EarlyBertForSequenceClassification(config)
+    model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=1))
+    return make_trainer(model, task.train(None), DataCollatorWithPadding(pretrained.tokenizer), used, stage)
+
+
+def test_paper_formula() -> None:
+    """Both of the paper's own figures come out of it (sections 4.2 and Appendix A)."""
+    assert 100 * time_saved(0.2, 2, 3, 0.7555) == pytest.approx(42.97, abs=0.005)
+    assert 100 * time_saved(1, 2, 3, 0.7555) == pytest.approx(16.3, abs=0.05)
+
+
+def test_defaults_are_the_papers() -> None:
+    glue, squad = Settings().for_task("QQP"), Settings().for_task("SQuAD")
+    assert (glue.epochs, glue.learning_rate, glue.ticket_epochs, glue.ticket_learning_rate) == (3, 2e-5, 2, 4e-5)
+    assert (squad.epochs, squad.learning_rate, squad.ticket_epochs, squad.ticket_learning_rate) == (2, 3e-5, 2, 3e-5)
+    assert (glue.search_epochs, glue.lambda_heads, glue.lambda_neurons) == (0.2, 1e-4, 1e-4)
+    assert (glue.draw.head_ratio, glue.draw.neuron_ratio) == (1 / 3, 0.4)
+    assert (glue.max_length, squad.max_length, squad.doc_stride) == (128, 384, 128)
+
+
+@pytest.mark.parametrize(
+    ("examples", "step"), [(392702, 614), (363846, 569), (104743, 164), (67349, 105), (8551, 13), (3668, 6), (2490, 4)]
+)
+def test_draw_steps_are_those_of_the_released_settings(examples: int, step: int) -> None:
+    """0.2 epochs of the GLUE tasks at a batch of 128."""
+    assert draw_step(examples, recipe(batch_size=128)) == step
+
+
+def test_a_search_of_less_than_one_step_is_one_step_and_no_random_ticket(
+    bert: Path, task: GlueData, tmp_path: Path
+) -> None:
+    """The released code fell through to random pruning where 0.2 epochs rounded to 0 steps."""
+    assert draw_step(40, recipe(batch_size=128)) == 1
+    ticket, cost = searched(bert, task, tmp_path, recipe(batch_size=128), task.train(40))
+    assert (ticket.source.kind, ticket.source.step, cost.steps) == ("search", 1, 1)
+
+
+def test_one_epoch_of_search_is_one_epoch(task: GlueData) -> None:
+    """In the released code 1.0 meant the first step."""
+    assert draw_step(96, recipe(search_epochs=1.0, batch_size=8)) == 12
+
+
+def reference_search(bert: Path, batches: list[dict[str, torch.Tensor]], total: int, learning_rate: float) -> Any:
+    """Coefficients after each update, by scaling activations of Hugging Face's BERT and PyTorch's AdamW."""
+    pretrained = open_pretrained(str(bert))
+    names = {0: "0", 1: "1"}
+    config = task_config(pretrained, {"id2label": names, "label2id": {"0": 0, "1": 1}}, 0.0)
+    config.searching = True
+    start = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=7)
+    model = tiny_bert().bert.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    classifier = torch.nn.Linear(32, 2)
+    classifier.load_state_dict({key: start[f"classifier.{key}"] for key in ("weight", "bias")})
+    heads = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
+    neurons = [torch.nn.Parameter(torch.ones(64)) for _ in range(3)]
+    for layer, head, neuron in zip(model.encoder.layer, heads, neurons, strict=True):
+        layer.attention.output.dense.register_forward_pre_hook(
+            lambda _, inputs, c=head: (inputs[0] * c.repeat_interleave(8),)
+        )
+        layer.output.dense.register_forward_pre_hook(lambda _, inputs, c=neuron: (inputs[0] * c,))
+    parameters = [*model.parameters(), *classifier.parameters(), *heads, *neurons]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (total - step) / total)
+    recorded = []
+    for batch in batches:
+        labels = batch["labels"]
+        scores = classifier(model(**{key: value for key, value in batch.items() if key != "labels"}).pooler_output)
+        penalty = sum(c.abs().sum() for c in [*heads, *neurons])
+        loss = F.cross_entropy(scores, labels) + 1e-4 * penalty
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        recorded.append([torch.stack(kind).detach().clone().numpy() for kind in (heads, neurons)])
+    return recorded
+
+
+def test_recordings_are_the_coefficients_after_each_update(
+    bert: Path, task: GlueData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the whole run's learning-rate curve, copied: the released code recorded before the update on GLUE and, on
+    CPUs, recorded the live tensor, so that all recordings were equal."""
+    batches: list[dict[str, torch.Tensor]] = []
+    original = StageTrainer.compute_loss
+
+    def keeping(self: StageTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        batches.append({key: value.clone() for key, value in inputs.items()})
+        return original(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", keeping)
+    used = recipe(batch_size=8, search_epochs=0.5, learning_rate=1e-3)
+    searched(bert, task, tmp_path, used)
+    assert len(batches) == 6  # stops at the draw step, though the curve is that of three epochs
+    assert updates(96, used, used.epochs) == 36
+    for step, (heads, neurons) in enumerate(reference_search(bert, batches, 36, 1e-3), start=1):
+        found = load_snapshot(snapshot_path(tmp_path / "search", step))
+        np.testing.assert_allclose(found.heads_LU, heads, atol=2e-5)
+        np.testing.assert_allclose(found.neurons_LU, neurons, atol=2e-4)
+        assert np.abs(found.neurons_LU - 1).max() > 5e-4 * step
+
+
+def test_a_ratio_of_zero_cuts_nothing(bert: Path, task: GlueData, tmp_path: Path) -> None:
+    """The released rule took a head out of every layer, and a neuron."""
+    nothing = TicketRule(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1)
+    ticket, _ = searched(bert, task, tmp_path, recipe(draw=nothing))
+    assert ticket.realised == {"heads": 0, "neurons": 0}
+
+
+def test_searching_works_without_dropout_and_leaves_the_labels_out_on_masked_tokens(
+    bert: Path, task: GlueData, tmp_path: Path
+) -> None:
+    """The released in-place product raised with attention dropout 0."""
+    rows = [Features(**(row | {"labels": 1 - row["labels"]})) for row in task.train(None)]
+    used = recipe(batch_size=16, search_objective="mlm")
+    first, _ = searched(bert, task, tmp_path / "first", used)
+    second, _ = searched(bert, task, tmp_path / "second", used, rows)
+    by_task, _ = searched(bert, task, tmp_path / "task", recipe(batch_size=16))
+    assert first.neurons == second.neurons != by_task.neurons
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_the_l1_term_counts_once_per_update(
+    bert: Path, task: GlueData, tmp_path: Path, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many micro-batches there are; the released code added it once for each."""
+    used = recipe(batch_size=16, micro_batch=micro_batch, lambda_heads=0.25, lambda_neurons=0.5, max_grad_norm=1e9)
+    plain = recipe(batch_size=16, micro_batch=micro_batch, lambda_heads=0.0, lambda_neurons=0.0, max_grad_norm=1e9)
+    gradients = []
+    for name, chosen in (("with", used), ("without", plain)):
+        trainer = stage_trainer(bert, task, a_stage(tmp_path / name, stop_after=1), chosen, searching=True)
+        model = trainer.model
+        assert model is not None
+
+        class Keep(methods.Recorder):
+            def __init__(self) -> None:
+                pass
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                pass
+
+            def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+                gradients.append({key: value.grad.clone() for key, value in model.named_parameters()})  # noqa: B023
+
+        trainer.add_callback(Keep())
+        train(trainer)
+    for name, gradient in gradients[0].items():
+        added = gradient - gradients[1][name]
+        expected = 0.0
+        if name.endswith("coefficients"):
+            expected = 0.25 if "attention" in name else 0.5
+        torch.testing.assert_close(added, torch.full_like(added, expected), rtol=1e-4, atol=1e-5)
+
+
+def test_every_batch_of_an_epoch_is_trained_on(
+    bert: Path, task: GlueData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released SQuAD script skipped the first one."""
+    seen: list[tuple[int, ...]] = []
+    original = StageTrainer.compute_loss
+
+    def counting(self: StageTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        seen.extend(tuple(row[row != 0].tolist()) for row in inputs["input_ids"])
+        return original(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", counting)
+    cost = train(stage_trainer(bert, task, a_stage(tmp_path), recipe(batch_size=20)))
+    assert sorted(seen) == sorted(tuple(row["input_ids"]) for row in task.train(None))
+    assert cost.steps == 5 and 0 < cost.compute < cost.update and cost.update * 5 < cost.clock
+
+
+def test_a_cased_tokenizer_stays_cased_and_nothing_is_cached(data: Path, tmp_path: Path) -> None:
+    """The released second stage lower-cased cased text, unless it found the first one's cache, which did not tell
+    models apart."""
+    cased = BertTokenizer(
+        vocab={token: index for index, token in enumerate([*VOCABULARY, "Good", "Tree"])}, do_lower_case=False
+    )
+    tiny_bert(vocab_size=len(VOCABULARY) + 2).save_pretrained(tmp_path / "cased")
+    cased.save_pretrained(tmp_path / "cased")
+    uncased = save_tiny_bert(tmp_path / "uncased")
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    ids = {}
+    for model in (tmp_path / "cased", uncased):
+        pretrained = open_pretrained(str(model))
+        task = GlueData("SST-2", data / "SST-2", pretrained.tokenizer, 48)
+        task.train_rows = type(task.train_rows)([["Good Tree"]], [1])
+        ids[model.name] = task.train(None)[0]["input_ids"]
+    lower = [VOCABULARY.index("good"), VOCABULARY.index("tree")]
+    assert ids["cased"][1:-1] == [len(VOCABULARY), len(VOCABULARY) + 1] and ids["uncased"][1:-1] == lower
+    assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+
+
+def test_a_bare_vocabulary_is_refused_for_it_does_not_say_its_casing(tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))
+    with pytest.raises(UserError, match=r"needs its tokenizer.*does not say whether it is cased"):
+        open_pretrained(str(tmp_path))
+
+
+def test_shortened_training_costs_what_the_ticket_costs(bert: Path) -> None:
+    config = task_config(open_pretrained(str(bert)), {}, 0.0)
+    rule = TicketRule(head_ratio=0.25, neuron_ratio=0.5, width_multiple=1)
+    used = recipe(draw=rule)
+    # Multiply-adds a token and layer: 4 d^2 + 2 s d of the heads, 2 d F of the neurons, with d 32, s 48, F 64.
+    heads, neurons = 4 * 32**2 + 2 * 48 * 32, 2 * 32 * 64
+    ratio = (0.75 * heads + 0.5 * neurons) / (heads + neurons)
+    assert methods.schedule("shortened", used, config) == (pytest.approx(0.2 + 2 * ratio), 2e-5)
+    assert methods.schedule("dense", used, config) == methods.schedule("layerdrop", used, config) == (3, 2e-5)
+    for method in ("earlybert", "random", "all"):
+        assert methods.schedule(method, used, config) == (2, 4e-5)
+
+
+def test_random_tickets_come_from_their_seed(bert: Path) -> None:
+    config = task_config(open_pretrained(str(bert)), {}, 0.0)
+    first, again, other = (methods.given_ticket("random", recipe(), config, seed) for seed in (1, 1, 2))
+    assert first == again and first is not None and other is not None and first.neurons != other.neurons
+    assert first.realised == other.realised == {"heads": 3, "neurons": 77}
+
+
+def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: GlueData, tmp_path: Path) -> None:
+    used = recipe(batch_size=16, save_every=2, dropout=0.1)
+    whole = stage_trainer(bert, task, a_stage(tmp_path / "whole"), used)
+    assert train(whole).steps == 6
+
+    cut = stage_trainer(bert, task, a_stage(tmp_path / "cut"), used)
+
+    class Interruption(methods.Recorder):
+        def __init__(self) -> None:
+            pass
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    cut.add_callback(Interruption())
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    folder = tmp_path / "cut" / "training" / "checkpoint-6"
+    folder.mkdir()  # a checkpoint that was cut off
+    resumed = stage_trainer(bert, task, a_stage(tmp_path / "cut"), used)
+    assert train(resumed).steps == 6
+    assert whole.model is not None and resumed.model is not None
+    for (name, value), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_mask_distances_of_the_search_are_written(bert: Path, task: GlueData, tmp_path: Path) -> None:
+    searched(bert, task, tmp_path, recipe(batch_size=8, search_epochs=0.5))
+    content = read_json(tmp_path / "search" / "mask_distance.json")
+    assert content["steps"] == [1, 2, 3, 4, 5, 6]
+    assert json.dumps(content["heads"]) == json.dumps(np.array(content["heads"]).T.tolist())

@@ -1,0 +1,198 @@
+"""The networks with a task's head: Hugging Face's BERT when full, and the same everywhere when narrow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_up import tiny_bert, tiny_tokenizer
+from torch import Tensor
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
+
+from earlybert.finetune.methods import drop_layers, layers_to_drop
+from earlybert.finetune.model import (
+    EarlyBertForMaskedTokens,
+    EarlyBertForQuestionAnswering,
+    EarlyBertForSequenceClassification,
+)
+from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
+from earlybert.finetune.saved import plain_bert, save_trained
+from earlybert.pretrain.surgery import full_shape, narrow_config, narrow_weights
+from earlybert.pretrain.ticket import TicketRule, random_ticket
+
+THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
+HEADS = [(EarlyBertForSequenceClassification, THREE), (EarlyBertForQuestionAnswering, {})]
+
+
+def batch(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(13)[None] < torch.tensor([[13], [9], [5]])).long()
+    ids = torch.randint(5, 60, (3, 13), generator=generator) * mask
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": (torch.arange(13)[None] > 4).long() * mask}
+
+
+def labels(model: object) -> dict[str, Tensor]:
+    if isinstance(model, (EarlyBertForQuestionAnswering, BertForQuestionAnswering)):
+        return {"start_positions": torch.tensor([1, 2, 0]), "end_positions": torch.tensor([4, 2, 0])}
+    return {"labels": torch.tensor([2, 0, 1])}
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        output = model.eval()(**batch())
+    return output.logits if "logits" in output else torch.stack((output.start_logits, output.end_logits), -1)
+
+
+def full(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel:  # type: ignore[no-untyped-def, type-arg]
+    config = task_config(pretrained, head, 0.0)
+    model = model_class(config)
+    model.load_state_dict(starting_weights(model_class, config, pretrained.weights, seed=3))
+    return model
+
+
+def narrow(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel:  # type: ignore[no-untyped-def, type-arg]
+    config = task_config(pretrained, head, 0.0)
+    ticket = random_ticket(full_shape(config), TicketRule(neuron_ratio=0.4, width_multiple=1), seed=1)
+    assert len({len(kept) for kept in ticket.neurons}) == 3  # a width of its own in every layer
+    weights = starting_weights(model_class, config, pretrained.weights, seed=3)
+    model = model_class(narrow_config(config, ticket))
+    model.load_state_dict(narrow_weights(config, weights, ticket))
+    return model
+
+
+@pytest.mark.parametrize(("model_class", "head"), HEADS)
+def test_full_network_is_hugging_faces(bert: Path, model_class, head: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+    """The same scores, loss and gradients; the encoder and pooler are the checkpoint's own."""
+    pretrained = open_pretrained(str(bert))
+    ours = full(pretrained, model_class, head)
+    theirs = plain_bert(ours)
+    assert theirs.bert.encoder.layer[1].output.dense.weight.equal(tiny_bert().bert.encoder.layer[1].output.dense.weight)
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-6)
+    losses = [model(**batch(), **labels(model)).loss for model in (ours, theirs)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(
+        ours.layers[1].feed_forward.output.weight.grad,
+        theirs.bert.encoder.layer[1].output.dense.weight.grad,
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(("model_class", "head"), HEADS)
+def test_narrow_network_exports_to_the_same_plain_bert(bert: Path, model_class, head: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+    ours = narrow(open_pretrained(str(bert)), model_class, head)
+    torch.testing.assert_close(logits(plain_bert(ours)), logits(ours), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(logits(ours), logits(full(open_pretrained(str(bert)), model_class, head)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("model_class", "head"), HEADS)
+def test_a_narrow_network_is_reloaded_by_the_auto_classes(
+    bert: Path,
+    tmp_path: Path,
+    model_class,
+    head: dict,  # type: ignore[no-untyped-def, type-arg]
+) -> None:
+    ours = narrow(open_pretrained(str(bert)), model_class, head)
+    save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert", "bert"])
+    answers = model_class is EarlyBertForQuestionAnswering
+    auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
+    assert torch.equal(logits(auto.from_pretrained(tmp_path / "earlybert")), logits(ours))
+    plain = BertForQuestionAnswering if answers else BertForSequenceClassification
+    loaded, report = plain.from_pretrained(tmp_path / "bert", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    torch.testing.assert_close(logits(loaded), logits(ours), rtol=1e-4, atol=1e-6)
+    if not answers:
+        assert loaded.config.id2label == {0: "x", 1: "y", 2: "z"}
+
+
+FRESH = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+def scores(folder):
+    rows = AutoTokenizer.from_pretrained(folder)(["the old tree", "sad"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        return AutoModelForSequenceClassification.from_pretrained(folder).eval()(**rows).logits.flatten().tolist()
+
+plain = scores(sys.argv[1] + "/bert")
+assert "earlybert" not in sys.modules  # the plain form needs nothing of ours
+import earlybert.finetune.model
+print([plain, scores(sys.argv[1] + "/earlybert")])
+"""
+
+
+def test_a_fresh_process_predicts_the_same(bert: Path, tmp_path: Path) -> None:
+    ours = narrow(open_pretrained(str(bert)), EarlyBertForSequenceClassification, THREE)
+    save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert", "bert"])
+    rows = tiny_tokenizer()(["the old tree", "sad"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = ours.eval()(**rows).logits.flatten().tolist()
+    done = subprocess.run([sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for found in json.loads(done.stdout):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_the_head_of_the_search_is_the_head_of_the_training(bert: Path) -> None:
+    pretrained = open_pretrained(str(bert))
+    config = task_config(pretrained, THREE, 0.0)
+    training = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=5)
+    config.searching = True
+    search = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=5)
+    other = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=6)
+    assert search["classifier.weight"].equal(training["classifier.weight"])
+    assert not other["classifier.weight"].equal(training["classifier.weight"])
+    added = set(search) - set(training)
+    assert len(added) == 2 * 3 and all(search[name].eq(1).all() for name in added)
+
+
+def test_masked_token_loss_is_hugging_faces(bert: Path) -> None:
+    pretrained = open_pretrained(str(bert))
+    config = task_config(pretrained, {}, 0.0)
+    config.next_sentence = False
+    ours = EarlyBertForMaskedTokens(config)
+    ours.load_state_dict(starting_weights(EarlyBertForMaskedTokens, config, pretrained.weights, seed=0))
+    theirs = BertForMaskedLM.from_pretrained(bert)
+    wanted = torch.full((3, 13), -100)
+    wanted[0, 3], wanted[1, 8], wanted[2, 1] = 17, 5, 40
+    expected = theirs.eval()(**batch(), labels=wanted).loss
+    torch.testing.assert_close(ours.eval()(**batch(), labels=wanted).loss, expected, rtol=1e-5, atol=1e-6)
+    assert ours(**batch(), labels=torch.full((3, 13), -100)).loss == 0
+
+
+def test_layerdrop_leaves_out_every_third_layer(bert: Path) -> None:
+    assert layers_to_drop(12) == [0, 3, 6, 9] and layers_to_drop(24) == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert layers_to_drop(4) == [0] and layers_to_drop(6) == [0, 3] and layers_to_drop(1) == []
+    pretrained = open_pretrained(str(bert))
+    config = task_config(pretrained, THREE, 0.0)
+    weights = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=3)
+    shorter, kept = drop_layers(config, weights, [0])
+    ours = EarlyBertForSequenceClassification(shorter)
+    ours.load_state_dict(kept)
+    theirs = plain_bert(full(pretrained, EarlyBertForSequenceClassification, THREE))
+    del theirs.bert.encoder.layer[0]
+    torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", [BertForSequenceClassification, BertForMaskedLM])
+def test_a_bert_without_some_heads_is_opened_too(tmp_path: Path, other: type) -> None:
+    """What is missing starts afresh from the seed, not from whatever the loader filled in."""
+    model = other(tiny_bert().config)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    pretrained = open_pretrained(str(tmp_path))
+    assert ("pooler.weight" in pretrained.weights) == (other is BertForSequenceClassification)
+    assert ("masked_token.bias" in pretrained.weights) == (other is BertForMaskedLM)
+    query = pretrained.weights["layers.2.attention.qkv.weight"][:32]
+    assert query.equal(model.bert.encoder.layer[2].attention.self.query.weight)
