@@ -26,7 +26,10 @@ def page(summaries: Summaries, plans: Mapping[str, dict[str, Any]], pictures: Co
     """The whole report.md; `pictures` are the files that lie beside it, in the runs' order."""
     single = len(summaries) == 1
     title = f"Run {next(iter(summaries))}" if single else f"Runs {', '.join(summaries)} side by side"
-    parts = [f"# {title}\n\n{opening(summaries)}", f"## What came out\n\n{results(summaries)}"]
+    parts = [
+        f"# {title}\n\n{opening(summaries)}\nThe words are explained [at the end](#words).\n",
+        f"## What came out\n\n{results(summaries)}",
+    ]
     for name, plan in plans.items():
         parts.append(f"## {'The plan' if single else f'The plan of {name}'}\n\n{plan_markdown(plan)}")
     parts.append(f"## Time\n\n{times(summaries)}")
