@@ -77,8 +77,8 @@ class Lamb(torch.optim.Optimizer):
             weights stored as one tensor (3 for query, key and value); 1 where not named.
 
     All but `row_blocks` can be set per group. State per tensor: `step` () on the CPU, `exp_avg` and `exp_avg_sq` like
-    the tensor. Raises ValueError for row blocks that do not divide a parameter's rows; `step` raises RuntimeError on
-    DeepSpeed's tensors before `bind`.
+    the tensor. Raises ValueError for numbers out of range and for row blocks that do not divide a parameter's rows;
+    `step` raises RuntimeError on sparse gradients, and on DeepSpeed's tensors before `bind`.
 
     Under DeepSpeed, hand the object to `deepspeed.initialize` with `"zero_allow_untested_optimizer": true`, then call
     `bind(engine)`.
@@ -107,6 +107,11 @@ class Lamb(torch.optim.Optimizer):
             "max_trust_ratio": max_trust_ratio,
             "trust_ratio": trust_ratio,
         }
+        for name, number in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if number < 0:
+                raise ValueError(f"{name} is {number}, but must be at least 0.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas is {betas}, but both must be at least 0 and below 1.")
         super().__init__(params, defaults)
         self._row_blocks = dict(row_blocks or {})
         for parameter, blocks in self._row_blocks.items():
@@ -115,6 +120,10 @@ class Lamb(torch.optim.Optimizer):
                 raise ValueError(f"row_blocks: {blocks} equal row blocks do not fit a parameter of {tuple(shape)}.")
         self._bound: dict[Tensor, _Units] = {}
         self._trust_ratios: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, whose tensors are their own: they are not bound."""
+        return super().__getstate__() | {"_row_blocks": self._row_blocks, "_bound": {}, "_trust_ratios": {}}
 
     def bind(self, engine: Any) -> list[Partition]:
         """Learn from a `deepspeed.DeepSpeedEngine` what the tensors hold that this optimizer now steps on.
@@ -175,6 +184,8 @@ class Lamb(torch.optim.Optimizer):
                 if flat.grad is not None and flat.grad.any():
                     raise RuntimeError("Lamb steps on DeepSpeed's masters: call bind(engine) after initialize.")
             elif flat.grad is not None:
+                if flat.grad.is_sparse:
+                    raise RuntimeError("Lamb needs dense gradients: make the embedding with sparse=False.")
                 name = group["param_names"][position] if "param_names" in group else f"{group_index}.{position}"
                 piece = Piece(name, flat, flat.shape, 0, 0, flat.numel())
                 flats.append(flat)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
+from earlybert.data_prep.errors import CorpusError
 from earlybert.pretrain.errors import UserError
 
 Result = TypeVar("Result")
@@ -101,7 +102,7 @@ def on_rank_0(function: Callable[[], Result]) -> Result:
     if rank() == 0:
         try:
             result = function()
-        except (UserError, OSError) as caught:
+        except (UserError, CorpusError, OSError) as caught:
             error = str(caught)
     result, error = broadcast_object((result, error))
     if error is not None:

@@ -105,7 +105,7 @@ def run(recipe: Recipe, run_dir: Path) -> None:
         state, place = begin_or_resume(setting, stage, index, latest)
         finished = train(setting, stage, state, place, telemetry, checkpoints)
         if not finished:
-            telemetry.close()
+            distributed.on_rank_0(telemetry.close)
             say(
                 f"stopped as asked at step {place.step} of {stage.name}; the same command goes on from there",
                 enabled=distributed.rank() == 0,
@@ -114,7 +114,7 @@ def run(recipe: Recipe, run_dir: Path) -> None:
         latest = newest_checkpoint(setting)
         if latest is None:
             raise UserError(f"{setting.checkpoints}: the checkpoint that ended {stage.name} cannot be read back")
-    telemetry.close()
+    distributed.on_rank_0(telemetry.close)
     finish(setting, latest)
 
 
@@ -145,11 +145,21 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     check_implementations(deepspeed_file.optimizer, device)
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()
-    if distributed.rank() == 0:
-        # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
-        dataclasses.replace(recipe, data=str(corpus.directory.resolve())).save(run_dir / "config.yaml")
-        write_json(run_dir / "plan.json", describe_plan(recipe, full, ticket))
+    # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
+    complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
+    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, describe_plan(recipe, full, ticket)))
     return Run(run_dir, recipe, deepspeed_file, corpus, full, stages, device, stop)
+
+
+def note_configuration(run_dir: Path, recipe: Recipe, plan: dict[str, Any]) -> None:
+    """Writes what the run is going to do; raises UserError where the run directory cannot be written to."""
+    try:
+        recipe.save(run_dir / "config.yaml")
+        write_json(run_dir / "plan.json", plan)
+    except OSError as error:
+        raise UserError(
+            f"run-dir is {run_dir}, which cannot be written to ({error.strerror}); name a folder of your own with room"
+        ) from None
 
 
 def newest_checkpoint(setting: Run) -> Checkpoint | None:
@@ -270,13 +280,15 @@ def finish(setting: Run, latest: Checkpoint | None) -> None:
     if setting.recipe.plan[-1] == "search":
         # The plan ends with the search: its result is the ticket.
         agree_on_ticket(setting, latest)
-    if distributed.rank() == 0:
+
+    def conclude() -> None:
         for form in setting.recipe.export:
             export_checkpoint(setting.run_dir, form, setting.run_dir / "export" / form)
         report = write_report([setting.run_dir], setting.run_dir)
         write_text(setting.run_dir / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
         print_summary(report)
-    distributed.barrier()
+
+    distributed.on_rank_0(conclude)
 
 
 def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +39,7 @@ class Telemetry:
         if not enabled:
             return
         path = run_dir / "metrics.jsonl"
-        lines = [json.loads(line) for line in _whole_lines(path)]
+        lines = _readable_lines(path)
         kept = [line for line in lines if line["global_step"] <= resume_after or line["kind"] == "start"]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         # Unbuffered: what the disk has not taken stays in `_unwritten` until it does.
@@ -136,11 +137,13 @@ def _costs_of_interruption(lines: list[dict[str, Any]], resumed_step: int) -> di
     return {"last_alive": lines[-1]["time"], "lost_steps": max(0, reached - resumed_step)}
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that were written to the end; a killed run may leave half of one."""
-    if not path.is_file():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _readable_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines that are whole; a killed run may leave half of one, a machine that lost its power anything."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 class StageProgress:

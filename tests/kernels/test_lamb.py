@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import emulated
@@ -204,6 +205,37 @@ def test_row_blocks_must_divide_the_rows(blocks: int) -> None:
     weight = nn.Parameter(torch.ones(6, 2))
     with pytest.raises(ValueError, match=rf"{blocks} equal row blocks do not fit a parameter of \(6, 2\)"):
         Lamb([weight], lr=0.1, row_blocks={weight: blocks})
+
+
+def test_copy_steps_on_its_own_tensors() -> None:
+    parameters = make_parameters()
+    optimizer = make_optimizer(Lamb, parameters)
+    set_gradients(parameters, 0)
+    optimizer.step()
+    copied_parameters, copied = copy.deepcopy((parameters, optimizer))
+    for step in range(1, 3):
+        for owner, stepped in ((parameters, optimizer), (copied_parameters, copied)):
+            set_gradients(owner, step)
+            stepped.step()
+    for name, parameter in parameters.items():
+        assert torch.equal(copied_parameters[name], parameter) and copied_parameters[name] is not parameter
+    assert copied.trust_ratios() == optimizer.trust_ratios()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": -1.0}, {"eps": -1e-6}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}]
+)
+def test_numbers_out_of_range_are_named(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is .*, but .* at least 0"):
+        Lamb([nn.Parameter(torch.ones(2))], **({"lr": 0.1} | options))
+
+
+def test_refuses_sparse_gradients() -> None:
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="dense"):
+        Lamb(embedding.parameters(), lr=0.1).step()
 
 
 def test_refuses_masters_before_bind() -> None:

@@ -11,7 +11,7 @@ import yaml
 from earlybert.pretrain import cli, run
 from earlybert.pretrain.config import DEFAULT_DEEPSPEED
 from earlybert.pretrain.ticket import FullShape, TicketRule, random_ticket
-from tests.conftest import RUN, small_recipe, write_text
+from tests.conftest import RUN, free_port, small_recipe, start, write_text
 
 SHAPE = FullShape(num_layers=2, num_heads=4, head_size=16, intermediate_size=96)
 RULE = TicketRule(head_ratio=0.25, neuron_ratio=0.3, width_multiple=8)
@@ -174,3 +174,13 @@ def test_exit_status_of_the_real_process(place: Path) -> None:
     assert finished.returncode == 2
     assert finished.stderr.strip().splitlines()[-1].startswith("earlybert: error: model.num_heads is 5")
     assert "Traceback" not in finished.stderr
+
+
+def test_run_directory_that_cannot_be_written_to_ends_all_ranks(workplace: Path) -> None:
+    command = [sys.executable, str(RUN), "--config", "small.yaml", "--run-dir", "text.txt/run"]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for process in [start(command, workplace, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
+        assert "run-dir is text.txt/run, which cannot be written to (Not a directory)" in output
+        assert "Traceback" not in output

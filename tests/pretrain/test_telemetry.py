@@ -92,6 +92,16 @@ def test_one_timeline_across_restarts_and_world_sizes(tmp_path: Path) -> None:
     assert starts[0]["time"] <= starts[1]["last_alive"] <= starts[1]["time"] <= starts[2]["last_alive"]
 
 
+def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    """A machine that lost its power leaves zeros where lines were to be written, a killed run half a line."""
+    write_steps(tmp_path, range(1, 4), -1, 100.0, ranks=1)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0" * 30 + b"\n\xff\xfe\n" + b'{"kind": "train", "glo')
+    write_steps(tmp_path, range(4, 6), 3, 200.0, ranks=1)
+    found = {line["global_step"]: line["loss"] for line in metrics(tmp_path)}
+    assert found == {1: 101.0, 2: 102.0, 3: 103.0, 4: 204.0, 5: 205.0}
+
+
 def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_double(workplace: Path) -> None:
     """Its recordings, histograms and pictures are made again from the start."""
     arguments = ("--config", "small.yaml", "--run-dir", "twice", "--export", "[]", "--checkpoint_every", "100")
