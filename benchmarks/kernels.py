@@ -1,7 +1,8 @@
 """Each kernel against PyTorch eager and torch.compile: time, bytes that must move, share of the copy bandwidth.
 
     python benchmarks/kernels.py [--device cpu|cuda] [--tokens 8192] [--hidden 1024] [--widths 4096 2880 2867]
-                                 [--dtypes float16] [--parameters 30000000] [--without compile] [--out FILE.json]
+                                 [--dtypes float16] [--parameters 30000000] [--clock wall|cpu] [--without compile]
+                                 [--out FILE.json]
 
 All implementations of an operation, and a copy of 256 MB, take turns in one process; medians. Bytes are what a perfect
 kernel would move: each tensor that lives on read or written once; "of copy" is bytes / time over the copy's.
@@ -18,6 +19,7 @@ apex and DeepSpeed take part where they are installed and have a GPU.
 import argparse
 import datetime
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -43,6 +45,7 @@ from earlybert.kernels.layer_norm import (
 
 DROPOUT, EPS = 0.1, 1e-12
 COPIED_BYTES = 256 * 2**20
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 IMPLEMENTATIONS = ("eager", "compile", "cuda", "apex", "deepspeed")
 
 Run = Callable[[], Any]
@@ -53,17 +56,17 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def medians(runs: dict[str, Run], device: torch.device, rounds: int) -> dict[str, float]:
+def medians(runs: dict[str, Run], device: torch.device, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median seconds of each, interleaved, after two rounds to warm up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 2):
         for name, run in runs.items():
             wait(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             wait(device)
             if number >= 2:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -169,6 +172,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtypes", choices=("float16", "bfloat16", "float32"), nargs="+")
     parser.add_argument("--parameters", type=positive, default=30_000_000)
     parser.add_argument("--rounds", type=positive, default=10)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: time of the process, on a shared machine")
     parser.add_argument("--without", choices=IMPLEMENTATIONS[1:], nargs="+", default=[])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
@@ -187,12 +191,12 @@ def main(argv: list[str]) -> None:
     copy = copy_run(options.device)
     name = torch.cuda.get_device_name() if options.device.type == "cuda" else f"{platform.machine()} CPU"
     threads = torch.get_num_threads()
-    print(f"{name}, {threads} CPU threads, torch {torch.__version__}")
+    print(f"{name}, {threads} CPU threads, {options.clock} clock, torch {torch.__version__}")
     print(f"{'operation':<34}{'implementation':<16}{'ms':>9}{'MB':>9}{'GB/s':>9}{'of copy':>9}{'vs eager':>10}")
     rows = []
 
     def report(operation: str, runs: dict[str, Run], moved: float) -> None:
-        seconds = medians({"copy": copy, **runs}, options.device, options.rounds)
+        seconds = medians({"copy": copy, **runs}, options.device, options.rounds, CLOCKS[options.clock])
         copied = 2 * COPIED_BYTES / seconds.pop("copy")
         for implementation, taken in seconds.items():
             row = {
@@ -221,8 +225,9 @@ def main(argv: list[str]) -> None:
     count = max(1, options.parameters // options.hidden**2) * options.hidden**2
     report(f"lamb {count / 1e6:.1f} M float32", lamb_runs(options, wanted), 28 * count)
     if options.out:
-        facts = {"device": name, "threads": threads, "torch": torch.__version__}
-        facts["date"] = datetime.date.today().isoformat()
+        versions = {package: importlib.metadata.version(package) for package in ("earlybert", "torch")}
+        facts = {"date": datetime.date.today().isoformat(), "device": name, "versions": versions, "threads": threads}
+        facts["clock"] = options.clock
         options.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 

@@ -13,6 +13,8 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -65,13 +67,15 @@ from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
+from earlybert.kernels import dropout, extension, packed_attention  # noqa: E402
 from earlybert.kernels.cross_entropy import linear_cross_entropy_reference  # noqa: E402
 from earlybert.kernels.packing import Packing  # noqa: E402
 from earlybert.pretrain import distributed, engine, model  # noqa: E402
-from earlybert.pretrain.accounting import Work, dense_config, matrix_peak, synchronize, training_flops  # noqa: E402
+from earlybert.pretrain.accounting import Work, dense_config, synchronize, training_flops  # noqa: E402
 from earlybert.pretrain.batches import Batch, StepLoader  # noqa: E402
 from earlybert.pretrain.config import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile  # noqa: E402
+from earlybert.pretrain.hardware import device_name, measured_peak  # noqa: E402
 from earlybert.pretrain.initial import initial_weights  # noqa: E402
 from earlybert.pretrain.model import EarlyBertConfig, PackedPlaces  # noqa: E402
 from earlybert.pretrain.objective import score, step_share  # noqa: E402
@@ -80,6 +84,7 @@ from earlybert.pretrain.surgery import full_shape, narrow_config  # noqa: E402
 from earlybert.pretrain.ticket import TicketRule, random_ticket  # noqa: E402
 
 DEVICE = torch.device(OPTIONS.device)
+CLOCK = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
 HALF = "bf16" if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 0) else "fp16"
 
 
@@ -139,7 +144,7 @@ def real_batches(recipe: Recipe, folder: Path) -> list[Batch]:
     return [loader.load(step * OPTIONS.sequences).batches[0].to(DEVICE) for step in range(BATCHES)]
 
 
-def theirs(recipe: Recipe, *, autocast: bool, fused: bool) -> Callable[[Batch], None]:
+def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = False) -> Callable[[Batch], None]:
     """A step of `BertForPreTraining` with AdamW, scores of all positions as it computes them."""
     shape = recipe.model
     network = BertForPreTraining(
@@ -155,6 +160,8 @@ def theirs(recipe: Recipe, *, autocast: bool, fused: bool) -> Callable[[Batch], 
     ).to(DEVICE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=fused or None)
     network.train()
+    if compiled:
+        network.compile(dynamic=True)
 
     def step(batch: Batch) -> None:
         labels = torch.full_like(batch.input_ids_BS, -100)
@@ -227,9 +234,26 @@ def settings(*, matmul: str = "auto", keep_memory: bool = True, attention: str =
 
 
 @contextlib.contextmanager
-def plain_loss() -> Iterator[None]:
-    with settings(), mock.patch.object(model, "linear_cross_entropy", linear_cross_entropy_reference):
+def patched(*patches: Any) -> Iterator[None]:
+    with settings(), contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
         yield
+
+
+def plain_loss() -> contextlib.AbstractContextManager[Any]:
+    return patched(mock.patch.object(model, "linear_cross_entropy", linear_cross_entropy_reference))
+
+
+def bernoulli_dropout() -> contextlib.AbstractContextManager[Any]:
+    def keep_scale(shape: torch.Size, probability: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype).bernoulli_(1 - probability).div_(1 - probability)
+
+    return patched(*(mock.patch.object(module, "keep_scale", keep_scale) for module in (dropout, packed_attention)))
+
+
+def no_kernels() -> contextlib.AbstractContextManager[Any]:
+    return patched(mock.patch.object(extension, "operators_for", lambda tensor: False))
 
 
 def make_rows(recipe: Recipe) -> list[Row]:
@@ -262,24 +286,30 @@ def make_rows(recipe: Recipe) -> list[Row]:
     if DEVICE.type == "cpu":
         rows += [
             Row("  attention by its definition", HALF, half, lambda: settings(attention="reference"), dense, []),
+            Row("  dropout from Bernoulli draws", HALF, half, bernoulli_dropout, dense, []),
             Row("  memory given back", HALF, half, lambda: settings(keep_memory=False), dense, []),
             Row("  no oneDNN", "fp32", exact, lambda: settings(matmul="highest"), dense, []),
+        ]
+    else:
+        compiled = theirs(recipe, autocast=True, fused=True, compiled=True)
+        rows += [
+            Row("transformers, autocast, torch.compile", HALF, compiled, settings, dense, []),
+            Row("  no CUDA kernels", HALF, half, no_kernels, dense, []),
         ]
     return [row for row in rows if any(part in row.name for part in OPTIONS.only)]
 
 
 def measure(rows: list[Row], batches: list[Batch]) -> None:
     """All rows in turn, round after round; the first round warms up."""
-    clock = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
     for turn in range(OPTIONS.rounds + 1):
         for row in rows:
             with row.setting():
                 synchronize(DEVICE)
-                began = clock()
+                began = CLOCK()
                 row.step(batches[turn % BATCHES])
                 synchronize(DEVICE)
             if turn:
-                row.seconds.append(clock() - began)
+                row.seconds.append(CLOCK() - began)
         print(f"round {turn} of {OPTIONS.rounds}", file=sys.stderr, flush=True)
 
 
@@ -290,10 +320,14 @@ def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
     peaks = {}
     with settings():
         for precision in {row.precision for row in rows}:
-            peaks[precision] = matrix_peak(DEVICE, engine.DTYPES[precision])
+            peaks[precision] = measured_peak(DEVICE, engine.DTYPES[precision], CLOCK)
     found: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{device_name(DEVICE)}, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in ("earlybert", "torch", "transformers")},
+        "threads": OPTIONS.threads,
+        "clock": OPTIONS.clock,
         "model": OPTIONS.model,
-        "device": str(DEVICE),
         "sequences": OPTIONS.sequences,
         "tokens_per_sequence": work.tokens / BATCHES / OPTIONS.sequences,
         "fill": fill,
@@ -317,14 +351,17 @@ def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
         )
     by_name = {(row.name, row.precision): row for row in rows}
     pairs = {
-        "transformers' defaults / our best": (("transformers, defaults", "fp32"), ("ours, dense", HALF)),
+        f"transformers' defaults (fp32) / our best ({HALF})": (
+            ("transformers, defaults", "fp32"),
+            ("ours, dense", HALF),
+        ),
         "fp32 / fp32": (("transformers, oneDNN, fused AdamW", "fp32"), ("ours, dense", "fp32")),
-        "best / best": (("transformers, autocast, fused AdamW", HALF), ("ours, dense", HALF)),
+        f"best ({HALF}) / best ({HALF})": (("transformers, autocast, fused AdamW", HALF), ("ours, dense", HALF)),
     }
     for name, (slow, fast) in pairs.items():
         if slow in by_name and fast in by_name:
             found[name] = by_name[slow].median / by_name[fast].median
-            print(f"{name:42}{found[name]:.2f}x")
+            print(f"{name:51}{found[name]:.2f}x")
     for precision in ("fp32", HALF):
         narrow, dense = by_name.get(("ours, ticket", precision)), by_name.get(("ours, dense", precision))
         if narrow and dense:
@@ -344,7 +381,7 @@ def main() -> None:
         measure(rows, batches)
     found = report(rows, batches)
     if OPTIONS.out:
-        OPTIONS.out.write_text(json.dumps(found, indent=1))
+        OPTIONS.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,14 +40,25 @@ def _into_gradient(logits_CV: Tensor, labels_C: Tensor, of_bias_V: Tensor) -> tu
     for logits_RV, labels_R in zip(logits_CV.split(rows), labels_C.split(rows), strict=True):
         labels_R1 = labels_R[:, None]
         exact_RV = logits_RV.to(of_bias_V.dtype)
-        correct.append((exact_RV.argmax(-1) == labels_R).sum())
-        log_probability_RV = exact_RV.log_softmax(-1)
-        losses.append(-log_probability_RV.gather(-1, labels_R1).sum())
-        of_logits_RV = log_probability_RV.exp_()
+        label_score_R1, highest_R1 = exact_RV.gather(-1, labels_R1), exact_RV.amax(-1, keepdim=True)
+        correct.append(_count_highest(exact_RV, labels_R, label_score_R1 == highest_R1))
+        of_logits_RV = exact_RV.softmax(-1)
+        # log(sum of exponentials), from the largest probability, which is never too small for a logarithm.
+        total_R1 = highest_R1 - of_logits_RV.amax(-1, keepdim=True).log()
+        losses.append((total_R1 - label_score_R1).sum())
         of_logits_RV.scatter_add_(-1, labels_R1, -torch.ones_like(labels_R1, dtype=of_bias_V.dtype))
         of_bias_V += of_logits_RV.sum(0)
         logits_RV.copy_(of_logits_RV)
     return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+
+def _count_highest(logits_RV: Tensor, labels_R: Tensor, candidate_R1: Tensor) -> Tensor:
+    """How often argmax is the label; only where the label's logit equals the highest (`candidate_R1`) can it be."""
+    if logits_RV.device.type == "cpu":
+        # argmax takes longer than the softmax there, and there are few candidates; a GPU would be waited for.
+        candidate_R = candidate_R1.flatten()
+        logits_RV, labels_R = logits_RV[candidate_R], labels_R[candidate_R]
+    return (logits_RV.argmax(-1) == labels_R).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -17,8 +17,10 @@ def keep_scale(shape: torch.Size, probability: float, dtype: torch.dtype) -> Ten
     dropped = min(round(probability * LEVELS), LEVELS - 1)
     elements = shape.numel()
     bits = torch.empty(-(-elements // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = bits.view(torch.int16)[:elements].view(shape) >= dropped - LEVELS // 2
-    return kept.to(dtype).mul_(LEVELS / (LEVELS - dropped))
+    scale = torch.empty(shape, dtype=dtype)
+    # Straight into 0.0 and 1.0: converting truth values takes three times as long as finding them.
+    torch.ge(bits.view(torch.int16)[:elements].view(shape), dropped - LEVELS // 2, out=scale)
+    return scale.mul_(LEVELS / (LEVELS - dropped))
 
 
 class _CpuDropout(torch.autograd.Function):

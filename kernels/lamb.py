@@ -26,7 +26,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from earlybert.kernels.lamb_step import bias_corrections, lamb_step
+from earlybert.kernels.lamb_step import lamb_step
 from earlybert.kernels.partition import (
     Partition,
     Piece,
@@ -224,8 +224,8 @@ class Lamb(torch.optim.Optimizer):
         if steps:
             # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
             step = lamb_step(*(list(_stretches(tensors, units)) for tensors in (weights, gradients, *moments)))
-            corrections = bias_corrections(steps, group["betas"], group["eps"], group["bias_correction"])
-            squares_2P = step.advance(corrections, group["betas"], group["weight_decay"])
+            names = ("betas", "eps", "weight_decay", "bias_correction")
+            squares_2P = step.advance(steps, *(group[name] for name in names))
         ratios = [1.0] * len(steps)
         if group["trust_ratio"] and (group["weight_decay"] or group["nvlamb"]):
             ratios = self._ratios(group, squares_2P, units)

@@ -1,16 +1,16 @@
 """One LAMB step on many stretches of tensors, with the ranks' communication left to whoever calls (see `lamb.py`).
 
-`lamb_step` picks the CUDA kernels, or PyTorch's multi-tensor operations where they cannot work. Both advance the
-moments and form the updates first, and give the squared norms that trust ratios are made of; then they add the updates,
-each stretch's times a factor of its own. By bytes that is 28 a parameter for the first part, 12 for the second.
+`lamb_step` picks the CUDA kernels, or operations of PyTorch where they cannot work. Both advance the moments and form
+the updates first, and give the squared norms that trust ratios are made of; then they add the updates, each stretch's
+times a factor of its own. The kernels move 28 bytes a parameter in the first part, 12 in the second.
 
 Shape suffixes: P stretches (consecutive elements of one tensor), C chunks of them.
 """
 
-from collections import Counter
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,35 +19,19 @@ from earlybert.kernels import extension
 
 # Elements that one block of threads works on: kLambChunk in csrc/lamb.cuh.
 CUDA_CHUNK = 16384
-# Elements for which PyTorch's operations take turns on a CPU, so that all of them find these in the cache. On CPUs
-# PyTorch also adds up fp32 norms in few lanes: 1e-3 off for the word embeddings of BERT, 3e-7 for this many elements.
-CPU_SLAB = 65536
-
-Corrections = Sequence[tuple[float, float]]
-"""For every stretch what the root of its second moment is multiplied with, and what is added then."""
-
-
-def bias_corrections(
-    steps: Sequence[float], betas: tuple[float, float], eps: float, bias_correction: bool
-) -> Corrections:
-    """Both corrections in the denominator: m/c1 / (sqrt(v/c2) + eps) = m / (sqrt(v) c1/sqrt(c2) + c1 eps).
-
-    `steps` counts the step that is about to be taken.
-    """
-    corrections = []
-    for step in steps:
-        first, second = (1 - beta**step if bias_correction else 1.0 for beta in betas)
-        corrections.append((first / second**0.5, first * eps))
-    return corrections
+# On CPUs torch adds up fp32 norms in few lanes: 1e-3 off for the word embeddings of BERT, 3e-7 for this many elements.
+NORM_CHUNK = 65536
 
 
 class LambStep(Protocol):
     """One step: `advance`, then trust ratios from the norms, then `apply`."""
 
-    def advance(self, corrections: Corrections, betas: tuple[float, float], weight_decay: float) -> Tensor:
-        """Moments and updates; squared norms of weights and updates, [2, P] in float64, the same bits every time.
+    def advance(
+        self, steps: Sequence[float], betas: tuple[float, float], eps: float, weight_decay: float, bias_correction: bool
+    ) -> Tensor:
+        """Moments and updates after one more step, which `steps` counts; squared norms of weights and updates.
 
-        The norms are of what is here: other ranks' shares are still to be added.
+        The norms, [2, P] in float64, the same bits every time, are of what is here: other ranks' are still to be added.
         """
 
     def apply(self, factors: Sequence[float]) -> None:
@@ -97,7 +81,14 @@ class CudaLambStep:
         self._owner_C = torch.arange(len(rows)).repeat_interleave(chunks).to(device, torch.int32)
         self._start_P = starts.to(device, torch.int32)
 
-    def advance(self, corrections: Corrections, betas: tuple[float, float], weight_decay: float) -> Tensor:
+    def advance(
+        self, steps: Sequence[float], betas: tuple[float, float], eps: float, weight_decay: float, bias_correction: bool
+    ) -> Tensor:
+        corrections = []
+        for step in steps:
+            # Both in the denominator: m/c1 / (sqrt(v/c2) + eps) = m / (sqrt(v) c1/sqrt(c2) + c1 eps).
+            first, second = (1 - beta**step if bias_correction else 1.0 for beta in betas)
+            corrections.append((first / second**0.5, first * eps))
         corrections_P2 = torch.tensor(corrections, dtype=torch.float32).to(self._stretches_P6.device)
         return torch.ops.earlybert.lamb_stage_one(
             self._stretches_P6, corrections_P2, self._owner_C, self._start_P, *betas, weight_decay
@@ -115,22 +106,11 @@ def _aligned_like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.numel() + elements)[start : start + tensor.numel()]
 
 
-@dataclass(frozen=True)
-class _Slabs:
-    """What one round of operations works on: rows of stretches `owners`; `updates` are filled in that round."""
-
-    owners: list[int]
-    weights: list[Tensor]
-    gradients: list[Tensor]
-    first_moments: list[Tensor]
-    second_moments: list[Tensor]
-    updates: list[Tensor] = field(default_factory=list)
-
-
 class TorchLambStep:
-    """Any dtype, device and strides, on multi-tensor operations: all stretches in one round on a GPU, slabs on a CPU.
+    """Any dtype, device and strides, on operations of PyTorch: the reference of the kernels.
 
-    The reference of the kernels.
+    Its fused AdamW does the first part, for AdamW at a rate of -1 adds m / (sqrt(v) + eps) to what it takes for the
+    weights: here the updates, which so far are the decay alone.
     """
 
     def __init__(
@@ -140,68 +120,49 @@ class TorchLambStep:
         first_moments: Sequence[Tensor],
         second_moments: Sequence[Tensor],
     ) -> None:
-        tensors = list(zip(weights, gradients, first_moments, second_moments, strict=True))
-        self._device = weights[0].device
-        if self._device.type == "cpu":
-            self._rounds = [
-                _Slabs([owner], *([slab] for slab in slabs))
-                for owner, stretch in enumerate(tensors)
-                for slabs in zip(*map(_slabs, stretch), strict=True)
-            ]
-        else:
-            self._rounds = [_Slabs(list(range(len(tensors))), *map(list, zip(*tensors, strict=True)))]
-        self._stretches = len(tensors)
+        # Fused AdamW reads memory in a row.
+        kinds = [weights, gradients, first_moments, second_moments]
+        self._weights, self._gradients, self._first, self._second = (
+            [tensor.contiguous() for tensor in kind] for kind in kinds
+        )
+        given, used = chain(weights, first_moments, second_moments), chain(self._weights, self._first, self._second)
+        self._copied = [(own, copy) for own, copy in zip(given, used, strict=True) if copy is not own]
+        self._updates: list[Tensor] = []
 
-    def advance(self, corrections: Corrections, betas: tuple[float, float], weight_decay: float) -> Tensor:
-        beta1, beta2 = betas
-        weight_norms, update_norms = _Norms([], []), _Norms([], [])
-        for slabs in self._rounds:
-            first, second = slabs.first_moments, slabs.second_moments
-            torch._foreach_lerp_(first, slabs.gradients, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, slabs.gradients, slabs.gradients, 1 - beta2)
-            denominators = torch._foreach_sqrt(second)
-            torch._foreach_mul_(denominators, [corrections[owner][0] for owner in slabs.owners])
-            torch._foreach_add_(denominators, [corrections[owner][1] for owner in slabs.owners])
-            slabs.updates[:] = torch._foreach_div(first, denominators)
-            if weight_decay:
-                torch._foreach_add_(slabs.updates, slabs.weights, alpha=weight_decay)
-            weight_norms.take(slabs.owners, slabs.weights)
-            update_norms.take(slabs.owners, slabs.updates)
-        return torch.stack([norms.squares(self._stretches, self._device) for norms in (weight_norms, update_norms)])
+    def advance(
+        self, steps: Sequence[float], betas: tuple[float, float], eps: float, weight_decay: float, bias_correction: bool
+    ) -> Tensor:
+        self._updates = list(torch._foreach_mul(self._weights, weight_decay))
+        # After infinitely many steps there is nothing left to correct.
+        counts_P = torch.tensor(steps if bias_correction else [math.inf] * len(steps), dtype=torch.float32)
+        torch._fused_adamw_(
+            *(self._updates, self._gradients, self._first, self._second, []),
+            list(counts_P.to(self._weights[0].device)),
+            lr=-1.0,
+            beta1=betas[0],
+            beta2=betas[1],
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        return torch.stack([_squared_norms(self._weights), _squared_norms(self._updates)])
 
     def apply(self, factors: Sequence[float]) -> None:
-        for slabs in self._rounds:
-            torch._foreach_mul_(slabs.updates, [factors[owner] for owner in slabs.owners])
-            torch._foreach_add_(slabs.weights, slabs.updates)
+        for weight, update, factor in zip(self._weights, self._updates, factors, strict=True):
+            weight.add_(update, alpha=factor)
+        for own, copy in self._copied:
+            own.copy_(copy)
 
 
-def _slabs(tensor: Tensor) -> Sequence[Tensor]:
-    """Views of about CPU_SLAB elements, cut along the first dimension, so that strides do not matter."""
-    tensor = torch.atleast_1d(tensor)
-    return tensor.split(max(1, CPU_SLAB // max(1, tensor[:1].numel())))
-
-
-class _Norms(NamedTuple):
-    """Norms of pieces of stretches, and whose they are."""
-
-    norms: list[Tensor]
-    owners: list[int]
-
-    def take(self, owners: Sequence[int], tensors: Sequence[Tensor]) -> None:
-        chunks = [tensor.reshape(-1).split(CPU_SLAB) for tensor in tensors]
-        self.norms.extend(torch._foreach_norm([chunk for of_tensor in chunks for chunk in of_tensor]))
-        self.owners.extend(owner for owner, of_tensor in zip(owners, chunks, strict=True) for _ in of_tensor)
-
-    def squares(self, stretches: int, device: torch.device) -> Tensor:
-        """|stretch|^2 of each, [P] in float64."""
-        seen: Counter[int] = Counter()
-        places = []
-        for owner in self.owners:
-            places.append((owner, seen[owner]))
-            seen[owner] += 1
-        # Not index_add_, which adds in any order on a GPU.
-        squares_PC = torch.zeros(stretches, max(seen.values()), dtype=torch.float64, device=device)
-        rows, columns = torch.tensor(places, device=device).T
-        squares_PC[rows, columns] = torch.stack(self.norms).double().square_()
-        return squares_PC.sum(dim=1)
+def _squared_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """|tensor|^2 of each of P, [P] in float64."""
+    chunks = [tensor.view(-1).split(NORM_CHUNK) for tensor in tensors]
+    norms = torch.stack(torch._foreach_norm([chunk for of_tensor in chunks for chunk in of_tensor]))
+    # Not index_add_, which adds in any order on a GPU.
+    counts = torch.tensor([len(of_tensor) for of_tensor in chunks])
+    rows = torch.arange(len(chunks)).repeat_interleave(counts)
+    columns = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    squares_PC = norms.new_zeros(len(chunks), int(counts.max()), dtype=torch.float64)
+    squares_PC[rows.to(norms.device), columns.to(norms.device)] = norms.double().square_()
+    return squares_PC.sum(dim=1)

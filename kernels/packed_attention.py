@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pad_sequence
 
 from earlybert.kernels.dropout import keep_scale
 from earlybert.kernels.packing import Packing
@@ -153,21 +152,26 @@ class _Rows:
         rows_xAD = rows_xAD[self.place]
         if self.equal:
             return rows_xAD.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
-        return pad_sequence(rows_xAD.split(self.lengths), batch_first=True).transpose(1, 2)
+        _, heads, head_size = rows_xAD.shape
+        padded_BAxD = rows_xAD.new_zeros(len(self.lengths), heads, max(self.lengths), head_size)
+        for padded_AxD, sequence_xAD in zip(padded_BAxD, rows_xAD.split(self.lengths), strict=True):
+            padded_AxD[:, : len(sequence_xAD)] = sequence_xAD.transpose(0, 1)
+        return padded_BAxD
 
     def put(self, target_xAD: Tensor, values_BAxD: Tensor) -> None:
         """The inverse of `take`."""
         values_BxAD = values_BAxD.transpose(1, 2)
         if not self.equal:
             values = [sequence[:length] for sequence, length in zip(values_BxAD, self.lengths, strict=True)]
-            target_xAD[self.place] = torch.cat(values)
+            torch.cat(values, out=target_xAD[self.place])
         else:
             target_xAD[self.place].unflatten(0, (len(self.lengths), -1)).copy_(values_BxAD)
 
     def beyond(self, device: torch.device) -> Tensor:
-        """[B, 1, 1, longest]: True after the end of shorter sequences."""
+        """[B, 1, 1, longest]: minus infinity after the end of shorter sequences, otherwise 0."""
         place_x = torch.arange(max(self.lengths), device=device)
-        return (place_x >= torch.tensor(self.lengths, device=device)[:, None])[:, None, None]
+        beyond_Bx = place_x >= torch.tensor(self.lengths, device=device)[:, None]
+        return torch.zeros(beyond_Bx.shape, device=device).masked_fill_(beyond_Bx, -torch.inf)[:, None, None]
 
 
 def _blocks(queries: Packing, keys: Packing, heads: int, limit: float) -> Iterator[tuple[_Rows, _Rows]]:
@@ -208,7 +212,7 @@ class _BlockAttention(torch.autograd.Function):
             query_BAQD = query_rows.take(query_MAD) * head_size**-0.5
             score_BAQK = query_BAQD @ key_rows.take(key_TAD).transpose(-1, -2)
             if not key_rows.equal:
-                score_BAQK.masked_fill_(key_rows.beyond(score_BAQK.device), -torch.inf)
+                score_BAQK += key_rows.beyond(score_BAQK.device).to(score_BAQK.dtype)
             weight_BAQK = score_BAQK.softmax(dim=-1)
             saved.append(weight_BAQK)
             if dropout:

@@ -1,6 +1,5 @@
-"""Parameters and arithmetic of a network with a width of its own in every layer, and how fast a device could do it."""
+"""Parameters and arithmetic of a network with a width of its own in every layer."""
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -101,20 +100,6 @@ def training_flops(config: EarlyBertConfig, work: Work) -> float:
 def dense_config(config: EarlyBertConfig) -> EarlyBertConfig:
     """The same network with all its heads and neurons."""
     return EarlyBertConfig.from_dict(config.to_dict() | {"kept_heads": None, "kept_neurons": None})
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the best of a few large matrix products here and now: what utilisation is a share of."""
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        synchronize(device)
-        began = time.perf_counter()
-        left @ right
-        synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
 
 
 def synchronize(device: torch.device) -> None:

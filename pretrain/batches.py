@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -51,10 +50,6 @@ class Batch:
         }
         moved["places"] = None if self.places is None else self.places.to(device)
         return Batch(**moved)
-
-    def cumulative_lengths(self) -> Tensor:
-        """Where each sequence begins among the tokens that are no padding, and the last ends: int32 [B + 1]."""
-        return F.pad(self.attention_mask_BS.sum(1).cumsum(0), (1, 0)).to(torch.int32)
 
     def work(self) -> Work:
         assert self.places is not None

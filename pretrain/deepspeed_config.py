@@ -95,6 +95,9 @@ class DeepSpeedFile:
             # Hundreds of micro-batches, and the L1 gradient of 1e-4 beside a data gradient, do not survive a sum in
             # half precision. DeepSpeed has no such sum without ZeRO.
             content.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        if precision == "bf16" and self.zero_stage == 1:
+            # Once a step. Otherwise DeepSpeed rounds those sums to bf16 to add them up over the ranks.
+            content.setdefault("communication_data_type", "fp32")
         return content
 
     def precision(self) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
 from earlybert.kernels.lamb import Lamb
@@ -144,13 +145,16 @@ class StageEngine:
         device: torch.device,
     ) -> None:
         self.precision = resolve_precision(recipe, file, device)
-        self.peak_flops = peak_flops(device, self.precision)
+        self.peak_flops = peak_flops(device, DTYPES[self.precision])
         self.times = StepTimes(device)
         self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
         model = _materialised(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
         resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
+        if world_size() == 1 and isinstance(self.engine.optimizer, BF16_Optimizer):
+            # There is nobody to add gradients up with, yet they would be copied together and back.
+            self.engine.enable_backward_allreduce = False
         self.optimizer = optimizer
         if isinstance(optimizer, Lamb):
             self.layout: list[Partition] = optimizer.bind(self.engine)

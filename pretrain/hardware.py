@@ -1,6 +1,7 @@
 """What accelerators can do at most: data sheets, and a measurement where there is none."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,23 +69,24 @@ def device_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
-def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations per second that one rank could reach at best: the data sheet's, else a large matrix product's."""
-    if device.type == "cuda" and precision != "fp32":
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second that one rank could reach at best: the data sheet's, else what is measured."""
+    if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         for family in GPUS:
             if family.split("-")[0] in name:
                 return GPUS[family].tflops * 1e12
-    return _measured_peak(device, {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision])
+    return measured_peak(device, dtype)
 
 
-def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of several square matrix products, with as many threads as training uses."""
-    size = 4096 if device.type == "cuda" else 1024
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
+def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Operations per second of the best of several large matrix products, with as many threads as training uses."""
+    size = 8192 if device.type == "cuda" else 1024
+    # Random numbers: a GPU draws less power, and is faster, on constant ones.
+    matrix = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")
-    for _ in range(6):
-        began = time.perf_counter()
+    for _ in range(8):
+        began = clock()
         float((matrix @ matrix)[0, 0])  # reading one element waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+        best = min(best, clock() - began)
+    return 2.0 * size**3 / best

@@ -8,13 +8,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import emulated
+import pytest
 import torch
-from lamb_worker import Seen
+from lamb_worker import CASES, Seen
 
 from tests.conftest import free_port
+
+
+def launches(wanted: Callable[[str], bool]) -> pytest.MarkDecorator:
+    """Parametrizes with every number of ranks of the cases with such names; three ranks take long."""
+    marks = {3: pytest.mark.slow}
+    chosen = [
+        pytest.param(name, size, marks=marks.get(size, ()))
+        for name, case in CASES.items()
+        for size in case.world_sizes
+        if wanted(name)
+    ]
+    return pytest.mark.parametrize(("name", "world_size"), chosen)
 
 
 def launch(world_size: int) -> list[dict[str, Seen]]:

@@ -126,7 +126,6 @@ CASES = {
     "kernels fp32 zero 3": Case(SMALL_PARTS, STAGE3, optimizer="kernels", world_sizes=(2,)),
     "naive fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="naive"),
 }
-LAUNCHES = [(name, world_size) for name, case in CASES.items() for world_size in case.world_sizes]
 
 Full = dict[str, Tensor]
 """Master, exp_avg and exp_avg_sq (3, ...) of every parameter by name."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from earlybert.kernels import extension
 from earlybert.kernels.gelu import bias_gelu, bias_gelu_reference, linear, linear_gelu
-from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, bias_corrections, lamb_step
+from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, lamb_step
 from earlybert.kernels.layer_norm import dropout_residual_layer_norm, dropout_residual_layer_norm_reference
 
 pytestmark = pytest.mark.gpu
@@ -108,8 +108,7 @@ def test_lamb_step_is_lamb_in_float64() -> None:
     before = [flat.double() for flat in flats]
     step = lamb_step(*([flat[start : start + numel] for start, numel in places] for flat in flats))
     assert isinstance(step, CudaLambStep)
-    betas = (0.9, 0.999)
-    squares_2P = step.advance(bias_corrections([4.0] * len(places), betas, 1e-6, bias_correction=True), betas, 0.01)
+    squares_2P = step.advance([4.0] * len(places), (0.9, 0.999), 1e-6, 0.01, bias_correction=True)
     step.apply([-0.1] * len(places))
     for position, (start, numel) in enumerate(places):
         weight, gradient, first, second = (flat[start : start + numel] for flat in before)

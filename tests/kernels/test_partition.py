@@ -6,18 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lamb_launch import launch
-from lamb_worker import CASES, LAUNCHES, SAVED_STEP, STEPS, equal, seeded_model
+from lamb_launch import launch, launches
+from lamb_worker import CASES, SAVED_STEP, STEPS, equal, seeded_model
 from torch import nn
 
 from earlybert.kernels.partition import Partition, Piece, partition_layout, set_step_count, step_count
 
-LAYOUT_LAUNCHES = [
-    (name, world_size) for name, world_size in LAUNCHES if CASES[name].optimizer not in ("naive", "kernels")
-]
 
-
-@pytest.mark.parametrize(("name", "world_size"), LAYOUT_LAUNCHES)
+@launches(lambda name: CASES[name].optimizer not in ("naive", "kernels"))
 class TestUnderDeepSpeed:
     def test_wrapper_is_the_one_meant(self, name: str, world_size: int) -> None:
         assert launch(world_size)[0][name].wrapper == CASES[name].wrapper

@@ -243,7 +243,8 @@ def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packe
     (batch,) = step.batches
     samples = packed_corpus.samples("train", LENGTH).rows(loader.sample_indices(0, 0))
     assert [unmasked(row) for row in rows(batch)] == [tuple(sample.input_ids.tolist()) for sample in samples]
-    bounds = batch.cumulative_lengths()
+    assert batch.places is not None
+    bounds = batch.places.tokens.bounds
     assert bounds.dtype == torch.int32
     assert bounds.tolist() == np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist()
     assert step.tokens == bounds[-1] <= 30 * LENGTH and step.sequences == len(samples) > 30

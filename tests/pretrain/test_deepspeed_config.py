@@ -110,6 +110,7 @@ def test_gradients_are_summed_in_fp32_in_half_precision(tmp_path: Path, precisio
     file = load(tmp_path, {"zero_optimization": {"stage": stage}})
     resolved = file.resolve(OptimizerConfig(), precision, 1, 1, 1)
     assert resolved["data_types"]["grad_accum_dtype"] == "fp32"
+    assert resolved.get("communication_data_type") == ("fp32" if (precision, stage) == ("bf16", 1) else None)
 
 
 def test_without_zero_bf16_takes_the_sums_that_deepspeed_has(tmp_path: Path) -> None:
