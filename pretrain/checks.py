@@ -1,8 +1,11 @@
 """Whether a recipe's values can work together, said in one sentence where they cannot."""
 
+from itertools import pairwise
+
 from earlybert.data_prep.config import MINIMUM_LENGTH
-from earlybert.pretrain.config import Recipe
+from earlybert.pretrain.config import BORDERS, Recipe
 from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.plan import build_stages
 
 
 def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
@@ -16,14 +19,16 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     for name in ("hidden_dropout", "attention_dropout"):
         _require(0 <= getattr(model, name) < 1, f"model.{name}", getattr(model, name), "at least 0 and below 1")
     _require(model.initializer_range > 0, "model.initializer_range", model.initializer_range, "above 0")
-    for name in dict.fromkeys("phase1" if name == "search" else name for name in recipe.plan if name != "narrow"):
+    for name in dict.fromkeys("phase1" if name == "search" else name for name in recipe.plan if name not in BORDERS):
         _check_phase(recipe, name, world_size)
     if {"search", "narrow"} & set(recipe.plan):
         recipe.draw.check(model.intermediate_size)
-    if "search" in recipe.plan:
-        _check_search(recipe)
     factor = recipe.narrow.step_factor
     _require(0 < factor <= 1, "narrow.step_factor", factor, "above 0 and at most 1")
+    if "search" in recipe.plan:
+        _check_search(recipe)
+    if "stack" in recipe.plan:
+        _check_stack(recipe)
     _require(0 < recipe.mask_probability < 1, "mask_probability", recipe.mask_probability, "between 0 and 1")
     for name in ("checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_updates"):
         _require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
@@ -65,21 +70,73 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
         raise UserError(f"{name} is {value}; it must be {expected}")
 
 
+# After each word of a plan: what may follow it ("" is the end), and why nothing else.
+FOLLOWS = {
+    "": (("search", "narrow", "phase1", "phase2"), "a plan begins with training"),
+    "search": (("narrow", ""), "the search is there to draw a ticket"),
+    "narrow": (("phase1", "phase2"), "a narrow network is there to be trained"),
+    "stack": (("phase1", "search"), "a deeper network is there to be trained or searched"),
+    "phase1": (("stack", "phase2", ""), "phase 1 goes on until the network is stacked"),
+    "phase2": (("",), "phase 2 is the last stage"),
+}
+
+
 def _check_plan(recipe: Recipe) -> None:
     plan = list(recipe.plan)
-    order = ["search", "narrow", "phase1", "phase2"]
-    if not plan or plan != [name for name in order if name in plan]:
-        raise UserError(f"plan is {plan}; it must be some of {order}, each once and in this order")
+    if not plan:
+        raise UserError("plan is []; it must name at least one stage, search, phase1 or phase2")
+    if "narrow" in plan and "search" not in plan and not (recipe.ticket and plan[0] == "narrow"):
+        raise UserError(
+            f"plan is {plan}; narrow needs search before it, or to come first with a ticket file (--ticket)"
+        )
+    for before, after in pairwise(["", *plan, ""]):
+        allowed, reason = FOLLOWS[before]
+        if after not in allowed:
+            names = " or ".join(name or "nothing" for name in allowed)
+            place = f"after {before}" if before else "at its beginning"
+            raise UserError(f"plan is {plan}; {reason}, so {place} must come {names}, not {after or 'nothing'}")
+    for name in ("search", "narrow"):
+        if plan.count(name) > 1:
+            raise UserError(f"plan is {plan}; {name} stands there twice, but a run draws one ticket and cuts once")
     if recipe.ticket and "narrow" not in plan:
         raise UserError(f"ticket is {recipe.ticket!r}, but plan is {plan}; a ticket needs narrow in the plan")
-    if "narrow" in plan and "search" not in plan and not recipe.ticket:
-        raise UserError(f"plan is {plan}; narrow needs search before it or a ticket file (--ticket)")
-    if "narrow" in plan and not {"phase1", "phase2"} & set(plan):
-        raise UserError(f"plan is {plan}; narrow needs phase1 or phase2 after it")
-    if "search" in plan and "narrow" not in plan and len(plan) > 1:
-        raise UserError(f"plan is {plan}; after search only narrow can follow")
     if recipe.ticket and recipe.narrow.rewind == "searched":
         raise UserError('narrow.rewind is "searched", but with a ticket file nothing is searched; it must be "initial"')
+    if "stack" in plan and "narrow" in plan[plan.index("stack") :] and recipe.narrow.rewind == "initial":
+        raise UserError(
+            f'narrow.rewind is "initial", but plan is {plan}; that would throw away what was trained before '
+            'the search, so it must be "searched"'
+        )
+
+
+def _check_stack(recipe: Recipe) -> None:
+    stack, stacks = recipe.stack, recipe.plan.count("stack")
+    for name in ("layers", "until"):
+        found = getattr(stack, name)
+        _require(len(found) == stacks, f"stack.{name}", found, f"one number for each stack of the plan, {stacks}")
+    for before, after in pairwise([*stack.layers, recipe.model.num_layers]):
+        if not 1 <= before < after or after % before:
+            raise UserError(
+                f"stack.layers is {stack.layers}; each must be a proper divisor of the next one, the last of "
+                f"model.num_layers, {recipe.model.num_layers}"
+            )
+    ascending = all(before < after for before, after in pairwise([0.0, *stack.until, 1.0]))
+    _require(ascending, "stack.until", stack.until, "ascending, between 0 and 1")
+    rates = stack.learning_rates
+    if rates:
+        _require(len(rates) == stacks + 1, "stack.learning_rates", rates, f"one number a part of phase 1, {stacks + 1}")
+        _require(min(rates) >= 0, "stack.learning_rates", rates, "at least 0 each")
+        if recipe.phase1.warmup >= stack.until[0]:
+            raise UserError(
+                f"phase1.warmup is {recipe.phase1.warmup:g}; with stack.learning_rates it must end before the first "
+                f"stack, {stack.until[0]:g}"
+            )
+    for stage in build_stages(recipe):
+        if stage.steps < 1:
+            raise UserError(
+                f"stack.until is {stack.until}, which leaves {stage.name} {stage.steps} of {stage.schedule_steps} "
+                "steps; it must leave every part of phase 1 at least one, after the search where it has one"
+            )
 
 
 def _check_phase(recipe: Recipe, name: str, world_size: int) -> None:

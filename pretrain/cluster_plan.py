@@ -8,9 +8,8 @@ from rich.table import Table
 from earlybert.pretrain.cluster import Cluster, Shape, StageCost, checkpoint_bytes, disk_bytes, stage_cost
 from earlybert.pretrain.config import Recipe
 from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.plan import Stage, build_stages, stage_model
+from earlybert.pretrain.plan import Stage, build_stages, dense_stages, stage_model, ticket_shape
 from earlybert.pretrain.report_text import duration
-from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import Ticket, random_ticket
 
 LARGEST = 1024
@@ -31,27 +30,24 @@ class PlannedStage:
 
 def plan_stages(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cluster: Cluster) -> list[PlannedStage]:
     """The recipe's own stages on the cluster. A ticket that is not drawn yet has the counts of any other."""
-    counts = ticket or random_ticket(full_shape(full), recipe.draw, seed=0)
+    stages = build_stages(recipe)
+    counts = ticket or random_ticket(ticket_shape(full, stages), recipe.draw, seed=0)
     found = []
-    for stage in build_stages(recipe):
+    for stage in stages:
         shape = Shape.of(stage_model(full, stage, counts), stage)
         found.append(PlannedStage(stage, shape, stage_cost(shape, cluster)))
     return found
 
 
-def dense_stages(recipe: Recipe, full: EarlyBertConfig, cluster: Cluster) -> list[PlannedStage]:
+def plan_dense(recipe: Recipe, full: EarlyBertConfig, cluster: Cluster) -> list[PlannedStage]:
     """The phases of the plan as dense training would run them."""
-    found = []
-    for stage in build_stages(recipe):
-        if not stage.searching:
-            dense = dataclasses.replace(stage, steps=recipe.phase(stage.name).steps, narrow=False)
-            found.append(PlannedStage(dense, shape := Shape.of(full, dense), stage_cost(shape, cluster)))
-    return found
+    shapes = [(stage, Shape.of(full, stage)) for stage in dense_stages(recipe)]
+    return [PlannedStage(stage, shape, stage_cost(shape, cluster)) for stage, shape in shapes]
 
 
 def print_cluster_plan(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cluster: Cluster) -> None:
     """Memory and time per stage, time in all beside dense training, checkpoints, disk, and the scaling table."""
-    planned, dense = plan_stages(recipe, full, ticket, cluster), dense_stages(recipe, full, cluster)
+    planned, dense = plan_stages(recipe, full, ticket, cluster), plan_dense(recipe, full, cluster)
     print(
         f"\non {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu_name}, {cluster.network_gbit:g} Gbit/s a node "
         "(a model, nothing of it measured on your machines; formulas and checks in docs/cost-model.md)"
@@ -115,7 +111,7 @@ def print_scaling(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, 
         sized = dataclasses.replace(cluster, nodes=-(-count // inside), gpus_per_node=inside)
         planned = plan_stages(recipe, full, ticket, sized)
         ours = sum(each.seconds for each in planned)
-        theirs = sum(each.seconds for each in dense_stages(recipe, full, sized))
+        theirs = sum(each.seconds for each in plan_dense(recipe, full, sized))
         one = one or ours
         table.add_row(
             f"{sized.gpus:,}",

@@ -13,11 +13,15 @@ import yaml
 from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import write_text
-from earlybert.pretrain.ticket import TicketRule
+from earlybert.pretrain.ticket import Copy, TicketRule
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DEEPSPEED = Path(__file__).parent.parent / "ds_configs" / "lamb.json"
 DEFAULT_RECIPE = "quickstart"
+
+# Words of a plan: what dense training consists of, and what happens between two stages.
+PHASES = ("phase1", "phase2")
+BORDERS = ("narrow", "stack")
 
 # What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
 LAYOUT_FIELDS = (
@@ -42,7 +46,7 @@ class ModelConfig:
 
     Args:
         hidden_size: width of the residual stream; num_heads must divide it.
-        num_layers: encoder layers.
+        num_layers: encoder layers, of a network that grows those at the end.
         num_heads: attention heads per layer.
         intermediate_size: FFN neurons per layer.
         max_position_embeddings: longest sequence the position table holds.
@@ -105,11 +109,32 @@ class NarrowConfig:
 
     Args:
         rewind: start from the "initial" weights (the paper) or carry on with the "searched" weights and moments.
-        step_factor: share of each phase's steps that the narrow network trains for, rounded half up.
+        step_factor: share of each phase's steps that a plan with narrow in it trains for, rounded half up.
     """
 
     rewind: Literal["initial", "searched"] = "initial"
     step_factor: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """How phase 1 grows the network in depth (Gong et al. 2019); read where the plan has stack in it.
+
+    Args:
+        layers: depth before each stack; it must divide the next one, the last one model.num_layers.
+        until: share of phase 1's steps at which each stack happens.
+        copy: "stacked" puts the block on top of itself (the paper), "interleaved" every layer on top of itself,
+            "identity" adds layers that at first only normalise.
+        moments: the optimizer's are "reset" (the paper) or "copied" with the layers.
+        learning_rates: learning rate at each stack and at the end of phase 1, straight lines between (the paper);
+            without them phase 1 has the one curve of the schedule, whatever happens in it.
+    """
+
+    layers: list[int] = field(default_factory=list)
+    until: list[float] = field(default_factory=list)
+    copy: Copy = "stacked"
+    moments: Literal["reset", "copied"] = "reset"
+    learning_rates: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +180,8 @@ class Recipe:
     Args:
         phase1: the first phase, short sequences.
         phase2: the second phase, long sequences.
-        plan: what runs, in order: search, narrow, phase1, phase2. Without search and narrow it is dense training.
+        plan: what runs, in order: search, narrow, phase1, phase2; stack between two parts of phase 1. With phases alone
+            it is dense training.
         seed: everything random derives from it.
         precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
         matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
@@ -170,6 +196,7 @@ class Recipe:
         search: how to search.
         draw: how much the ticket prunes.
         narrow: how the narrow network starts.
+        stack: how the network grows in depth.
         schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
         masking: dynamic masks differ every epoch, static ones stay.
@@ -187,7 +214,7 @@ class Recipe:
 
     phase1: PhaseConfig
     phase2: PhaseConfig
-    plan: list[Literal["search", "narrow", "phase1", "phase2"]] = field(
+    plan: list[Literal["search", "narrow", "stack", "phase1", "phase2"]] = field(
         default_factory=lambda: ["search", "narrow", "phase1", "phase2"]
     )
     seed: int = 42
@@ -204,6 +231,7 @@ class Recipe:
     search: SearchConfig = field(default_factory=SearchConfig)
     draw: TicketRule = field(default_factory=TicketRule)
     narrow: NarrowConfig = field(default_factory=NarrowConfig)
+    stack: StackConfig = field(default_factory=StackConfig)
     schedule: Literal["poly", "poly_continuous"] = "poly"
     masking: Literal["dynamic", "static"] = "dynamic"
     mask_probability: float = 0.15
@@ -336,7 +364,7 @@ def load_recipe(file: Path, overrides: list[str]) -> Recipe:
 
 def _with_corpus_lengths(recipe: Recipe) -> Recipe:
     """The corpus is prepared for exactly the lengths that the plan trains at."""
-    lengths = sorted({recipe.phase(name).length for name in recipe.plan if name != "narrow"})
+    lengths = sorted({recipe.phase(name).length for name in recipe.plan if name not in BORDERS})
     if not lengths or lengths[0] < MINIMUM_LENGTH:
         return recipe  # check_recipe says what is wrong with the plan or the phase
     return dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, lengths=lengths))

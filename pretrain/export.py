@@ -17,8 +17,8 @@ from earlybert.pretrain.config import Recipe, load_recipe, run_config_path
 from earlybert.pretrain.corpora import corpus_directory
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.plan import Stage, build_stages, model_config
-from earlybert.pretrain.surgery import Weights, bake_coefficients, narrow_config, widen_weights
+from earlybert.pretrain.plan import Stage, build_stages, model_config, stage_model, stage_ticket
+from earlybert.pretrain.surgery import Weights, at_depth, bake_coefficients, widen_weights
 from earlybert.pretrain.telemetry import say
 from earlybert.pretrain.ticket import Ticket
 
@@ -27,18 +27,22 @@ Form = Literal["earlybert", "bert"]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run's newest checkpoint holds. Coefficients of an unfinished search are multiplied into the weights."""
+    """What a run's newest checkpoint holds: its network (`config`), and the full one and the ticket of the same depth.
+
+    Coefficients of an unfinished search are multiplied into the weights.
+    """
 
     recipe: Recipe
     corpus: Corpus
     stage: Stage
+    config: EarlyBertConfig
     full: EarlyBertConfig
     ticket: Ticket | None
     weights: Weights
 
     def network(self) -> EarlyBertForPreTraining:
         """The network as narrow as it is."""
-        model = EarlyBertForPreTraining(narrow_config(self.full, self.ticket) if self.ticket else self.full)
+        model = EarlyBertForPreTraining(self.config)
         model.load_state_dict(self.weights)
         return model
 
@@ -52,8 +56,11 @@ def newest(run_dir: Path) -> Trained | None:
     corpus, stages = Corpus.open(corpus_directory(recipe)), build_stages(recipe)
     full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
     ticket = require_run_checkpoint(checkpoint, run_dir, stages, corpus, full)
+    stage = stages[checkpoint.state["stage_index"]]
     weights, _ = bake_coefficients(checkpoint.weights, {})
-    return Trained(recipe, corpus, stages[checkpoint.state["stage_index"]], full, ticket, weights)
+    config = stage_model(full, stage, ticket)
+    config.searching = False
+    return Trained(recipe, corpus, stage, config, at_depth(full, stage.layers), stage_ticket(stage, ticket), weights)
 
 
 def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:

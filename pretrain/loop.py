@@ -24,6 +24,7 @@ from earlybert.pretrain.objective import penalty, score, step_share
 from earlybert.pretrain.plan import Stage
 from earlybert.pretrain.search import MaskHistory, Snapshot
 from earlybert.pretrain.stopping import StopRequest
+from earlybert.pretrain.surgery import at_depth
 from earlybert.pretrain.telemetry import StageProgress, Telemetry, say
 
 
@@ -62,7 +63,7 @@ class StageRun:
 
     @cached_property
     def dense_config(self) -> EarlyBertConfig:
-        return dense_config(self.config)
+        return at_depth(dense_config(self.config), self.recipe.model.num_layers)
 
     def loader(self, split: str) -> StepLoader:
         global_batch, micro_batch = self.stage.global_batch, self.engine.micro_batch

@@ -14,9 +14,8 @@ from earlybert.pretrain.cluster_plan import print_cluster_plan
 from earlybert.pretrain.config import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
 from earlybert.pretrain.hardware import GPUS
 from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.plan import describe_plan, model_config
+from earlybert.pretrain.plan import build_stages, describe_plan, model_config, ticket_shape
 from earlybert.pretrain.report_text import compared_with_dense
-from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import Ticket
 
 
@@ -50,7 +49,7 @@ def network(recipe: Recipe) -> tuple[EarlyBertConfig, Ticket | None]:
     full = model_config(recipe, vocab_size, next_sentence)
     ticket = Ticket.load(Path(recipe.ticket)) if recipe.ticket else None
     if ticket is not None:
-        ticket.require_model(full_shape(full), str(recipe.ticket))
+        ticket.require_model(ticket_shape(full, build_stages(recipe)), str(recipe.ticket))
     return full, ticket
 
 

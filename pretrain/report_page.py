@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from earlybert.pretrain.config import BORDERS
 from earlybert.pretrain.report_text import duration, markdown_table, plan_markdown
 
 Summaries = Mapping[str, dict[str, Any]]
@@ -15,6 +16,7 @@ WORDS = """## Words
 | coefficient | a learnable factor, first 1, on every attention head and every FFN neuron while searching |
 | ticket | which heads and neurons of each layer stay: those with the largest coefficients when the search ends |
 | narrow | the network that is left; it starts again from its initial weights |
+| stack | grow the network in depth: its layers are copied on top of themselves |
 | mask distance | share of the units on which the masks drawn at two steps differ |
 | phase 1, phase 2 | training on short, then on long sequences |
 | masked-token loss | cross-entropy of the hidden tokens, in nats; guessing by frequency gives the unigram's |
@@ -83,13 +85,15 @@ def opening(summaries: Summaries) -> str:
         shape = f"BERT with {len(dense['heads'])} layers ({dense['parameters']:,} parameters)"
         kind = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
         what = f"{kind[narrow['ticket_source']]} ticket of it" if narrow else "all of it"
+        depths = sorted(set(summary["layers"].values()))
+        grown = f", stacked from {' to '.join(map(str, depths))} layers," if len(depths) > 1 else ""
         steps = ", ".join(f"{stage} {count:,}" for stage, count in summary["steps"].items())
         state = "It is finished" if summary["finished"] else "It is not finished yet"
         ranks = "/".join(map(str, summary["ranks"]))
         sentences.append(
-            f"**{name}** pre-trains a {shape}; {what} is trained to the end. Steps made: {steps}. {state}; it ran for "
-            f"{duration(summary['seconds'])} on {ranks} rank{'s' * (ranks != '1')} ({', '.join(summary['devices'])}). "
-            + outcome(summary)
+            f"**{name}** pre-trains a {shape}; {what}{grown} is trained to the end. Steps made: {steps}. "
+            f"{state}; it ran for {duration(summary['seconds'])} on {ranks} rank{'s' * (ranks != '1')} "
+            f"({', '.join(summary['devices'])}). " + outcome(summary)
         )
     return "\n\n".join(sentences) + "\n"
 
@@ -162,9 +166,10 @@ def times(summaries: Summaries) -> str:
 
 PROTOCOL = """
 *The paper's protocol*: 1 - (search + narrow steps * r) / dense steps, where r is the median time of a narrow step of
-phase 1 over that of a dense step with the same batches, the search's; steps of phase 2 are weighed by their operations;
-waiting for data is left out. *By the clock*: the whole running time of this run, with validation, checkpoints and
-repeated steps, against dense training estimated from the median dense step alone, so a low figure.
+phase 1 over that of a dense step with the same batches, the search's; steps of shallower networks are weighed by their
+median times, those of phase 2 by their operations; waiting for data is left out. *By the clock*: the whole running time
+of this run, with validation, checkpoints and repeated steps, against dense training estimated from the median dense
+step alone, so a low figure.
 """
 
 
@@ -181,8 +186,9 @@ def saved_operations(summary: dict[str, Any]) -> str:
 
 def against_dense(summaries: Summaries) -> str:
     """Where a finished dense run stands beside the others: what they saved of its running time."""
-    dense = {name: summary for name, summary in summaries.items() if "narrow" not in summary and summary["finished"]}
-    others = {name: summary for name, summary in summaries.items() if "narrow" in summary and summary["finished"]}
+    finished = {name: summary for name, summary in summaries.items() if summary["finished"]}
+    dense = {name: summary for name, summary in finished.items() if not set(BORDERS) & set(summary["plan"])}
+    others = {name: summary for name, summary in finished.items() if name not in dense}
     if len(dense) != 1 or not others:
         return ""
     ((name, measured),) = dense.items()

@@ -49,13 +49,21 @@ from earlybert.pretrain.initial import initial_weights
 from earlybert.pretrain.loop import Place, StageRun, train_stage
 from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.peers import check_implementations
-from earlybert.pretrain.plan import Stage, build_stages, describe_plan, model_config, stage_model
+from earlybert.pretrain.plan import (
+    Stage,
+    build_stages,
+    describe_plan,
+    model_config,
+    stage_model,
+    stage_ticket,
+    ticket_shape,
+)
 from earlybert.pretrain.report import write_report
 from earlybert.pretrain.report_text import plan_markdown
 from earlybert.pretrain.search import draw_from_snapshot
 from earlybert.pretrain.stopping import StopRequest
 from earlybert.pretrain.summary import print_summary, summarise
-from earlybert.pretrain.surgery import bake_coefficients, full_shape, narrow_weights
+from earlybert.pretrain.surgery import at_depth, bake_coefficients, identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.telemetry import Telemetry, say
 from earlybert.pretrain.ticket import Ticket
 
@@ -138,7 +146,7 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     stop.listen()
     full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
     if ticket is not None:
-        ticket.require_model(full_shape(full), str(given))
+        ticket.require_model(ticket_shape(full, stages), str(given))
     if recipe.deterministic:
         set_deterministic()
     device = distributed.start()
@@ -188,7 +196,7 @@ def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
         return ticket.content() | {"sha256": ticket.sha256}
 
     ticket = Ticket.from_content(distributed.on_rank_0(settle), str(path))
-    ticket.require_model(full_shape(setting.full), str(path))
+    ticket.require_model(ticket_shape(setting.full, setting.stages), str(path))
     hashes = set(distributed.gather_objects(ticket.sha256))
     if hashes != {ticket.sha256}:
         raise RuntimeError(f"the ranks hold different tickets: {sorted(hashes)}")
@@ -203,9 +211,8 @@ def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
     if setting.recipe.ticket:
         return Ticket.load(Path(setting.recipe.ticket))
     assert searched is not None
-    return draw_from_snapshot(
-        setting.run_dir / "search", searched.state["step"], full_shape(setting.full), setting.recipe
-    )
+    shape = ticket_shape(setting.full, setting.stages)
+    return draw_from_snapshot(setting.run_dir / "search", searched.state["step"], shape, setting.recipe)
 
 
 def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint | None) -> tuple[TrainingState, Place]:
@@ -215,19 +222,23 @@ def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint |
         say(f"going on from {latest.path}: step {stored['step']}", enabled=distributed.rank() == 0)
         place = Place(index, stored["step"], stored["position"], stored["steps_before"])
         return TrainingState(latest.weights, latest.moments, stored["optimizer_step"], stored["loss_scale"]), place
-    place = Place(index, steps_before=latest.state["global_step"] if latest else 0)
+    steps_before = latest.state["global_step"] if latest else 0
+    place = Place(index, position=stage.first_position, steps_before=steps_before)
     if stage.begin == "narrow":
-        return narrow(setting, latest), place
+        return narrow(setting, stage, latest), place
+    if stage.begin == "stack":
+        assert latest is not None
+        return stack(setting, stage, latest), place
     if stage.begin == "lengthen":
         assert latest is not None
         return TrainingState(latest.weights, latest.moments), place
     return TrainingState(initial_weights(stage_model(setting.full, stage, None), setting.recipe.seed)), place
 
 
-def narrow(setting: Run, latest: Checkpoint | None) -> TrainingState:
+def narrow(setting: Run, stage: Stage, latest: Checkpoint | None) -> TrainingState:
     """The narrow network: cut from the initial weights again, or from the searched ones with their moments."""
     assert setting.ticket is not None
-    full, ticket = setting.full, setting.ticket
+    full, ticket = at_depth(setting.full, stage.layers), setting.ticket
     if setting.recipe.narrow.rewind == "initial":
         return TrainingState(narrow_weights(full, initial_weights(full, setting.recipe.seed), ticket))
     assert latest is not None
@@ -239,6 +250,23 @@ def narrow(setting: Run, latest: Checkpoint | None) -> TrainingState:
     )
 
 
+def stack(setting: Run, stage: Stage, latest: Checkpoint) -> TrainingState:
+    """The deeper network: its layers are copies of the trained ones; the optimizer starts afresh or goes on."""
+    config, ticket = at_depth(setting.full, stage.layers), stage_ticket(stage, setting.ticket)
+    config.searching = stage.searching
+    fresh = initial_weights(config, setting.recipe.seed)
+    if ticket is not None:
+        fresh = narrow_weights(config, fresh, ticket)
+    if stage.copy == "identity":
+        fresh = identity_layers(latest.weights, fresh)
+    weights = stack_weights(latest.weights, fresh, stage.copy)
+    if setting.recipe.stack.moments == "reset":
+        return TrainingState(weights)
+    zeros = {name: tensor.new_zeros(tensor.shape) for name, tensor in fresh.items()}
+    moments = {kind: stack_weights(tensors, zeros, stage.copy) for kind, tensors in latest.moments.items()}
+    return TrainingState(weights, moments, latest.state["optimizer_step"])
+
+
 def train(
     setting: Run, stage: Stage, state: TrainingState, place: Place, telemetry: Telemetry, checkpoints: CheckpointWriter
 ) -> bool:
@@ -247,7 +275,7 @@ def train(
     engine = StageEngine(config, state, stage, setting.recipe, setting.deepspeed_file, setting.device)
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
-        f"{sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
+        f"{stage.layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
         enabled=distributed.rank() == 0,
     )
     if stage.begin == "narrow" and place.step == 0:

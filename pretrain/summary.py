@@ -11,14 +11,12 @@ from rich.table import Table
 from earlybert.data_prep.corpus import Corpus
 from earlybert.pretrain.accounting import time_saved
 from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
-from earlybert.pretrain.config import Recipe, load_recipe, run_config_path
+from earlybert.pretrain.config import BORDERS, Recipe, load_recipe, run_config_path
 from earlybert.pretrain.corpora import corpus_directory
 from earlybert.pretrain.files import read_json
-from earlybert.pretrain.ticket import Ticket
+from earlybert.pretrain.ticket import Ticket, stack_ticket
 from earlybert.pretrain.timeline import Lines, accelerator_hours, clock, interruptions, of_kind, read_lines, sessions
 
-# The search trains the full network on phase 1's batches: the two are compared step for step.
-DENSE_AND_NARROW = {"dense": "search", "narrow": "phase1"}
 TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
 
 
@@ -33,6 +31,7 @@ def summarise(run_dir: Path) -> dict[str, Any]:
         "run_dir": str(run_dir),
         "finished": finished(run_dir, len(stages)),
         "plan": plan["plan"],
+        "layers": {stage["name"]: stage["layers"] for stage in plan["stages"]},
         "steps": {name: taken_steps([*train, *validation], name) for name in stages},
         "validation": _scores(validation[-1]) if validation else None,
         "stage_validation": {line["stage"]: _scores(line) for line in validation},
@@ -55,17 +54,33 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     if (run_dir / "ticket.json").is_file():
         ticket = Ticket.load(run_dir / "ticket.json")
         narrow = [stage for stage in plan["stages"] if stage["narrow"]]
+        grown = stack_ticket(ticket, narrow[-1]["layers"], narrow[-1]["copy"]) if narrow else ticket
         summary["narrow"] = {
-            "parameters": narrow[0]["parameters"] if narrow else None,
-            "heads": [len(kept) for kept in ticket.heads],
-            "neurons": [len(kept) for kept in ticket.neurons],
+            "parameters": narrow[-1]["parameters"] if narrow else None,
+            "heads": [len(kept) for kept in grown.heads],
+            "neurons": [len(kept) for kept in grown.neurons],
             "ticket_sha256": ticket.sha256,
             "ticket_source": ticket.source.kind,
         }
-    by_name = {stage["name"]: stage for stage in plan["stages"]}
-    if all(summary["median_step_seconds"].get(name) for name in DENSE_AND_NARROW.values()):
-        summary |= _savings(recipe, by_name, summary)
+    if (dense := dense_stage(recipe, plan)) is not None:
+        by_name = {stage["name"]: stage for stage in plan["stages"]}
+        first_phase = [name for name in by_name if name != "phase2"]
+        if "phase1" in by_name and all(summary["median_step_seconds"][name] for name in first_phase):
+            summary |= _savings(recipe, by_name, summary, dense)
     return summary
+
+
+def dense_stage(recipe: Recipe, plan: dict[str, Any]) -> str | None:
+    """A stage that trains the full network on phase 1's batches, which the others are compared with step for step.
+
+    None where the plan has no such stage, or nothing but such stages.
+    """
+    full = [
+        stage["name"]
+        for stage in plan["stages"]
+        if stage["name"] != "phase2" and not stage["narrow"] and stage["layers"] == recipe.model.num_layers
+    ]
+    return full[0] if full and set(BORDERS) & set(plan["plan"]) else None
 
 
 def finished(run_dir: Path, stages: int) -> bool:
@@ -100,24 +115,27 @@ def time_split(lines: Lines, stage: str) -> dict[str, float]:
     return {part: statistics.fmean(line[part] for line in sampled) for part in TIME_PARTS} if sampled else {}
 
 
-def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+def _savings(recipe: Recipe, stages: dict[str, Any], summary: dict[str, Any], dense: str) -> dict[str, Any]:
     """Measured step-time ratio of phase 1, and the time saved: by the paper's formula, and by the clock.
 
-    Work is counted in steps of dense phase 1; a dense step of phase 2 weighs what its operations say. The clock has
-    everything that this run did (checkpoints, validation, restarts), the dense run it is compared with only steps.
+    Work is counted in steps of dense phase 1, by the median times of the stages before phase 1's last; a dense step of
+    phase 2 weighs what its operations say. The clock has everything that this run did (checkpoints, validation,
+    restarts), the dense run it is compared with only steps.
     """
     seconds = summary["median_step_seconds"]
-    ratio = seconds["phase1"] / seconds["search"]
+    ratio = seconds["phase1"] / seconds[dense]
     weight = {"phase1": 1.0}
     if "phase2" in stages:
         weight["phase2"] = stages["phase2"]["flops_per_step"] / stages["phase1"]["flops_per_step"]
     base = sum(weight[name] * recipe.phase(name).steps for name in weight)
     train = sum(weight[name] * stages[name]["steps"] for name in weight)
-    dense_seconds = base * seconds["search"]
+    before = sum(summary["steps"][name] * seconds[name] / seconds[dense] for name in stages.keys() - weight.keys())
+    dense_seconds = base * seconds[dense]
     return {
         "step_time_ratio": ratio,
-        "flops_per_step": {name: stages[stage]["flops_per_step"] for name, stage in DENSE_AND_NARROW.items()},
-        "time_saved": time_saved(summary["steps"]["search"], train, base, ratio),
+        "dense_stage": dense,
+        "flops_per_step": {"dense": stages[dense]["flops_per_step"], "narrow": stages["phase1"]["flops_per_step"]},
+        "time_saved": time_saved(before, train, base, ratio),
         "dense_seconds_estimate": dense_seconds,
         "time_saved_by_the_clock": 1 - summary["seconds"] / dense_seconds if summary["finished"] else None,
     }
@@ -136,11 +154,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     row("parameters", f"{dense['parameters']:,}", f"{narrow['parameters'] or 0:,}" if narrow else "")
     for kind in ("heads", "neurons"):
         row(f"{kind} per layer", " ".join(map(str, dense[kind])), " ".join(map(str, narrow[kind])) if narrow else "")
-    if "step_time_ratio" in summary:
+    if narrow and "step_time_ratio" in summary:
         flops = summary["flops_per_step"]
         row("FLOPs per step", f"{flops['dense']:.3g}", f"{flops['narrow']:.3g}")
         row("FLOPs, relative", "1", f"{flops['narrow'] / flops['dense']:.3f}")
-        row("step time (search, phase 1)", "1", f"{summary['step_time_ratio']:.3f}")
+        row(f"step time ({summary['dense_stage']}, phase 1)", "1", f"{summary['step_time_ratio']:.3f}")
     console = Console()
     console.print(table)
     print("steps                  " + ", ".join(f"{name} {steps}" for name, steps in summary["steps"].items()))
@@ -151,6 +169,6 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"accuracy {validation['masked_accuracy']:.3f}"
         )
     if "time_saved" in summary:
-        print(f"time saved             {summary['time_saved']:.1%} against dense training, the search included")
+        print(f"time saved             {summary['time_saved']:.1%} against dense training, all stages included")
     print(f"run directory          {summary['run_dir']}")
     print(f"curves                 tensorboard --logdir {summary['run_dir']}/tensorboard")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from earlybert.kernels.fold import fold_coefficients
 from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.ticket import FullShape, Ticket
+from earlybert.pretrain.ticket import Copy, FullShape, Ticket, source_layers
 
 Weights = Mapping[str, Tensor]
 
@@ -50,6 +50,13 @@ def unit_axis(name: str) -> tuple[str, int] | None:
         "feed_forward.output.coefficients": ("neurons", 0),
     }
     return axes.get(name.split(".", 2)[2]) if name.startswith("layers.") else None
+
+
+def at_depth(config: EarlyBertConfig, layers: int) -> EarlyBertConfig:
+    """The same full network with another number of layers."""
+    other = copy.deepcopy(config)
+    other.num_hidden_layers = layers
+    return other
 
 
 def _unit_rows(name: str, kind: str, kept: Sequence[int], config: EarlyBertConfig) -> Tensor:
@@ -144,3 +151,39 @@ def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple
             if kind in moments:
                 baked_moments[kind][target] = fold_coefficients(moments[kind][target], inverse_C**power)
     return baked, baked_moments
+
+
+def stack_weights(weights: Weights, fresh: Weights, order: Copy) -> dict[str, Tensor]:
+    """A deeper network's tensors (weights or moments): every layer a copy of one of `weights`, the rest carried over.
+
+    StackingBERT's growth (Gong et al. 2019, algorithm 1) with "stacked": layer i also becomes layer i + L. `fresh` has
+    all names of the deeper network; what is no copy (the new layers of "identity", the coefficients of a search that
+    begins) is taken from there.
+    """
+    layers, target = (1 + max(map(layer_of, tensors)) for tensors in (weights, fresh))
+    sources = source_layers(layers, target, order)
+    result = {}
+    for name, tensor in fresh.items():
+        layer, source = layer_of(name), name
+        if layer >= 0 and order != "identity":
+            source = f"layers.{sources[layer]}.{name.split('.', 2)[2]}"
+        result[name] = weights.get(source, tensor)
+    return result
+
+
+def identity_layers(weights: Weights, fresh: Weights) -> dict[str, Tensor]:
+    """`fresh`, with all layers above those of `weights` made to add nothing: they only normalise.
+
+    Their output projections are zero, and the LayerNorm that ends each is the one that ends the layer below them. In
+    a network that normalises after the residual this is the identity where that LayerNorm has weight 1 and bias 0.
+    """
+    layers = 1 + max(map(layer_of, weights))
+    result = dict(fresh)
+    for name in fresh:
+        if layer_of(name) >= layers:
+            part = name.split(".", 2)[2]
+            if part.endswith(("output.weight", "output.bias")):
+                result[name] = torch.zeros_like(fresh[name])
+            elif part.startswith("feed_forward.LayerNorm"):
+                result[name] = weights[f"layers.{layers - 1}.{part}"]
+    return result

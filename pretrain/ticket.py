@@ -18,6 +18,7 @@ from earlybert.pretrain.files import content_hash, read_json, write_json
 FORMAT = "earlybert-ticket/1"
 
 Scope = Literal["layer", "global"]
+Copy = Literal["stacked", "interleaved", "identity"]
 Mask = NDArray[np.bool_]
 
 
@@ -285,6 +286,24 @@ def all_ticket(model: FullShape) -> Ticket:
         neurons=(tuple(range(model.intermediate_size)),) * model.num_layers,
         rule=TicketRule(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1),
         source=TicketSource(kind="all"),
+    )
+
+
+def source_layers(layers: int, target: int, copy: Copy) -> list[int]:
+    """For each of `target` layers the one of `layers` that it is a copy of, or takes its widths from ("identity")."""
+    if copy == "interleaved":
+        return [layer // (target // layers) for layer in range(target)]
+    return [layer % layers for layer in range(target)]
+
+
+def stack_ticket(ticket: Ticket, target: int, copy: Copy) -> Ticket:
+    """The ticket of a network grown to `target` layers: every copy of a layer keeps the same units as the layer."""
+    sources = source_layers(ticket.model.num_layers, target, copy)
+    return dataclasses.replace(
+        ticket,
+        model=dataclasses.replace(ticket.model, num_layers=target),
+        heads=tuple(ticket.heads[layer] for layer in sources),
+        neurons=tuple(ticket.neurons[layer] for layer in sources),
     )
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from earlybert.pretrain.arguments import ArgumentParser
 from earlybert.pretrain.config import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.plan import model_config
+from earlybert.pretrain.plan import build_stages, model_config, ticket_shape
 from earlybert.pretrain.search import draw_from_snapshot
-from earlybert.pretrain.surgery import full_shape
 from earlybert.pretrain.ticket import (
     FullShape,
     Ticket,
@@ -92,7 +91,8 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
 
 
 def _shape(recipe: Recipe) -> FullShape:
-    return full_shape(model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence))
+    full = model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+    return ticket_shape(full, build_stages(recipe))
 
 
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:

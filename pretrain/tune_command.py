@@ -13,6 +13,7 @@ from rich.table import Table
 
 from earlybert.pretrain.config import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.plan import build_stages, model_config, ticket_shape
 from earlybert.pretrain.search import load_snapshot, recorded_steps, snapshot_path
 from earlybert.pretrain.tuning import DEVICES, Choice, Seconds, fastest, masks_by_multiple, measure, predict, price
 
@@ -44,7 +45,8 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
         coefficients_LU = _recorded(arguments.run_dir)
     else:
         recipe = load_recipe(recipe_path(arguments.config), overrides)
-        shape = recipe.model.num_layers, recipe.model.intermediate_size
+        full = model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+        shape = ticket_shape(full, build_stages(recipe)).num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)
     recipe.draw.check(recipe.model.intermediate_size)
     tokens = arguments.tokens or recipe.phase1.micro_batch * recipe.phase1.length
@@ -52,8 +54,8 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
     widths = sorted({int(width) for mask_LU in masks.values() for width in mask_LU.sum(axis=1)})
     name, seconds = _clock(arguments, recipe, widths, tokens)
     choices = price(masks, seconds)
-    dense = recipe.model.num_layers * seconds(recipe.model.intermediate_size)
-    print(f"feed-forward parts of {recipe.model.num_layers} layers, forward and backward, {tokens:,} tokens, {name}")
+    dense = len(coefficients_LU) * seconds(recipe.model.intermediate_size)
+    print(f"feed-forward parts of {len(coefficients_LU)} layers, forward and backward, {tokens:,} tokens, {name}")
     _print_choices(choices, dense, recipe)
     chosen = fastest(choices)
     print(f"dense: {dense * 1e3:.3f} ms. Draw with --draw.width_multiple {chosen.multiple}")
@@ -102,7 +104,7 @@ def _print_choices(choices: list[Choice], dense: float, recipe: Recipe) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("multiple", "widths", "neurons", "ms", "time / dense", "FLOPs / dense", "ns / neuron", "moved"):
         table.add_column(column, justify="right")
-    full = recipe.model.num_layers * recipe.model.intermediate_size
+    full = len(choices[0].widths) * recipe.model.intermediate_size
     for choice in choices:
         table.add_row(
             *(str(choice.multiple), f"{min(choice.widths)}-{max(choice.widths)}", f"{sum(choice.widths):,}"),

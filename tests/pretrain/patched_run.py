@@ -1,5 +1,6 @@
 """pretrain/run.py with something made to go wrong, or fp16 allowed on a CPU: python patched_run.py PATCH ARGUMENTS."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,34 @@ def flip_a_weight() -> None:
         return metrics
 
     loop.train_step = flipped
+
+
+def stop_once() -> None:
+    """As if a signal came at the border before step STEP + 1 of the stage that STOP_AT=STAGE:STEP names."""
+    from earlybert.pretrain import loop
+
+    stage, step = os.environ["STOP_AT"].split(":")
+    border = loop.at_step_border
+    loop.at_step_border = lambda run: border(run) or (run.stage.name == stage and run.place.step == int(step))
+
+
+def checkpoint_after_surgery() -> None:
+    """Every stage that begins with surgery first writes a checkpoint to after/STAGE."""
+    from earlybert.pretrain import loop
+    from earlybert.pretrain.checkpoint_writer import CheckpointWriter
+
+    train = loop.train_steps
+
+    def checkpointed(run: Any, *arguments: Any) -> None:
+        if run.place.step == 0 and run.stage.begin in ("narrow", "stack"):
+            usual = run.checkpoints
+            run.checkpoints = CheckpointWriter(run.run_dir / "after" / run.stage.name, 1, newest_step=0)
+            loop.save_checkpoint(run)
+            assert run.checkpoints.settle() is None
+            run.checkpoints = usual
+        train(run, *arguments)
+
+    loop.train_steps = checkpointed
 
 
 def fp16_on_cpu() -> None:

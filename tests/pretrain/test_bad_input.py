@@ -56,7 +56,7 @@ def deepspeed_file(place: Path, **changes: object) -> str:
         (["--phase2.length", "80"], ["phase2.length", "80", "max_position_embeddings", "64"]),
         (["--phase1.steps", "many"], ["phase1.steps", "many", "int"]),
         (["--phase1.step", "3"], ["--phase1.step", "phase1.steps"]),
-        (["--plan", "[phase2, phase1]"], ["plan", "phase1", "in this order"]),
+        (["--plan", "[phase2, phase1]"], ["plan", "phase 2 is the last stage", "not phase1"]),
         (["--plan", "[narrow, phase1]"], ["plan", "search", "--ticket"]),
         (["--deepspeed", "missing.json"], ["missing.json", "cannot be read"]),
         (["--data", "nowhere"], ["nowhere"]),

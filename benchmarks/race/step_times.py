@@ -1,0 +1,99 @@
+"""Seconds of a step for every network shape in the race, all measured in turn in one process.
+
+A shared machine is faster at one hour than at another; steps taken in turn share its good and bad moments alike.
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from earlybert.data_prep.corpus import Corpus
+from earlybert.pretrain import distributed
+from earlybert.pretrain.accounting import synchronize
+from earlybert.pretrain.batches import StepBatches, StepLoader
+from earlybert.pretrain.config import DEFAULT_DEEPSPEED, Recipe, load_recipe
+from earlybert.pretrain.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.engine import StageEngine, TrainingState, keep_freed_memory, set_matmul_precision
+from earlybert.pretrain.initial import initial_weights
+from earlybert.pretrain.objective import penalty, score, step_share
+from earlybert.pretrain.plan import build_stages, model_config, stage_model, stage_ticket
+from earlybert.pretrain.surgery import at_depth, narrow_weights
+from earlybert.pretrain.ticket import Ticket
+
+BATCHES = 4
+
+
+class TimedShape:
+    """One stage of a run: its network, and what its steps took."""
+
+    def __init__(self, run: Path, stage_index: int) -> None:
+        self.recipe: Recipe = load_recipe(run / "config.yaml", [])
+        assert self.recipe.data is not None
+        self.corpus = Corpus.open(Path(self.recipe.data))
+        self.stage = build_stages(self.recipe)[stage_index]
+        full = model_config(self.recipe, self.corpus.vocab_size, self.corpus.next_sentence)
+        ticket = Ticket.load(run / "ticket.json") if self.stage.narrow else None
+        self.config = stage_model(full, self.stage, ticket)
+        self.full, self.ticket = at_depth(full, self.stage.layers), stage_ticket(self.stage, ticket)
+        self.seconds: list[float] = []
+
+    @property
+    def key(self) -> str:
+        """Networks with equal keys take equally long."""
+        config = self.config
+        return f"heads {config.heads} neurons {config.neurons}{' searching' if config.searching else ''}"
+
+    def build(self, device: torch.device) -> None:
+        self.device, self.full.searching = device, self.config.searching
+        weights = initial_weights(self.full, self.recipe.seed)
+        if self.ticket is not None:
+            weights = narrow_weights(self.full, weights, self.ticket)
+        file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))
+        self.engine = StageEngine(self.config, TrainingState(weights), self.stage, self.recipe, file, device)
+        self.engine.set_learning_rate(1e-4)
+        self.engine.engine.train()
+
+    def batches(self) -> list[StepBatches]:
+        micro_batch = self.engine.micro_batch
+        numbers = {"global_batch": self.stage.global_batch, "micro_batch": micro_batch, "rank": 0, "world_size": 1}
+        loader = StepLoader(self.corpus, "train", self.stage, self.recipe, **numbers)
+        return [loader.load(step * self.stage.global_batch) for step in range(BATCHES)]
+
+    def step(self, batches: StepBatches) -> None:
+        """One optimizer step, as the training loop makes it; loading the data is left out."""
+        search = self.recipe.search
+        synchronize(self.device)
+        began = time.perf_counter()
+        for batch in batches.batches:
+            batch = batch.to(self.device)
+            output = self.engine.engine(**batch.model_inputs())
+            loss = step_share(score(output, batch), batches.predictions, batches.sequences)
+            if self.stage.searching:
+                loss = loss + penalty(output, search.lambda_heads, search.lambda_neurons)
+            self.engine.backward_and_step(loss)
+        synchronize(self.device)
+        self.seconds.append(time.perf_counter() - began)
+
+
+def stage_shapes(run: Path) -> dict[str, TimedShape]:
+    """A run's stages by name."""
+    stages = build_stages(load_recipe(run / "config.yaml", []))
+    return {stage.name: TimedShape(run, index) for index, stage in enumerate(stages)}
+
+
+def measure(runs: list[Path], rounds: int) -> dict[str, float]:
+    """Median seconds of a step by shape, over all stages of these runs; the first round warms up."""
+    device = distributed.start()
+    keep_freed_memory()
+    shapes = {timed.key: timed for run in runs for timed in stage_shapes(run).values()}
+    set_matmul_precision("auto", device)
+    for timed in shapes.values():
+        timed.build(device)
+    batches = next(iter(shapes.values())).batches()
+    for turn in track(range(rounds + 1), f"timing {len(shapes)} shapes in turn"):
+        for timed in shapes.values():
+            timed.step(batches[turn % BATCHES])
+    return {key: statistics.median(timed.seconds[1:]) for key, timed in shapes.items()}

@@ -1,0 +1,140 @@
+"""How soon is the same model there? Dense training, tickets, growth and both together, raced on the same text.
+
+    python benchmarks/time_to_loss.py --device cpu --budget 60 --seeds 0
+    python benchmarks/time_to_loss.py --device cpu --budget 60 --seeds 0 1 2 --arms dense EarlyBERT "random ticket"
+
+Needs EARLYBERT_DATA. Every arm is a run of its own; a call that its budget of minutes ends, or that is interrupted, is
+taken up by the next one. Then the steps of all shapes are timed in turn, and a table, a JSON file and a picture say
+what came out: validation loss and accuracy against steps, FLOPs and seconds, and after which share of the dense run's
+seconds its final loss was met, the search and everything else included. `--FIELD VALUE` changes the recipe of all.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from race.arms import Arm, arms, command, make_corpus, run_dir, write_recipe
+from race.outcome import curve, figure, race, rows
+from race.step_times import measure, stage_shapes
+from rich.console import Console
+from rich.table import Table
+
+from earlybert.pretrain.files import read_json, write_json
+
+# Not worth starting a run for.
+LEAST_SECONDS = 20
+
+
+def options() -> tuple[argparse.Namespace, dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes that this call may train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", help="names of arms; default: all")
+    parser.add_argument("--work-dir", type=Path, help="default: runs/time_to_loss-DEVICE")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of timing the shapes in turn")
+    parser.add_argument("--out", type=Path, help="JSON of the results; default: in the work folder")
+    found, rest = parser.parse_known_args()
+    if len(rest) % 2 or not all(name.startswith("--") for name in rest[::2]):
+        parser.error(f"unknown arguments {' '.join(rest)}; the recipe's fields are --FIELD VALUE")
+    if unknown := set(found.arms or []) - arms(found.device).keys():
+        parser.error(f"--arms names {sorted(unknown)}; there are {', '.join(arms(found.device))}")
+    found.work_dir = found.work_dir or Path("runs") / f"time_to_loss-{found.device}"
+    changes = {
+        name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(rest[::2], rest[1::2], strict=True)
+    }
+    return found, changes
+
+
+def train(line: list[str], seconds: float) -> None:
+    """Runs an arm, or what is left of it; after these seconds it is asked to stop, and goes on in the next call."""
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    if process.returncode:
+        sys.exit(f"time_to_loss: status {process.returncode} of {' '.join(line)}")
+
+
+def main() -> None:
+    given, changes = options()
+    if given.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    work_dir: Path = given.work_dir.resolve()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60 * given.budget
+    corpus = make_corpus(given.device, work_dir)
+    recipe = write_recipe(given.device, work_dir, changes)
+    everybody = arms(given.device)
+    todo = [
+        (name, seed, out)
+        for seed in given.seeds
+        for name in everybody
+        if name in (given.arms or everybody) and not ((out := run_dir(work_dir, name, seed)) / "DONE").is_file()
+    ]
+    for number, (name, seed, out) in enumerate(todo, start=1):
+        if (left := deadline - time.monotonic()) < LEAST_SECONDS:
+            print(f"the budget of {given.budget:g} minutes is spent; {len(todo) - number + 1} arms are left to do")
+            break
+        print(f"arm {number} of {len(todo)}: {name}, seed {seed}; {left / 60:.0f} minutes left", flush=True)
+        train(command(everybody[name], recipe, corpus, out, seed), left)
+    report(given, work_dir, everybody)
+
+
+def report(given: argparse.Namespace, work_dir: Path, everybody: dict[str, Arm]) -> None:
+    """Table, JSON and picture of all arms that are done, those of earlier calls too."""
+    done: dict[str, dict[int, Path]] = {}
+    for name in everybody:
+        pattern = run_dir(work_dir, name, 0).name.removesuffix("0") + "*"
+        found = {int(path.name.rpartition("seed")[2]): path for path in work_dir.glob(pattern) if path.is_dir()}
+        done[name] = {seed: path for seed, path in found.items() if (path / "DONE").is_file()}
+    if not done["dense"]:
+        sys.exit("time_to_loss: no dense run is done yet; call it again")
+    runs = [path for by_seed in done.values() for path in by_seed.values()]
+    seconds = measured_seconds(runs, work_dir / "step_seconds.json", given.rounds)
+    curves = {
+        name: {
+            seed: curve(path, {stage: seconds[timed.key] for stage, timed in stage_shapes(path).items()})
+            for seed, path in by_seed.items()
+        }
+        for name, by_seed in done.items()
+    }
+    table = race(curves)
+    results = {"device": given.device, "step_seconds": seconds, "arms": table, "curves": curves}
+    write_json(given.out or work_dir / "results.json", results)
+    picture = (given.out or work_dir / "results.json").with_suffix(".png")
+    figure(curves, min(done["dense"])).savefig(picture, dpi=100, metadata={"Software": None})
+    print_table(rows(table))
+    print(f"shares of the dense run; curves: {picture}")
+
+
+def measured_seconds(runs: list[Path], path: Path, rounds: int) -> dict[str, float]:
+    """Median seconds by shape, measured once for all the shapes that there are."""
+    stored = read_json(path) if path.is_file() else {}
+    wanted = {timed.key for run in runs for timed in stage_shapes(run).values()}
+    if wanted - stored.keys():
+        stored = measure(runs, rounds)
+        write_json(path, stored)
+    return stored
+
+
+def print_table(lines: list[list[str]]) -> None:
+    header, *body = lines
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(header):
+        table.add_column(column, justify="right" if index else "left")
+    for line in body:
+        table.add_row(*line)
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    main()
