@@ -97,7 +97,7 @@ def make_corpus(device: str, work_dir: Path) -> Path:
     if not (source / "wikipedia").is_dir():
         sys.exit("time_to_loss: EARLYBERT_DATA must name the folder with wikipedia/ and novels/")
     small = device == "cpu"
-    pieces = [("wikipedia", "wiki-0000[0-6].jsonl.xz", 24), ("novels", "eltec.jsonl.xz", 8)]
+    pieces = [("wikipedia", "wiki-0000[0-6].jsonl.xz", 12), ("novels", "eltec.jsonl.xz", 4)]
     mix = [
         {
             "name": name,

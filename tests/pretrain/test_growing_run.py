@@ -1,6 +1,7 @@
 """Runs that grow in depth, through the real entry: alone and with tickets, stopped anywhere, in other layouts."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def growing(workplace: Path) -> Path:
     recipe["search"] = {"steps": 4, "snapshot_every": 2}
     recipe["stack"] = {"layers": [1, 2], "until": [0.25, 0.5]}
     recipe["phase2"]["steps"] = 4
-    recipe["log_every"] = 1
+    recipe["keep_checkpoints"] = 20
     (workplace / "growing.yaml").write_text(yaml.safe_dump(recipe))
     return workplace
 
@@ -102,7 +103,17 @@ def require_same(run: Path, other: Path) -> None:
 
 
 def test_resumes_right_after_surgery(ticket_then_stack: Path, growing: Path) -> None:
-    require_same(stop_and_go_on(growing, "stopped", ["phase1-2-layers:0"]), ticket_then_stack)
+    """With everything gone that came after the first part of phase 1, 4 + 5 steps, the run begins with the stacking."""
+    run = Path(shutil.copytree(ticket_then_stack, growing / "cut-off"))
+    (run / "DONE").unlink()
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        if checkpoint.name > "step-00000009":
+            shutil.rmtree(checkpoint)
+    arguments = ("--config", "growing.yaml", "--run-dir", "cut-off", "--plan", TICKET_THEN_STACK)
+    status, output = run_training(growing, *arguments)
+    assert status == 0 and "step-00000009" not in output, output
+    assert "phase1-2-layers: 5 steps" in output and "phase1-1-layers: 5 steps" not in output
+    require_same(run, ticket_then_stack)
 
 
 @pytest.mark.slow
