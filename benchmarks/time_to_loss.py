@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from race.arms import Arm, arms, command, make_corpus, run_dir, write_recipe
+from provenance import measured_on
+from race.arms import arms, command, experiments, make_corpus, run_dir, write_recipe
 from race.outcome import curve, figure, race, rows
 from race.step_times import measure, stage_shapes
 from rich.console import Console
@@ -36,15 +37,20 @@ def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--budget", type=float, default=60.0, help="minutes that this call may train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", help="names of arms; default: all")
+    parser.add_argument("--arms", nargs="+", help="names of arms; default: all, without experiments")
+    parser.add_argument("--experiments", action="store_true", help="on CPUs: race/experiments.yaml instead of the arms")
     parser.add_argument("--work-dir", type=Path, help="default: runs/time_to_loss-DEVICE")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of timing the shapes in turn")
     parser.add_argument("--out", type=Path, help="JSON of the results; default: in the work folder")
     found, rest = parser.parse_known_args()
     if len(rest) % 2 or not all(name.startswith("--") for name in rest[::2]):
         parser.error(f"unknown arguments {' '.join(rest)}; the recipe's fields are --FIELD VALUE")
-    if unknown := set(found.arms or []) - arms(found.device).keys():
-        parser.error(f"--arms names {sorted(unknown)}; there are {', '.join(arms(found.device))}")
+    if found.experiments and found.device != "cpu":
+        parser.error("--experiments are for the network of --device cpu")
+    everybody = experiments() if found.experiments else arms(found.device)
+    if unknown := set(found.arms or []) - everybody.keys():
+        parser.error(f"--arms names {sorted(unknown)}; there are {', '.join(everybody)}")
+    found.arms = {name: arm for name, arm in everybody.items() if name in (found.arms or everybody)}
     found.work_dir = found.work_dir or Path("runs") / f"time_to_loss-{found.device}"
     changes = {
         name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(rest[::2], rest[1::2], strict=True)
@@ -73,26 +79,25 @@ def main() -> None:
     deadline = time.monotonic() + 60 * given.budget
     corpus = make_corpus(given.device, work_dir)
     recipe = write_recipe(given.device, work_dir, changes)
-    everybody = arms(given.device)
     todo = [
         (name, seed, out)
         for seed in given.seeds
-        for name in everybody
-        if name in (given.arms or everybody) and not ((out := run_dir(work_dir, name, seed)) / "DONE").is_file()
+        for name in given.arms
+        if not ((out := run_dir(work_dir, name, seed)) / "DONE").is_file()
     ]
     for number, (name, seed, out) in enumerate(todo, start=1):
         if (left := deadline - time.monotonic()) < LEAST_SECONDS:
             print(f"the budget of {given.budget:g} minutes is spent; {len(todo) - number + 1} arms are left to do")
             break
         print(f"arm {number} of {len(todo)}: {name}, seed {seed}; {left / 60:.0f} minutes left", flush=True)
-        train(command(everybody[name], recipe, corpus, out, seed), left)
-    report(given, work_dir, everybody)
+        train(command(given.arms[name], recipe, corpus, out, seed), left)
+    report(given, work_dir)
 
 
-def report(given: argparse.Namespace, work_dir: Path, everybody: dict[str, Arm]) -> None:
-    """Table, JSON and picture of all arms that are done, those of earlier calls too."""
+def report(given: argparse.Namespace, work_dir: Path) -> None:
+    """Table, JSON and picture of the arms that are done, those of earlier calls too; of experiments beside dense."""
     done: dict[str, dict[int, Path]] = {}
-    for name in everybody:
+    for name in {"dense": None, **(given.arms if given.experiments else arms(given.device))}:
         pattern = run_dir(work_dir, name, 0).name.removesuffix("0") + "*"
         found = {int(path.name.rpartition("seed")[2]): path for path in work_dir.glob(pattern) if path.is_dir()}
         done[name] = {seed: path for seed, path in found.items() if (path / "DONE").is_file()}
@@ -108,7 +113,8 @@ def report(given: argparse.Namespace, work_dir: Path, everybody: dict[str, Arm])
         for name, by_seed in done.items()
     }
     table = race(curves)
-    results = {"device": given.device, "step_seconds": seconds, "arms": table, "curves": curves}
+    recipe = yaml.safe_load((work_dir / "recipe.yaml").read_text())
+    results = measured_on("deepspeed") | {"recipe": recipe, "step_seconds": seconds, "arms": table, "curves": curves}
     write_json(given.out or work_dir / "results.json", results)
     picture = (given.out or work_dir / "results.json").with_suffix(".png")
     figure(curves, min(done["dense"])).savefig(picture, dpi=100, metadata={"Software": None})

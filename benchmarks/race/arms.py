@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from earlybert.pretrain.ticket import Ticket, random_ticket_like
 RECIPES: dict[str, dict[str, Any]] = {
     "cpu": {
         "model": {
-            "hidden_size": 128,
+            "hidden_size": 64,
             "num_layers": 6,
             "num_heads": 4,
-            "intermediate_size": 512,
+            "intermediate_size": 256,
             "max_position_embeddings": 64,
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,
@@ -36,7 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "learning_rate": 1e-2,
             "warmup": 0.2843,
         },
-        "validation": {"every": 50, "samples": 500},
+        "validation": {"every": 100, "samples": 800},
     },
     "cuda": {
         "model": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "intermediate_size": 3072},
@@ -62,7 +63,7 @@ COMMON = {"checkpoint_every": 250, "keep_checkpoints": 1, "log_every": 1, "expor
 class Arm:
     """A contender: what differs from the recipe, and whose ticket's widths it takes by chance, if it does."""
 
-    plan: tuple[str, ...]
+    plan: Sequence[str]
     settings: dict[str, Any] = field(default_factory=dict)
     step_factor: float = 1.0
     widths_of: str | None = None
@@ -83,6 +84,12 @@ def arms(device: str) -> dict[str, Arm]:
         "ticket, then stacking": Arm(("search", "narrow", *grow, "phase1")),
         "stacking, then ticket": Arm((*grow, "search", "narrow", "phase1"), searched),
     }
+
+
+def experiments() -> dict[str, Arm]:
+    """More arms, for one network of six layers: what was tried to be there sooner."""
+    described = yaml.safe_load((Path(__file__).parent / "experiments.yaml").read_text())
+    return {name: Arm(**fields) for name, fields in described.items()}
 
 
 def run_dir(work_dir: Path, name: str, seed: int) -> Path:
