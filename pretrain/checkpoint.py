@@ -83,9 +83,14 @@ class Checkpoint:
         stated = self.manifest.pop("sha256", None)
         if stated != content_hash(self.manifest):
             raise UserError(f"{path / 'manifest.json'}: its sha256 does not fit its content; the file was changed")
-        for name in (*self.manifest["files"], *set(self.manifest["tensors"].values())):
-            if Path(name).name != name:
-                raise UserError(f"{path / 'manifest.json'}: names the file {name!r}, which is not in the checkpoint")
+        try:
+            listed = {name for name, entry in self.manifest["files"].items() if {"size", "sha256"} <= entry.keys()}
+            named = {*self.manifest["files"], *self.manifest["tensors"].values(), "state.json"}
+            strangers = sorted(name for name in named if name not in listed or Path(name).name != name)
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path / 'manifest.json'}: lacks a table of files and their tensors") from None
+        if strangers:
+            raise UserError(f"{path / 'manifest.json'}: names the file {strangers[0]!r}, which is not in it")
         if missing := [name for name in STATE_FIELDS if name not in self.state]:
             raise UserError(f"{path / 'state.json'}: has no {missing[0]!r}")
         self.files: dict[str, str] = self.manifest["tensors"]

@@ -59,3 +59,5 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: is not UTF-8 text, expected a JSON file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is JSON that cannot be read ({error})") from None

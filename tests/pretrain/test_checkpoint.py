@@ -75,10 +75,15 @@ def edit_json(path: Path, **changes: object) -> None:
 def sign(folder: Path) -> None:
     """Makes the manifest fit whatever lies in a checkpoint."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("sha256", None)
     for name in manifest["files"]:
         content = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    seal(folder, manifest)
+
+
+def seal(folder: Path, manifest: dict[str, object]) -> None:
+    """Writes the manifest with the checksum that fits it."""
+    manifest.pop("sha256", None)
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}))
 
@@ -189,8 +194,31 @@ def test_manifest_cannot_point_out_of_its_folder(copied_run: Path) -> None:
     manifest = json.loads((newest / "manifest.json").read_text())
     outside = dict.fromkeys(manifest["tensors"], "../../ticket.json")
     edit_json(newest / "manifest.json", tensors=outside)
-    with pytest.raises(UserError, match=r"names the file '../../ticket.json', which is not in the checkpoint"):
+    with pytest.raises(UserError, match=r"names the file '../../ticket.json', which is not in it"):
         Checkpoint(newest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"files": None}, "lacks a table of files"),
+        ({"files": {"rank-00000.safetensors": []}}, "lacks a table of files"),
+        ({"tensors": {"master/bias": 3}}, "names the file 3"),
+        ({"tensors": {"master/bias": "rank-00007.safetensors"}}, "names the file 'rank-00007.safetensors'"),
+        ({"files": {}}, "names the file 'rank-00000.safetensors'"),
+    ],
+    ids=str,
+)
+def test_manifest_that_describes_no_checkpoint_is_damage(
+    copied_run: Path, changes: dict[str, object], words: str
+) -> None:
+    """Its own checksum is right: somebody made it so."""
+    newest = list_checkpoints(copied_run / "checkpoints")[-1]
+    seal(newest, json.loads((newest / "manifest.json").read_text()) | changes)
+    heard: list[str] = []
+    found = newest_intact(copied_run / "checkpoints", heard.append)
+    assert found is not None and found.path < newest
+    assert len(heard) == 1 and words in heard[0]
 
 
 def test_source_has_no_way_to_unpickle() -> None:
