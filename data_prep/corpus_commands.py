@@ -203,4 +203,4 @@ def draw(corpus: Corpus, histograms: dict[tuple[str, int], np.ndarray], png: Pat
     shares = [splits["train"]["sources"][name]["tokens_with_copies"] / whole for name in names]
     axes[-1].barh(names, shares, color="tab:orange")
     axes[-1].set(title="sources", xlabel="share of a pass over the training text", xlim=(0, 1))
-    figure.savefig(png, dpi=120)
+    figure.savefig(png, format="png", dpi=120)

@@ -11,6 +11,7 @@ from earlybert.data_prep.files import write_json
 
 FORMAT = "earlybert-corpus/2"
 NAME = "manifest.json"
+FIELDS = frozenset({"config", "vocabulary", "counts", "dropped", "files"})
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -41,11 +42,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CorpusError(f"{path} is missing, so {directory} is no complete corpus; make one with earlybert prepare.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} is damaged ({error}); prepare the corpus again.") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise CorpusError(f"{path} has the format {found!r}, but this version reads {FORMAT!r}; prepare it again.")
+    if missing := sorted(FIELDS - manifest.keys()):
+        raise CorpusError(f"{path} has no {missing[0]!r}; prepare the corpus again.")
     for name, expected in manifest["files"].items():
         if not (file := directory / name).is_file():
             raise CorpusError(f"{file} is missing, but the manifest lists it; prepare the corpus again.")

@@ -125,7 +125,7 @@ def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
         after = f"after the page {title!r}" if title else "before any page"
         reason = str(error).partition(":")[0]
         raise CorpusError(f"{place} is broken XML at line {line}, column {column}, {after} ({reason}).") from None
-    except UNPACKING_ERRORS as error:
+    except (*UNPACKING_ERRORS, LookupError) as error:  # LookupError: the XML declares an encoding that there is not
         after = f"after the page {title!r}" if title else "before any page"
         raise CorpusError(f"{place} cannot be read {after} ({error}).") from error
 

@@ -51,13 +51,13 @@ def test_counts_that_are_not_the_files_are_named(copy: Path) -> None:
 
 
 def test_statistics_are_printed_and_drawn(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["stats", str(corpus.directory), "--png", str(tmp_path / "picture.png")])
+    main(["stats", str(corpus.directory), "--png", str(tmp_path / "drawing")])
     printed = capsys.readouterr().out
     counts = corpus.manifest["counts"]["train"]
     usage = counts["usage"]["64"]
-    for expected in (f"{counts['tokens']:,}", f"{1 - usage['fill']:.1%}", "text", "100.0%", "picture.png"):
+    for expected in (f"{counts['tokens']:,}", f"{1 - usage['fill']:.1%}", "text", "100.0%", "drawing"):
         assert expected in printed
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "drawing").read_bytes().startswith(b"\x89PNG")
     assert not (corpus.directory / "stats.png").exists()
 
 

@@ -199,6 +199,8 @@ def test_manifest_that_is_missing_damaged_or_of_another_format_is_named(copy: Pa
         (json.dumps({**manifest, "format": "earlybert-corpus/9"}), r"'earlybert-corpus/9', .* 'earlybert-corpus/2'"),
         ("[]", "format None"),
         (json.dumps(manifest)[:-5], "manifest.json is damaged"),
+        ("[" * 10**5, "manifest.json is damaged"),
+        (json.dumps({**manifest, "files": {}, "counts": 0}).replace("counts", "county"), "has no 'counts'"),
     ):
         (copy / "manifest.json").write_text(content)
         with pytest.raises(CorpusError, match=words):

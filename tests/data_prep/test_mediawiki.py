@@ -166,6 +166,7 @@ STREAMS = bz2.compress(DUMP[:100_000]) + bz2.compress(DUMP[100_000:])
         ("a.xml", DUMP[: DUMP.index(b"  <page>", 3000)], ["broken XML", "no element found"]),
         ("a.xml", b"\x89PNG\r\n\x1a\n\0\0", ["broken XML", "line 1", "before any page"]),
         ("a.xml", b"", ["broken XML", "no element found"]),
+        ("a.xml", b'<?xml version="1.0" encoding="none"?>' + DUMP, ["unknown encoding", "before any page"]),
         ("a.xml", b"<html><body>Not found</body></html>", ["no MediaWiki dump", "<html>"]),
         ("a.xml.bz2", bz2.compress(DUMP)[:-20], ["cannot be read", "before any page"]),
         ("a.xml.bz2", STREAMS[:-20], ["cannot be read", "after the page 'Title"]),
