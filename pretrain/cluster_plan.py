@@ -92,7 +92,8 @@ def _print_storage(recipe: Recipe, planned: list[PlannedStage]) -> None:
     every = ", ".join(
         f"{each.stage.name} {duration(recipe.checkpoint_every * each.cost.step_seconds)}" for each in planned
     )
-    sizes = " to ".join(f"{size / 1e9:.1f}" for size in sorted({checkpoint_bytes(count) for count in parameters}))
+    ends = (checkpoint_bytes(count) / 1e9 for count in (min(parameters), max(parameters)))
+    sizes = " to ".join(dict.fromkeys(f"{size:.1f}" for size in ends))
     print(f"checkpoints: every {recipe.checkpoint_every} steps ({every}), {sizes} GB each")
     disk = disk_bytes(parameters, recipe.keep_checkpoints) / 1e9
     print(
