@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -50,7 +51,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names contain one of these")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name and precision contain one of these")
     parser.add_argument("--out", type=Path, help="JSON of the table")
     found = parser.parse_args()
     found.sequences = found.sequences or SEQUENCES[found.model]
@@ -257,16 +258,23 @@ def no_kernels() -> contextlib.AbstractContextManager[Any]:
 
 
 def make_rows(recipe: Recipe) -> list[Row]:
-    """Engines are shared by the rows that differ in settings only."""
+    """Models are shared by the rows that differ in settings only, and made when the first of these warms up."""
     dense = model_config(recipe, VOCABULARY, True)
     rule = TicketRule(head_ratio=1 / 3, neuron_ratio=0.3, width_multiple=64)
     ticket = narrow_config(dense, random_ticket(full_shape(dense), rule, seed=0))
-    default, best = theirs(recipe, autocast=False, fused=False), theirs(recipe, autocast=True, fused=True)
-    fast = theirs(recipe, autocast=False, fused=True)
-    exact, half, narrow, narrow_exact = (
-        ours(recipe, config, precision)
-        for config, precision in ((dense, "fp32"), (dense, HALF), (ticket, HALF), (ticket, "fp32"))
-    )
+
+    def theirs_when_needed(**options: bool) -> Callable[[Batch], None]:
+        make = functools.cache(lambda: theirs(recipe, **options))
+        return lambda batch: make()(batch)
+
+    def ours_when_needed(config: EarlyBertConfig, precision: str) -> Callable[[Batch], None]:
+        make = functools.cache(lambda: ours(recipe, config, precision))
+        return lambda batch: make()(batch)
+
+    default = theirs_when_needed(autocast=False, fused=False)
+    fast, best = (theirs_when_needed(autocast=autocast, fused=True) for autocast in (False, True))
+    exact, half = ours_when_needed(dense, "fp32"), ours_when_needed(dense, HALF)
+    narrow_exact, narrow = ours_when_needed(ticket, "fp32"), ours_when_needed(ticket, HALF)
 
     def usual() -> contextlib.AbstractContextManager[Any]:
         return settings(matmul="highest", keep_memory=False)
@@ -291,12 +299,12 @@ def make_rows(recipe: Recipe) -> list[Row]:
             Row("  no oneDNN", "fp32", exact, lambda: settings(matmul="highest"), dense, []),
         ]
     else:
-        compiled = theirs(recipe, autocast=True, fused=True, compiled=True)
+        compiled = theirs_when_needed(autocast=True, fused=True, compiled=True)
         rows += [
             Row("transformers, autocast, torch.compile", HALF, compiled, settings, dense, []),
             Row("  no CUDA kernels", HALF, half, no_kernels, dense, []),
         ]
-    return [row for row in rows if any(part in row.name for part in OPTIONS.only)]
+    return [row for row in rows if any(part in f"{row.name} {row.precision}" for part in OPTIONS.only)]
 
 
 def measure(rows: list[Row], batches: list[Batch]) -> None:
