@@ -25,7 +25,6 @@ from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import read_json, write_json
 from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.surgery import narrow_config, narrow_weights
 from earlybert.pretrain.telemetry import clock, say
 from earlybert.pretrain.ticket import Ticket
 
@@ -66,31 +65,20 @@ class Cell:
     def result(self) -> Path:
         return self.folder / "result.json"
 
-    def run(self, pretrained: Pretrained, data: TaskData, rows: list[Features], recipe: Recipe) -> dict[str, Any]:
+    def run(self, pretrained: Pretrained, data: TaskData, rows: list[Features], recipe: Recipe) -> None:
         """Trains and scores it; goes on where an interrupted call was."""
         if self.result.is_file():
-            return read_json(self.result)
+            return
         began = time.monotonic()
         say(f"{self.task}, {self.method}, seed {self.seed}", enabled=rank() == 0)
-        config = task_config(pretrained, data.head, recipe.dropout)
-        ticket, searched = self._ticket(pretrained, config, data, rows, recipe)
-        weights = starting_weights(data.model_class, config, pretrained.weights, self.seed)
-        full_config = config
-        if ticket:
-            config, weights = narrow_config(config, ticket), narrow_weights(config, weights, ticket)
-        elif self.method == "layerdrop":
-            config, weights = methods.drop_layers(config, weights, methods.layers_to_drop(config.num_hidden_layers))
+        full = task_config(pretrained, data.head, recipe.dropout)
+        ticket, searched = self._ticket(pretrained, full, data, rows, recipe)
+        full_weights = starting_weights(data.model_class, full, pretrained.weights, self.seed)
+        config, weights = methods.cut(self.method, full, full_weights, ticket)
         model = data.model_class(config)
         model.load_state_dict(weights)
-        epochs, learning_rate = methods.schedule(self.method, recipe, full_config)
-        stage = Stage(
-            "training",
-            self.folder / "training" / "final",
-            self.folder / "tensorboard" / "training",
-            epochs,
-            learning_rate,
-            self.seed,
-        )
+        epochs, learning_rate = methods.schedule(self.method, recipe, full)
+        stage = Stage("training", self.folder, epochs, learning_rate, self.seed)
         trainer = make_trainer(model, rows, DataCollatorWithPadding(pretrained.tokenizer), recipe, stage)
         trained = train(trainer)
 
@@ -100,33 +88,26 @@ class Cell:
         scores = data.evaluate(predict, recipe.max_eval_examples)
         if recipe.predict:
             data.submit(predict, self.folder / "predictions")
-        result = {
-            "task": self.task,
-            "method": self.method,
-            "seed": self.seed,
-            "scores": scores,
-            "examples": len(rows),
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "dense_steps": updates(len(rows), recipe, recipe.epochs),
-            "search": dataclasses.asdict(searched) if searched else None,
-            "training": dataclasses.asdict(trained),
-            "layers": config.num_hidden_layers,
-            "heads": config.heads,
-            "neurons": config.neurons,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "relative_flops": methods.step_cost(config, recipe.max_length)
-            / methods.step_cost(full_config, recipe.max_length),
-            "ticket_sha256": ticket.sha256 if ticket else None,
-        }
         if rank() == 0:
             save_trained(model, pretrained.tokenizer, self.folder / "export", recipe.export)
-            write_json(self.result, result)
-            shutil.rmtree(self.folder / "training", ignore_errors=True)
+            content = {
+                "task": self.task,
+                "method": self.method,
+                "seed": self.seed,
+                "scores": scores,
+                "examples": len(rows),
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "dense_steps": updates(len(rows), recipe, recipe.epochs),
+                "search": dataclasses.asdict(searched) if searched else None,
+                "training": dataclasses.asdict(trained),
+                "ticket_sha256": ticket.sha256 if ticket else None,
+            }
+            write_json(self.result, content | methods.size(config, full, recipe.max_length))
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             say(f"  {listed}  ({clock(time.monotonic() - began)})")
         wait_for_everyone()
-        return result
 
     def _ticket(
         self, pretrained: Pretrained, config: EarlyBertConfig, data: TaskData, rows: list[Features], recipe: Recipe

@@ -13,6 +13,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
@@ -30,7 +31,7 @@ from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.files import file_hash
 from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.search import MaskHistory, load_snapshot, snapshot_path
-from earlybert.pretrain.surgery import full_shape, layer_of, narrow_config
+from earlybert.pretrain.surgery import full_shape, layer_of, narrow_config, narrow_weights
 from earlybert.pretrain.ticket import Ticket, TicketSource, all_ticket, draw, random_ticket
 
 TICKET_METHODS = ("earlybert", "random", "all")
@@ -66,6 +67,27 @@ def step_cost(config: EarlyBertConfig, length: int) -> float:
     return flops_per_sequence(
         config.heads, config.neurons, config.hidden_size, config.head_size, vocab_size=0, length=length, predictions=0
     )
+
+
+def cut(
+    method: Method, config: EarlyBertConfig, weights: Mapping[str, Tensor], ticket: Ticket | None
+) -> tuple[EarlyBertConfig, dict[str, Tensor]]:
+    """The network that the method trains, out of the full one."""
+    if ticket:
+        return narrow_config(config, ticket), narrow_weights(config, weights, ticket)
+    if method == "layerdrop":
+        return drop_layers(config, weights, layers_to_drop(config.num_hidden_layers))
+    return config, dict(weights)
+
+
+def size(config: EarlyBertConfig, full: EarlyBertConfig, length: int) -> dict[str, Any]:
+    """How large a network is, and its arithmetic relative to the full one's."""
+    return {
+        "layers": config.num_hidden_layers,
+        "heads": config.heads,
+        "neurons": config.neurons,
+        "relative_flops": step_cost(config, length) / step_cost(full, length),
+    }
 
 
 def shortened_epochs(config: EarlyBertConfig, recipe: Recipe) -> float:
@@ -135,15 +157,7 @@ def search(
     model.load_state_dict(starting_weights(searched, config, pretrained.weights, seed))
     step = draw_step(len(rows), recipe)
     history = MaskHistory(folder / "search", recipe.draw, SearchConfig(), step)
-    stage = Stage(
-        "search",
-        folder / "training" / "search",
-        folder / "tensorboard" / "search",
-        recipe.epochs,
-        recipe.learning_rate,
-        seed,
-        stop_after=step,
-    )
+    stage = Stage("search", folder, recipe.epochs, recipe.learning_rate, seed, stop_after=step)
     trainer = make_trainer(model, rows, collate, recipe, stage, Recorder(history, step))
     cost = train(trainer)
     content = None

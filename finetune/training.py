@@ -31,15 +31,26 @@ RECORDINGS = 20
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: the learning-rate curve is that of `epochs`, even where it stops after `stop_after`."""
+    """A stretch of training: the learning-rate curve is that of `epochs`, even where it stops after `stop_after`.
+
+    `folder` is the result's, which all its stages share.
+    """
 
     name: str
     folder: Path
-    curves: Path
     epochs: float
     learning_rate: float
     seed: int
     stop_after: int | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Needed only until there is a result."""
+        return self.folder / "checkpoints" / self.name
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "tensorboard" / self.name
 
 
 def updates(examples: int, recipe: Recipe, epochs: float) -> int:
@@ -172,7 +183,7 @@ def layout(recipe: Recipe) -> Layout:
 def _arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
     place = layout(recipe)
     return TrainingArguments(
-        output_dir=str(stage.folder),
+        output_dir=str(stage.checkpoints),
         per_device_train_batch_size=place.micro_batch,
         gradient_accumulation_steps=place.accumulation,
         per_device_eval_batch_size=2 * place.micro_batch,

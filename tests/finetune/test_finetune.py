@@ -63,7 +63,7 @@ def test_every_method_runs_on_answers_and_leaves_nothing_half_written(bert: Path
         cell = tmp_path / "SQuAD" / method / "seed-42"
         answers = json.loads((cell / "predictions" / "predictions.json").read_text())
         assert len(answers) == 8 and (cell / "export" / "bert" / "config.json").is_file()
-        assert not (cell / "training").exists()
+        assert not (cell / "checkpoints").exists()
 
 
 def test_our_own_runs_and_exports_are_fine_tuned(finished_run: Path, data: Path, tmp_path: Path) -> None:

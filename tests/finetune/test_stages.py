@@ -46,8 +46,7 @@ def searched(bert: Path, task: GlueData, folder: Path, used: Recipe, rows: list[
 def a_stage(folder: Path, **changes: Any) -> Stage:
     fields: dict[str, Any] = {
         "name": "training",
-        "folder": folder / "training",
-        "curves": folder / "tensorboard",
+        "folder": folder,
         "epochs": 1.0,
         "learning_rate": 1e-3,
         "seed": 0,
@@ -298,7 +297,7 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: Gl
     cut.add_callback(Interruption())
     with pytest.raises(KeyboardInterrupt):
         train(cut)
-    folder = tmp_path / "cut" / "training" / "checkpoint-6"
+    folder = tmp_path / "cut" / "checkpoints" / "training" / "checkpoint-6"
     folder.mkdir()  # a checkpoint that was cut off
     resumed = stage_trainer(bert, task, a_stage(tmp_path / "cut"), used)
     assert train(resumed).steps == 6

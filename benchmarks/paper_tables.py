@@ -1,0 +1,249 @@
+"""The paper's tables and figures, measured anew, with its numbers beside them.
+
+    python benchmarks/paper_tables.py --table 2 --scale small --models BERT=bert-base-uncased --data DATA --out OUT
+    python benchmarks/paper_tables.py --table 4 --scale full --models BERT=runs/dense EarlyBERT=runs/early --out OUT
+
+`--models` gives the networks by the names that the rows ask for; rows without their network are left out and named.
+Flags that this script does not know go to `earlybert finetune`. Every result is kept in OUT and shared between the
+tables; the same command again computes what is missing, also from the middle of a training, so it may be killed at any
+time.
+
+Scales: `smoke` takes 200 examples of each set and one seed, minutes on two cores with a small network; `small` 10,000
+to train, 2,000 to score and three seeds, for one GPU; `full` everything, with the paper's seeds.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paper.experiments import FIGURES, TABLES, Arm, Experiment
+from provenance import measured_on
+from rich.console import Console
+from rich.table import Table
+
+from earlybert.finetune import command
+from earlybert.finetune.results import Result, in_percent, read_results, savings, scores, shown
+from earlybert.finetune.tasks import main_score
+from earlybert.pretrain.distributed import rank
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import read_json
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the data, and how many seeds (None: the paper's)."""
+
+    flags: tuple[str, ...]
+    seeds: int | None
+
+
+SCALES = {
+    "smoke": Scale(("--max-train-examples", "200", "--max-eval-examples", "200"), 1),
+    "small": Scale(("--max-train-examples", "10000", "--max-eval-examples", "2000"), 3),
+    "full": Scale((), None),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One experiment at one scale: where its results are, and how to compute what is missing."""
+
+    experiment: Experiment
+    scale: str
+    models: dict[str, str]
+    data: str | None
+    out: Path
+    more: tuple[str, ...]
+
+    @property
+    def arms(self) -> list[Arm]:
+        return [arm for arm in self.experiment.arms if arm.model in self.models]
+
+    @property
+    def seeds(self) -> list[str]:
+        return [str(seed) for seed in range(1, 1 + (SCALES[self.scale].seeds or self.experiment.seeds))]
+
+    def folder(self, arm: Arm) -> Path:
+        """One for each network and setting; dense rows of the default setting are shared by all tables."""
+        setting = ",".join(f"{name}={value}" for name, value in sorted(arm.settings.items())) or "default"
+        return self.out / self.scale / arm.model.replace(" ", "-") / setting
+
+    def compute(self) -> None:
+        for arm in self.arms:
+            arguments = ["--model", self.models[arm.model], "--out", str(self.folder(arm)), "--export", "[]"]
+            arguments += ["--data", self.data] if self.data else []
+            arguments += ["--task", *self.experiment.tasks, "--method", arm.method, "--seed", *self.seeds]
+            arguments += [word for name, value in arm.settings.items() for word in (f"--{name}", str(value))]
+            with contextlib.redirect_stdout(io.StringIO()):
+                command.main([*arguments, *SCALES[self.scale].flags, *self.more])
+
+    def results(self, arm: Arm) -> dict[str, list[Result]]:
+        """By task."""
+        found = read_results(self.folder(arm))
+        wanted = set(map(int, self.seeds))
+        return {
+            task: [result for result in found[task, arm.method] if result["seed"] in wanted]
+            for task in self.experiment.tasks
+        }
+
+    def dense(self, arm: Arm) -> dict[str, list[Result]]:
+        """What its time is compared with: dense training of the same network, in this experiment."""
+        base = next((other for other in self.arms if (other.model, other.method) == (arm.model, "dense")), None)
+        return self.results(base) if base else {task: [] for task in self.experiment.tasks}
+
+
+def measured(task: str, results: list[Result]) -> list[float]:
+    """The task's main score in percent, by seed."""
+    return [in_percent(task, value) for value in scores(results, main_score(task))]
+
+
+def means(results: dict[str, list[Result]]) -> list[float]:
+    """Mean over the tasks, by seed."""
+    return [
+        statistics.mean(row) for row in zip(*(measured(task, found) for task, found in results.items()), strict=True)
+    ]
+
+
+def relative_change(results: dict[str, list[Result]], base: dict[str, list[Result]]) -> float:
+    """Mean over the tasks of the change against the base, percent of the base; tasks whose base is 0 are left out."""
+    pairs = [
+        (statistics.mean(measured(task, results[task])), statistics.mean(measured(task, base[task]))) for task in base
+    ]
+    return statistics.mean([100 * (new - old) / old for new, old in pairs if old])
+
+
+def beside(value: str, paper: float | str | None) -> str:
+    return value if paper is None else f"{value} / {paper}"
+
+
+def cells(measurement: Measurement, arm: Arm) -> dict[str, str]:
+    """One row by column, measured / paper."""
+    experiment, results = measurement.experiment, measurement.results(arm)
+    row: dict[str, str] = {}
+    for task, found in results.items():
+        row[task] = beside(shown(measured(task, found)), arm.paper.get(task))
+    if experiment.mean:
+        row["mean"] = beside(shown(means(results)), arm.paper.get("mean"))
+    if "change" in arm.paper:
+        family = arm.model.rsplit(" ", 1)[0]
+        base = next((other for other in measurement.arms if other.model == f"{family} 100"), None)
+        if base:
+            change = relative_change(results, measurement.results(base))
+            row["change"] = beside(f"{change:+.2f}", arm.paper["change"])
+    if experiment.saving and arm.method != "dense":
+        dense = measurement.dense(arm)
+        saved = [share for task in results if (share := savings(results[task], dense[task]))]
+        if saved:
+            row["saved"] = beside(
+                f"{100 * statistics.mean(share.paper for share in saved):.1f}", arm.paper.get("saved")
+            )
+            row["by the clock"] = f"{100 * statistics.mean(share.clock for share in saved):.1f}"
+    return row
+
+
+def print_experiment(measurement: Measurement) -> dict[str, Any]:
+    """Prints rows, remarks and differences in setting; returns the rows."""
+    experiment = measurement.experiment
+    rows = {arm.name: cells(measurement, arm) for arm in measurement.arms}
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    table = Table("measured / paper", title=experiment.title)
+    for column in columns:
+        table.add_column(f"{column}, %", justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(row.get(column, "") for column in columns))
+    Console(width=max(100, 36 + 20 * len(columns))).print(table)
+    for line in differences(measurement):
+        print(line)
+    return rows
+
+
+def differences(measurement: Measurement) -> list[str]:
+    """In what the setting is not the paper's."""
+    experiment = measurement.experiment
+    left_out = [arm.name for arm in experiment.arms if arm.model not in measurement.models]
+    lines = [f"scale {measurement.scale}, {len(measurement.seeds)} seeds (the paper: {experiment.seeds})"]
+    for name in dict.fromkeys(arm.model for arm in measurement.arms):
+        arm = next(arm for arm in measurement.arms if arm.model == name)
+        first = measurement.results(arm)
+        of_task = ", ".join(f"{task} {found[0]['examples']:,}" for task, found in first.items())
+        shape = next(iter(first.values()))[0]
+        lines.append(
+            f"{name}: {measurement.models[name]}, {shape['layers']} layers of {max(shape['heads'])} heads and "
+            f"{max(shape['neurons'])} neurons at most; rows to train on: {of_task}"
+        )
+    if measurement.more:
+        lines.append(f"other numbers than the paper's: {' '.join(measurement.more)}")
+    if left_out:
+        lines.append(f"not measured, no network was given: {', '.join(left_out)}")
+    return [*lines, *([experiment.remarks] if experiment.remarks else [])]
+
+
+def print_distances(measurement: Measurement) -> dict[str, Any]:
+    """Mask distance of each recorded step to the one before it and to the last one."""
+    path = next(measurement.folder(measurement.arms[0]).glob("*/*/seed-1/search/mask_distance.json"))
+    content = read_json(path)
+    print(f"{measurement.experiment.title}\n{'step':>8}" + "".join(f"{kind:>24}" for kind in ("heads", "neurons")))
+    print(f"{'':>8}" + f"{'to the one before, last':>24}" * 2)
+    for index, step in enumerate(content["steps"]):
+        pairs = [(content[kind][index][max(0, index - 1)], content[kind][index][-1]) for kind in ("heads", "neurons")]
+        print(f"{step:>8}" + "".join(f"{before:>16.4f}{last:>8.4f}" for before, last in pairs))
+    for line in differences(measurement):
+        print(line)
+    return content
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--table", type=int, choices=sorted(TABLES))
+    which.add_argument("--figure", type=int, choices=sorted(FIGURES))
+    parser.add_argument("--scale", choices=sorted(SCALES), default="smoke")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL", help="run, export or BERT")
+    parser.add_argument("--data", help="folder with GLUE's folders and SQuAD; without it, the hub")
+    parser.add_argument("--tasks", nargs="+", help="only these columns")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all results")
+    parser.add_argument("--json", type=Path, help="write the rows here, too")
+    return parser.parse_known_args()
+
+
+def chosen(arguments: argparse.Namespace, more: list[str]) -> Measurement:
+    """What the arguments ask for; raises UserError."""
+    experiment = TABLES[arguments.table] if arguments.table else FIGURES[arguments.figure]
+    if arguments.tasks:
+        tasks = tuple(task for task in experiment.tasks if task in arguments.tasks)
+        if len(tasks) != len(arguments.tasks):
+            raise UserError(f"--tasks is {' '.join(arguments.tasks)}; it must be of {', '.join(experiment.tasks)}")
+        experiment = Experiment(**(vars(experiment) | {"tasks": tasks}))
+    models = dict(given.partition("=")[::2] for given in arguments.models)
+    needed = dict.fromkeys(arm.model for arm in experiment.arms)
+    unknown = [name for name in models if name not in needed]
+    if unknown or not all(models.values()):
+        raise UserError(
+            f"--models is {' '.join(arguments.models)}; it must give one of {', '.join(needed)} as NAME=MODEL"
+        )
+    return Measurement(experiment, arguments.scale, models, arguments.data, arguments.out, tuple(more))
+
+
+def main() -> None:
+    arguments, more = parse()
+    try:
+        measurement = chosen(arguments, more)
+        measurement.compute()
+    except (UserError, OSError) as error:
+        print(f"paper_tables: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if rank() == 0:
+        rows = (print_distances if measurement.experiment.distances else print_experiment)(measurement)
+        if arguments.json:
+            content = {"measured_on": measured_on(), "settings": differences(measurement), "rows": rows}
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
