@@ -17,9 +17,7 @@ apex and DeepSpeed take part where they are installed and have a GPU.
 """
 
 import argparse
-import datetime
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -32,6 +30,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from provenance import measured_on
 from torch import Tensor
 
 from earlybert.kernels import extension
@@ -189,7 +188,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(0)
     wanted = available(options)
     copy = copy_run(options.device)
-    name = torch.cuda.get_device_name() if options.device.type == "cuda" else f"{platform.machine()} CPU"
+    name = torch.cuda.get_device_name() if options.device.type == "cuda" else f"CPU, {platform.machine()}"
     threads = torch.get_num_threads()
     print(f"{name}, {threads} CPU threads, {options.clock} clock, torch {torch.__version__}")
     print(f"{'operation':<34}{'implementation':<16}{'ms':>9}{'MB':>9}{'GB/s':>9}{'of copy':>9}{'vs eager':>10}")
@@ -225,10 +224,9 @@ def main(argv: list[str]) -> None:
     count = max(1, options.parameters // options.hidden**2) * options.hidden**2
     report(f"lamb {count / 1e6:.1f} M float32", lamb_runs(options, wanted), 28 * count)
     if options.out:
-        versions = {package: importlib.metadata.version(package) for package in ("earlybert", "torch")}
-        facts = {"date": datetime.date.today().isoformat(), "device": name, "versions": versions, "threads": threads}
-        facts["clock"] = options.clock
-        options.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        # On a machine with a GPU, too, `name` is what was measured.
+        facts = measured_on() | {"device": name, "threads": threads, "clock": options.clock}
+        options.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

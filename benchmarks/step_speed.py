@@ -13,9 +13,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -64,6 +62,7 @@ if OPTIONS.device == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch  # noqa: E402
+from provenance import measured_on  # noqa: E402
 from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
@@ -76,7 +75,7 @@ from earlybert.pretrain.accounting import Work, dense_config, synchronize, train
 from earlybert.pretrain.batches import Batch, StepLoader  # noqa: E402
 from earlybert.pretrain.config import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
 from earlybert.pretrain.deepspeed_config import DeepSpeedFile  # noqa: E402
-from earlybert.pretrain.hardware import device_name, measured_peak  # noqa: E402
+from earlybert.pretrain.hardware import measured_peak  # noqa: E402
 from earlybert.pretrain.initial import initial_weights  # noqa: E402
 from earlybert.pretrain.model import EarlyBertConfig, PackedPlaces  # noqa: E402
 from earlybert.pretrain.objective import score, step_share  # noqa: E402
@@ -329,10 +328,7 @@ def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
     with settings():
         for precision in {row.precision for row in rows}:
             peaks[precision] = measured_peak(DEVICE, engine.DTYPES[precision], CLOCK)
-    found: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{device_name(DEVICE)}, {platform.machine()}",
-        "versions": {name: importlib.metadata.version(name) for name in ("earlybert", "torch", "transformers")},
+    found: dict[str, Any] = measured_on("transformers") | {
         "threads": OPTIONS.threads,
         "clock": OPTIONS.clock,
         "model": OPTIONS.model,

@@ -43,8 +43,10 @@ def build(architectures: tuple[int, ...] = ARCHITECTURES, folder: Path | None = 
     Raises BuildError without nvcc or when compilation fails.
     """
     nvcc = _nvcc()
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    known = [number for number in architectures if f"compute_{number}" in listed]
+    asked = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    if asked.returncode:
+        raise BuildError(f"{nvcc} does not work: {asked.stderr.strip()}")
+    known = [number for number in architectures if f"compute_{number}" in asked.stdout.split()]
     if not known:
         raise BuildError(f"{nvcc} knows none of sm_{', sm_'.join(map(str, architectures))}; V100 needs CUDA 12's nvcc")
     folder = folder or _build_folder()

@@ -6,6 +6,7 @@ size), a kept heads, F kept neurons, S sequence length, P predicted positions, V
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +26,8 @@ RESERVED_BYTES = 1.5e9
 USABLE_SHARE = 0.9
 # A chunk of logits is there in half precision, in fp32, as its softmax and as its gradient.
 LOGITS_COPIES = 4
-# LAMB with multi-tensor operations reads and writes master, moments, gradient and update about 14 times in fp32.
-OPTIMIZER_BYTES_PER_PARAMETER = 14 * 8
+# LAMB in PyTorch's operations reads or writes master, moments, gradient and update 14 times in fp32.
+OPTIMIZER_BYTES_PER_PARAMETER = 14 * 4
 # Each collective over a ring of N waits about N times for a message to arrive.
 LATENCY_SECONDS = 10e-6
 # Share of the stated network bandwidth that a large all-reduce reaches.
@@ -87,7 +88,8 @@ class Kernels:
         return gelu + attention_io + biases + norms + permutes + scores
 
 
-# What this package runs on a GPU today: PyTorch's operators, with its attention that keeps no scores.
+# What this package runs on a GPU without its optional kernels, which no GPU has run yet: PyTorch's operators, with its
+# attention that keeps no scores.
 OURS = Kernels(fused=False, scores=False)
 
 
@@ -170,14 +172,13 @@ def fitting_micro_batch(shape: Shape, cluster: Cluster) -> int:
     """A GPU's share of the global batch in as few equal parts as fit into memory; raises UserError where none does."""
     budget = USABLE_SHARE * cluster.gpu.memory_gb * 1e9
     share = math.ceil(shape.global_batch / cluster.gpus)
-    for accumulation in range(1, share + 1):
-        micro_batch = math.ceil(share / accumulation)
-        if peak_bytes(shape, micro_batch, cluster.gpus) <= budget:
-            return micro_batch
-    raise UserError(
-        f"one sequence of {shape.length} tokens takes {peak_bytes(shape, 1, cluster.gpus) / 1e9:.1f} GB, but "
-        f"{cluster.gpu_name} has {budget / 1e9:.1f} GB to use; it must be a GPU with more memory or a smaller model"
-    )
+    largest = bisect_right(range(1, share + 1), budget, key=lambda size: peak_bytes(shape, size, cluster.gpus))
+    if largest == 0:
+        raise UserError(
+            f"one sequence of {shape.length} tokens takes {peak_bytes(shape, 1, cluster.gpus) / 1e9:.1f} GB, but "
+            f"{cluster.gpu_name} has {budget / 1e9:.1f} GB to use; it must be a GPU with more memory or a smaller model"
+        )
+    return math.ceil(share / math.ceil(share / largest))
 
 
 def sequence_seconds(shape: Shape, gpu: Gpu, kernels: Kernels = OURS) -> float:

@@ -123,7 +123,7 @@ def print_scaling(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, 
             f"{one / ours / sized.gpus:.1%}",
             f"{planned[0].shape.global_batch / sized.gpus:,.1f}",
         )
-        count = count * 2 if count * 2 <= inside or count >= cluster.gpus_per_node else cluster.gpus_per_node
+        count = count * 2 if count >= cluster.gpus_per_node else cluster.gpus_per_node
     Console(width=160).print(table)
 
 

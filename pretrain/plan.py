@@ -3,12 +3,15 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from earlybert.pretrain.accounting import count_parameters, flops_per_sequence
 from earlybert.pretrain.config import PHASES, Recipe
+from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import read_json
 from earlybert.pretrain.model import EarlyBertConfig
 from earlybert.pretrain.surgery import at_depth, full_shape, narrow_config
 from earlybert.pretrain.ticket import Copy, FullShape, Ticket, random_ticket, stack_ticket
@@ -238,3 +241,17 @@ def describe_plan(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None =
         "dense_parameters": count_parameters(full),
         "dense_flops": dense_flops,
     }
+
+
+def read_plan(run_dir: Path) -> dict[str, Any]:
+    """plan.json of a run; raises UserError where there is none, or one that `describe_plan` does not write."""
+    path = run_dir / "plan.json"
+    plan = read_json(path)
+    fields = {"tokens", "parameters", "flops_per_step", "flops", *(field.name for field in dataclasses.fields(Stage))}
+    if not (
+        isinstance(plan, dict)
+        and {"plan", "stages", "flops", "dense_parameters", "dense_flops"} <= plan.keys()
+        and all(fields <= stage.keys() for stage in plan["stages"])
+    ):
+        raise UserError(f"{path}: is not what this version writes; report the run with the one that made it")
+    return plan

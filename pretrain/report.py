@@ -24,6 +24,7 @@ from earlybert.pretrain.figures import (
     time_split_figure,
 )
 from earlybert.pretrain.files import read_json, write_json, write_text
+from earlybert.pretrain.plan import read_plan
 from earlybert.pretrain.report_page import page
 from earlybert.pretrain.summary import summarise
 from earlybert.pretrain.ticket import Ticket
@@ -56,7 +57,7 @@ def write_report(runs: list[Path], out: Path) -> dict[str, Any]:
     summaries = {name: summarise(run) for name, run in names.items()}
     for name, run in names.items():
         summaries[name]["attention"] = measure_attention(run)
-    plans = {name: read_json(run / "plan.json") for name, run in names.items()}
+    plans = {name: read_plan(run) for name, run in names.items()}
     pictures = draw_pictures(names, summaries, plans)
     out.mkdir(parents=True, exist_ok=True)
     for file, figure in pictures.items():

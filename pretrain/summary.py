@@ -13,17 +13,24 @@ from earlybert.pretrain.accounting import time_saved
 from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.config import BORDERS, Recipe, load_recipe, run_config_path
 from earlybert.pretrain.corpora import corpus_directory
-from earlybert.pretrain.files import read_json
+from earlybert.pretrain.plan import read_plan
 from earlybert.pretrain.ticket import Ticket, stack_ticket
-from earlybert.pretrain.timeline import Lines, accelerator_hours, clock, interruptions, of_kind, read_lines, sessions
-
-TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
+from earlybert.pretrain.timeline import (
+    TIME_PARTS,
+    Lines,
+    accelerator_hours,
+    clock,
+    interruptions,
+    of_kind,
+    read_lines,
+    sessions,
+)
 
 
 def summarise(run_dir: Path) -> dict[str, Any]:
     """Content of report.json, from what the run directory holds so far; raises UserError where that is no run."""
     recipe = load_recipe(run_config_path(run_dir), [])
-    plan, lines = read_json(run_dir / "plan.json"), read_lines(run_dir)
+    plan, lines = read_plan(run_dir), read_lines(run_dir)
     stages = [stage["name"] for stage in plan["stages"]]
     train, validation = of_kind(lines, "train"), of_kind(lines, "validation")
     found = sessions(lines)

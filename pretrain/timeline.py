@@ -11,6 +11,16 @@ from earlybert.pretrain.errors import UserError
 
 Lines = list[dict[str, Any]]
 
+TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
+# What is read of every line, and more of some kinds.
+COMMON_FIELDS = {"kind", "global_step", "time"}
+FIELDS = {
+    "start": {"ranks", "device"},
+    "train": {"stage", "step", "seconds", "masked_loss"},
+    "time": {"stage", *TIME_PARTS},
+    "validation": {"stage", "step", "masked_loss", "masked_accuracy", "next_sentence_accuracy"},
+}
+
 
 @dataclass(frozen=True)
 class Session:
@@ -28,16 +38,21 @@ class Session:
 
 
 def read_lines(run_dir: Path) -> Lines:
-    """All lines of metrics.jsonl in their order; raises UserError where there is none or half of one."""
+    """All lines of metrics.jsonl in their order; raises UserError where there is none or one that no run writes."""
     path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{run_dir}: has no metrics.jsonl; it must be the directory of a run that has begun")
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines: Lines = []
+    for number, text in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: is not a line of JSON ({error.msg})") from None
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: is not a line of JSON ({error})") from None
+        if not isinstance(line, dict) or not COMMON_FIELDS | FIELDS.get(line.get("kind", ""), set()) <= line.keys():
+            raise UserError(
+                f"{path}:{number}: is not what this version writes; report the run with the one that made it"
+            )
+        lines.append(line)
+    if not lines:
+        raise UserError(f"{run_dir}: has no lines in metrics.jsonl; it must be the directory of a run that has begun")
     return lines
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import deepspeed.comm.comm
 import torch
 
+from earlybert.pretrain.accounting import synchronize
+
 # One step of so many is taken apart, and nothing in it overlaps; the others go undisturbed.
 STEPS_PER_SAMPLE = 10
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
@@ -70,8 +72,7 @@ class StepTimes:
         return means
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         return time.perf_counter()
 
     @contextmanager

@@ -21,7 +21,8 @@ from earlybert.pretrain.tuning import DEVICES, Choice, Seconds, fastest, masks_b
 def add_tune(actions: Any) -> None:
     """Adds the action to the `earlybert ticket` parser."""
     parser = actions.add_parser("tune", help="find the width multiple that a device runs fastest")
-    parser.add_argument("run_dir", type=Path, nargs="?", help="a run whose recorded coefficients say the widths")
+    # No positional argument: argparse would take an override's value for it.
+    parser.add_argument("--run-dir", type=Path, help="a run whose recorded coefficients say the widths")
     parser.add_argument("--config", help="without a run: a recipe, with --FIELD VALUE overrides, and widths by chance")
     parser.add_argument("--device", choices=DEVICES, help="default: this machine's")
     parser.add_argument("--tokens", type=_positive, help="tokens of a micro-batch; default: phase 1's")
@@ -37,7 +38,7 @@ def _positive(text: str) -> int:
 def tune(arguments: Namespace, overrides: list[str]) -> None:
     """Prints what each multiple costs, and the one to draw with."""
     if (arguments.run_dir is None) == (arguments.config is None):
-        raise UserError("ticket tune takes either a run directory or --config RECIPE")
+        raise UserError("ticket tune takes either --run-dir RUN or --config RECIPE")
     if arguments.measure and arguments.device:
         raise UserError("--measure times this machine, so it takes no --device; leave one of them out")
     if arguments.run_dir:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from earlybert.kernels.gelu import STORED_MULTIPLE, linear, linear_gelu
+from earlybert.pretrain.accounting import synchronize
+from earlybert.pretrain.hardware import GPUS
 from earlybert.pretrain.ticket import TicketRule, keep_mask, mask_distance
 
 CANDIDATES = (1, 8, 16, 32, 64, 128, 256, 512)
@@ -29,9 +31,8 @@ Seconds = Callable[[int], float]
 class Device:
     """What the model knows of a device.
 
-    `flops` and `bandwidth` are what matrix products and elementwise kernels reach, not what the data sheet says; 0.60
-    of 125 TFLOP/s on V100 reproduces published BERT throughputs within 13 %, the other GPUs' shares (0.70 to 0.75) are
-    assumptions. `stored_multiple` is what the kernels round a width up to in memory.
+    `flops` and `bandwidth` are what matrix products and elementwise kernels reach, not what the data sheet says.
+    `stored_multiple` is what the kernels round a width up to in memory.
     """
 
     multiprocessors: int
@@ -42,11 +43,17 @@ class Device:
     stored_multiple: int = STORED_MULTIPLE
 
 
+def _gpu(name: str, multiprocessors: int, tile: tuple[int, int]) -> Device:
+    gpu = GPUS[name]
+    flops, bandwidth = gpu.tflops * 1e12 * gpu.gemm_efficiency, gpu.bandwidth_gb * 1e9 * gpu.bandwidth_efficiency
+    return Device(multiprocessors, tile, flops, bandwidth)
+
+
 DEVICES = {
-    "v100": Device(80, (128, 128), 0.60 * 125e12, 0.8 * 900e9),
-    "a100": Device(108, (128, 256), 0.70 * 312e12, 0.85 * 2039e9),
-    "h100": Device(132, (128, 256), 0.75 * 790e12, 0.9 * 3350e9),
-    "h200": Device(132, (128, 256), 0.75 * 790e12, 0.9 * 4300e9),
+    "v100": _gpu("V100-32GB", 80, (128, 128)),
+    "a100": _gpu("A100-80GB", 108, (128, 256)),
+    "h100": _gpu("H100-80GB", 132, (128, 256)),
+    "h200": _gpu("H200-141GB", 132, (128, 256)),
     # One core with AVX-512 in fp32; time follows the operations, whatever the width (measured, docs/performance.md).
     "cpu": Device(1, (1, 1), 180e9, 50e9, element_size=4, stored_multiple=1),
 }
@@ -92,10 +99,10 @@ def measure(widths: Sequence[int], hidden_size: int, tokens: int, device: torch.
         shapes = ((tokens, hidden_size), (width, hidden_size), (width,), (hidden_size, width), (hidden_size,))
         tensors = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
         input_TH, in_weight_FH, in_bias_F, out_weight_HF, out_bias_H = tensors
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         linear(linear_gelu(input_TH, in_weight_FH, in_bias_F), out_weight_HF, out_bias_H).sum().backward()
-        _wait(device)
+        synchronize(device)
         return time.perf_counter() - start
 
     # The first round warms up.
@@ -108,11 +115,6 @@ def measure(widths: Sequence[int], hidden_size: int, tokens: int, device: torch.
     if device.type == "cpu":
         return lambda width: float(np.interp(width, [0, *grid], [0.0, *medians]))
     return lambda width: medians[int(np.searchsorted(grid, width))]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ def write_run(folder: Path, stages: dict[str, tuple[int, float]], losses: list[t
     folder.mkdir()
     described = [{"name": name, "steps": steps, "flops_per_step": flops} for name, (steps, flops) in stages.items()]
     (folder / "plan.json").write_text(json.dumps({"stages": described}))
-    lines = [{"kind": "start", "time": 0.0, "global_step": 0}]
+    lines = [{"kind": "start", "time": 0.0, "global_step": 0, "ranks": 1, "device": "CPU"}]
     before = dict.fromkeys(stages, 0)
     for name, following in zip(list(stages), list(stages)[1:], strict=False):
         before[following] = before[name] + stages[name][0]
     for second, (stage, step, loss) in enumerate(losses, start=1):
-        scores = {"masked_loss": loss, "masked_accuracy": 1 / loss}
+        scores = {"masked_loss": loss, "masked_accuracy": 1 / loss, "next_sentence_accuracy": None}
         place = {"stage": stage, "step": step, "global_step": before[stage] + step}
         lines.append({"kind": "validation", "time": float(second), **place, **scores})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -63,6 +63,19 @@ def test_a_failed_build_falls_back_with_one_warning(
     assert "plain PyTorch in their place: there is no nvcc in" in caplog.text
 
 
+def test_an_nvcc_that_fails_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho no licence >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert not extension._loaded((8, 0))
+    assert "nvcc does not work: no licence" in caplog.text
+
+
 def test_a_file_that_is_no_library_falls_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,6 +103,29 @@ def test_what_is_no_run_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.jsonl", b"", "has no lines in metrics.jsonl"),
+        ("metrics.jsonl", b'{"kind": "st', "metrics.jsonl:1: is not a line of JSON"),
+        ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl:1: is not a line of JSON"),
+        ("metrics.jsonl", b"5\n", "metrics.jsonl:1: is not what this version writes"),
+        ("metrics.jsonl", b'{"kind": "start", "global_step": 0, "time": 1}\n', "is not what this version writes"),
+        ("plan.json", b'{"plan": [], "stages": []}', "plan.json: is not what this version writes"),
+        ("plan.json", b"[]", "plan.json: is not what this version writes"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused(
+    file: str, content: bytes, message: str, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints", "export"))
+    (run / file).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        write_report([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_runs_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / finished_run.name, ignore=shutil.ignore_patterns("checkpoints", "export"))
     with pytest.raises(UserError, match=r"has the same name as .*; runs of one report must have different names"):

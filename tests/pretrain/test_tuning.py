@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from earlybert.pretrain import ticket_command, tuning
+from earlybert.pretrain import ticket_command
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.ticket import TicketRule
 from earlybert.pretrain.tuning import DEVICES, Choice, Device, fastest, masks_by_multiple, measure, predict, price
@@ -72,8 +72,7 @@ def test_measured_time_grows_with_width() -> None:
     assert seconds(100) > 0 and seconds(64) < seconds(1024)
 
 
-def test_measured_time_of_a_gpu_is_that_of_the_stored_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_wait", lambda device: None)
+def test_measured_time_of_a_gpu_is_that_of_the_stored_width() -> None:
     seconds = measure([70, 200], 16, 8, torch.device("meta"), torch.float32)
     assert seconds(70) == seconds(128) and seconds(129) == seconds(192)
 
@@ -82,7 +81,9 @@ def test_command_on_a_recipe_and_on_a_run(finished_run: Path, capsys: pytest.Cap
     ticket_command.main(["tune", "--config", "bert_large", "--device", "v100", "--tokens", "8192"])
     modelled = capsys.readouterr().out
     assert "modelled for v100" in modelled and "Draw with --draw.width_multiple 128" in modelled
-    ticket_command.main(["tune", str(finished_run), "--measure", "--tokens", "32"])
+    ticket_command.main(["tune", "--config", "quickstart", "--device", "cpu", "--draw.neuron_ratio", "0"])
+    assert " 4,096 " in capsys.readouterr().out
+    ticket_command.main(["tune", "--run-dir", str(finished_run), "--measure", "--tokens", "32"])
     measured = capsys.readouterr().out
     assert "measured on this cpu in float32" in measured and "Draw with --draw.width_multiple" in measured
 
@@ -90,11 +91,13 @@ def test_command_on_a_recipe_and_on_a_run(finished_run: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "either a run directory or --config"),
+        ((), "either --run-dir RUN or --config"),
         (("--config", "bert_base", "--tokens", "0"), "--tokens: is '0'; it must be a positive integer"),
         (("--config", "bert_base", "--device", "tpu"), "invalid choice: 'tpu'"),
         (("--config", "bert_base", "--device", "cpu", "--measure"), "takes no --device"),
-        (("nowhere",), "nowhere"),
+        (("--run-dir", "nowhere"), "nowhere: is not a run directory"),
+        (("nowhere",), "unknown argument nowhere"),
+        (("--config", "bert_base", "--draw.width_multiple", "7"), "draw.width_multiple is 7"),
     ],
 )
 def test_command_says_what_is_wrong(arguments: tuple[str, ...], message: str) -> None:
