@@ -10,7 +10,8 @@ thing in one process: reading, cleaning, exact duplicates, sentences, tokens, ne
 way to use it, and over the same sentences.
 
 `--memory` prepares the text repeated to so many MB, each copy with words of its own so that no document is a duplicate,
-and prints the peak memory of a worker and of the process that leads it. It takes a minute of a core for 100 MB.
+and prints the peak memory of a worker and of the process that leads it: their own, and with the pages of the files
+that they map, which the system drops when it needs room. It takes a minute of a core for 100 MB.
 
 The loader is measured on the corpus made here, masking included: samples a second of one thread or process, and how
 long a step waits when steps come as quickly as the given number of sequences a second asks for.
@@ -26,6 +27,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -183,32 +185,32 @@ def changed_copies(documents: list[str], megabytes: float) -> Iterator[str]:
         copy += 1
 
 
-def _peak(process: int) -> float:
-    """Peak memory of a process in MiB, from Linux; `getrusage` would count what its parent had when it was born."""
+def _memory(process: int) -> dict[str, float]:
+    """MiB that a process has: its own, and with the pages of mapped files, which the system can drop."""
     try:
-        return int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process}/status").read_text())[1]) / 1024
-    except (OSError, TypeError):
-        return 0.0  # it has ended
+        found = dict(re.findall(r"(\w+):\s*(\d+) kB", Path(f"/proc/{process}/status").read_text()))
+        return {"own": (int(found["RssAnon"]) + int(found["RssShmem"])) / 1024, "mapped": int(found["VmRSS"]) / 1024}
+    except (OSError, KeyError):
+        return {}  # it has ended
 
 
 def _prepare_and_report(config: CorpusConfig, folder: Path, queue: "multiprocessing.Queue[dict[str, float]]") -> None:
     began, ended = time.perf_counter(), threading.Event()
-    workers: dict[int, float] = {}
+    peaks: dict[str, float] = defaultdict(float)
 
     def watch() -> None:
         while not ended.wait(0.05):
-            for child in multiprocessing.active_children():
-                # The newest counts: a process that is just being born still shows its parent's memory.
-                if child.pid and (peak := _peak(child.pid)):
-                    workers[child.pid] = peak
+            workers = [("worker", child.pid) for child in multiprocessing.active_children() if child.pid]
+            for role, process in [("lead", os.getpid()), *workers]:
+                for kind, value in _memory(process).items():
+                    peaks[f"{role} {kind} MiB"] = max(peaks[f"{role} {kind} MiB"], value)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     prepare(config, folder / "corpus", workers=2)
     ended.set()
     watcher.join()
-    minutes = (time.perf_counter() - began) / 60
-    queue.put({"lead MiB": _peak(os.getpid()), "worker MiB": max(workers.values()), "minutes": minutes})
+    queue.put({**peaks, "minutes": (time.perf_counter() - began) / 60})
 
 
 def peak_memory(documents: list[str], config: CorpusConfig, megabytes: float) -> dict[str, float]:
