@@ -1,6 +1,6 @@
 """Prints the tables of a folder of `earlybert finetune` and stores all its results as one file.
 
-    python benchmarks/finetuning.py OUT [--json benchmarks/results/finetuning.json]
+python benchmarks/finetuning.py OUT [--json benchmarks/results/finetuning.json]
 """
 
 import argparse
