@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,6 @@ class DeepSpeedFile:
             raise UserError(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
         _check_sections(content, path)
         section = content.pop("optimizer", {"type": "Lamb"})
-        if section.get("type") not in OPTIMIZERS:
-            raise UserError(
-                f"{path}: optimizer.type is {section.get('type')!r}; it must be one of {', '.join(OPTIMIZERS)}"
-            )
         numbers = {name: value for name, value in section.get("params", {}).items() if value != "auto"}
         if "lr" in numbers:
             raise UserError(
@@ -179,15 +176,15 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
         for name in value:
             if name not in inside:
                 raise _unknown(path, name, inside, f"{key}.")
-    _check_optimizer(content.get("optimizer", {}), path)
+    optimizer = content.get("optimizer", {"type": "Lamb"})
+    _check_optimizer(optimizer, path)
     _check_number(path, "gradient_clipping", content.get("gradient_clipping", "auto"))
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
-    kind = content.get("optimizer", {}).get("type")
-    if kind in PEERS and stage > 0:
+    if optimizer["type"] in PEERS and stage > 0:
         raise UserError(
-            f"{path}: optimizer.type is {kind!r}, which takes ZeRO's partitions for whole tensors; "
+            f"{path}: optimizer.type is {optimizer['type']!r}, which takes ZeRO's partitions for whole tensors; "
             f'with zero_optimization.stage {stage} it must be "Lamb" or "AdamW"'
         )
     _check_values(content, path)
@@ -201,10 +198,12 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
 
 
 def _check_optimizer(section: dict[str, Any], path: Path) -> None:
-    parameters = section.get("params", {})
+    kind, parameters = section.get("type"), section.get("params", {})
+    if kind not in OPTIMIZERS:
+        raise UserError(f"{path}: optimizer.type is {kind!r}; it must be one of {', '.join(OPTIMIZERS)}")
     if not isinstance(parameters, dict):
         raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
-    lamb_only = (*LAMB_SWITCHES, "max_trust_ratio") if section.get("type", "Lamb") == "Lamb" else ()
+    lamb_only = (*LAMB_SWITCHES, "max_trust_ratio") if kind == "Lamb" else ()
     for name, value in parameters.items():
         if name not in (allowed := {*OPTIMIZER_NUMBERS, *lamb_only}):
             raise _unknown(path, name, allowed, "optimizer.params.")
@@ -220,8 +219,8 @@ def _check_optimizer(section: dict[str, Any], path: Path) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number, at least 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    """Whether it is a finite number, at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _check_number(path: Path, name: str, value: Any, *, pair: bool = False) -> None:

@@ -38,10 +38,13 @@ class Session:
 
 
 def read_lines(run_dir: Path) -> Lines:
-    """All lines of metrics.jsonl in their order; raises UserError where there is none or one that no run writes."""
+    """All lines of metrics.jsonl in their order; raises UserError where there is none or one that no run writes.
+
+    A last line without its end does not count: the run is just writing it, or was killed then.
+    """
     path = run_dir / "metrics.jsonl"
     lines: Lines = []
-    for number, text in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], start=1):
         try:
             line = json.loads(text)
         except ValueError as error:

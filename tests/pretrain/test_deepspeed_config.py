@@ -207,6 +207,11 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {"optimizer": {"type": "deepspeed.FusedLamb", "params": {"nvlamb": True}}},
         ["optimizer.params.nvlamb", "known keys are"],
     ),
+    "type a list": ({"optimizer": {"type": ["Lamb"]}}, ["optimizer.type is ['Lamb']", "Lamb, AdamW, apex.FusedLAMB"]),
+    "decay without bound": (
+        {"optimizer": {"type": "Lamb", "params": {"weight_decay": float("inf")}}},
+        ["optimizer.params.weight_decay is inf"],
+    ),
     "optimizer without type": ({"optimizer": {"params": {}}}, ["optimizer.type is None"]),
     "parameters a list": ({"optimizer": {"type": "Lamb", "params": ["lr"]}}, ["optimizer.params"]),
     "parameters null": ({"optimizer": {"type": "Lamb", "params": None}}, ["optimizer.params"]),

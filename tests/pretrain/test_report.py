@@ -11,7 +11,7 @@ import pytest
 from earlybert.pretrain import cli
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.report import write_report
-from earlybert.pretrain.timeline import accelerator_hours, clock, interruptions, sessions
+from earlybert.pretrain.timeline import accelerator_hours, clock, interruptions, read_lines, sessions
 from tests.pretrain.run_files import metrics
 
 # A run on four ranks that is killed 100 s after its start, stands still for 900 s and goes on with two ranks from step
@@ -107,7 +107,7 @@ def test_what_is_no_run_is_refused(
     ("file", "content", "message"),
     [
         ("metrics.jsonl", b"", "has no lines in metrics.jsonl"),
-        ("metrics.jsonl", b'{"kind": "st', "metrics.jsonl:1: is not a line of JSON"),
+        ("metrics.jsonl", b'{"kind": "st\n', "metrics.jsonl:1: is not a line of JSON"),
         ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl:1: is not a line of JSON"),
         ("metrics.jsonl", b"5\n", "metrics.jsonl:1: is not what this version writes"),
         ("metrics.jsonl", b'{"kind": "start", "global_step": 0, "time": 1}\n', "is not what this version writes"),
@@ -124,6 +124,12 @@ def test_damaged_and_foreign_files_are_refused(
     with pytest.raises(UserError, match=re.escape(message)):
         write_report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_half_a_last_line_does_not_count(tmp_path: Path) -> None:
+    whole = b'{"kind": "start", "global_step": 0, "time": 1.5, "ranks": 2, "device": "CPU"}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(whole + whole[:30])
+    assert read_lines(tmp_path) == [json.loads(whole)]
 
 
 def test_two_runs_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:
