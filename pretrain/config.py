@@ -87,7 +87,8 @@ class SearchConfig:
     """The search for a ticket, on the full network at phase 1's length, batch and learning-rate curve.
 
     Args:
-        steps: optimizer steps at most.
+        steps: optimizer steps at most. Coefficients fall by about the learning rate a step, so the search's rates must
+            add up to well below 1: around zero the order of the coefficients is noise (docs/experiments.md).
         lambda_heads: weight of the L1 term on head coefficients.
         lambda_neurons: weight of the L1 term on neuron coefficients.
         snapshot_every: steps between recordings of the coefficients.

@@ -11,6 +11,7 @@ import yaml
 
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
+from earlybert.data_prep.source_config import MixedSource
 from earlybert.pretrain.ticket import Ticket, random_ticket_like
 
 # On CPUs: 1,500 steps of 2,048 tokens; on a GPU BERT-Base on 6,000 steps of 32,768.
@@ -104,31 +105,23 @@ def make_corpus(device: str, work_dir: Path) -> Path:
     if not (source / "wikipedia").is_dir():
         sys.exit("time_to_loss: EARLYBERT_DATA must name the folder with wikipedia/ and novels/")
     small = device == "cpu"
-    pieces = [("wikipedia", "wiki-0000[0-6].jsonl.xz", 12), ("novels", "eltec.jsonl.xz", 4)]
+    pieces = (("wikipedia", "wiki-*.jsonl.xz", 12.0), ("novels", "eltec.jsonl.xz", 4.0))
     mix = [
-        {
-            "name": name,
-            "source": "text",
-            "files": [str(source / name / files)],
-            **({"max_megabytes": megabytes} if small else {}),
-        }
+        MixedSource(
+            name=name, source="text", files=[str(source / name / files)], max_megabytes=megabytes if small else None
+        )
         for name, files, megabytes in pieces
     ]
-    config = {
-        "source": "mix",
-        "mix": mix,
-        "vocab_size": 4096,
-        "tokenizer": None if small else str(source / "vocab" / "bert-base-uncased-vocab.txt"),
-        "lengths": [RECIPES[device]["phase1"]["length"]],
-        "objective": "full-sentences",
-        "validation_fraction": 0.02,
-    }
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser()
-    parser.add_class_arguments(CorpusConfig, "corpus")
-    corpus = parser.instantiate(parser.parse_object({"corpus": config})).corpus
-    prepare(corpus, work_dir / "corpus", workers=1 if small else os.cpu_count() or 1)
+    config = CorpusConfig(
+        source="mix",
+        mix=mix,
+        vocab_size=4096,
+        tokenizer=None if small else str(source / "vocab" / "bert-base-uncased-vocab.txt"),
+        lengths=[RECIPES[device]["phase1"]["length"]],
+        objective="full-sentences",
+        validation_fraction=0.02,
+    )
+    prepare(config, work_dir / "corpus", workers=1 if small else os.cpu_count() or 1)
     return work_dir / "corpus"
 
 
