@@ -58,10 +58,10 @@ def test_the_real_time_limit(stub: Path) -> None:
 def test_a_warning_during_start_up_is_not_lost(stub: Path) -> None:
     """Ranks that have no handler yet ignore the signal; it comes again."""
     run = stub / "pretrain" / "run.py"
-    run.write_text(run.read_text().replace("    asked: list", "    time.sleep(3)\n    asked: list"))
+    slow_start = '    print("no handler yet", flush=True)\n    time.sleep(3)\n    asked: list'
+    run.write_text(run.read_text().replace("    asked: list", slow_start))
     job = large(stub, "--steps", "400")
-    job.wait_for("RUNNING")
-    job.wait_until(lambda: "ranks each" in job.log)
+    job.wait_until(lambda: job.log.count("no handler yet") == 2)
     slurm("scancel", "--batch", "--signal=USR1", job.number)
     job.start_again()
     assert 0 < len(job.steps) < 399
