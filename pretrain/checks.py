@@ -131,12 +131,20 @@ def _check_stack(recipe: Recipe) -> None:
                 f"phase1.warmup is {recipe.phase1.warmup:g}; with stack.learning_rates it must end before the first "
                 f"stack, {stack.until[0]:g}"
             )
-    for stage in build_stages(recipe):
+    stages = build_stages(recipe)
+    for stage in stages:
         if stage.steps < 1:
             raise UserError(
                 f"stack.until is {stack.until}, which leaves {stage.name} {stage.steps} of {stage.schedule_steps} "
                 "steps; it must leave every part of phase 1 at least one, after the search where it has one"
             )
+        if stage.searching and stage.begin == "stack" and recipe.search.stop_window:
+            raise UserError(
+                f"search.stop_window is {recipe.search.stop_window}; it must be 0 after a stack, where the search's "
+                "steps are steps of phase 1 and the rest of it begins where they end"
+            )
+    if "phase2" in recipe.plan and stages[-2].searching:
+        raise UserError(f"plan is {recipe.plan}; phase 1 would end half-way, so after narrow must come phase1")
 
 
 def _check_phase(recipe: Recipe, name: str, world_size: int) -> None:

@@ -125,8 +125,9 @@ class StackConfig:
         layers: depth before each stack; it must divide the next one, the last one model.num_layers.
         until: share of phase 1's steps at which each stack happens.
         copy: "stacked" puts the block on top of itself (the paper), "interleaved" every layer on top of itself,
-            "identity" adds layers that at first only normalise.
-        moments: the optimizer's are "reset" (the paper) or "copied" with the layers.
+            "identity" adds layers that at first change nothing.
+        moments: the optimizer's are "reset" (the paper) or "copied" with the layers. Copied, its step count goes on:
+            what is new then (identity's layers, a search's coefficients) moves further in its first steps.
         learning_rates: learning rate at each stack and at the end of phase 1, straight lines between (the paper);
             without them phase 1 has the one curve of the schedule, whatever happens in it.
     """

@@ -63,7 +63,14 @@ from earlybert.pretrain.report_text import plan_markdown
 from earlybert.pretrain.search import draw_from_snapshot
 from earlybert.pretrain.stopping import StopRequest
 from earlybert.pretrain.summary import print_summary, summarise
-from earlybert.pretrain.surgery import at_depth, bake_coefficients, identity_layers, narrow_weights, stack_weights
+from earlybert.pretrain.surgery import (
+    at_depth,
+    bake_coefficients,
+    depth_of,
+    identity_layers,
+    narrow_weights,
+    stack_weights,
+)
 from earlybert.pretrain.telemetry import Telemetry, say
 from earlybert.pretrain.ticket import Ticket
 
@@ -258,7 +265,7 @@ def stack(setting: Run, stage: Stage, latest: Checkpoint) -> TrainingState:
     if ticket is not None:
         fresh = narrow_weights(config, fresh, ticket)
     if stage.copy == "identity":
-        fresh = identity_layers(latest.weights, fresh)
+        fresh = identity_layers(fresh, depth_of(latest.weights))
     weights = stack_weights(latest.weights, fresh, stage.copy)
     if setting.recipe.stack.moments == "reset":
         return TrainingState(weights)

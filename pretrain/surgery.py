@@ -37,6 +37,11 @@ def layer_of(name: str) -> int:
     return int(name.split(".")[1]) if name.startswith("layers.") else -1
 
 
+def depth_of(weights: Weights) -> int:
+    """Number of encoder layers that the parameters are of."""
+    return 1 + max(map(layer_of, weights))
+
+
 def unit_axis(name: str) -> tuple[str, int] | None:
     """Which units ("heads" or "neurons") a parameter holds, and along which axis; None when it holds none."""
     axes = {
@@ -160,30 +165,32 @@ def stack_weights(weights: Weights, fresh: Weights, order: Copy) -> dict[str, Te
     all names of the deeper network; what is no copy (the new layers of "identity", the coefficients of a search that
     begins) is taken from there.
     """
-    layers, target = (1 + max(map(layer_of, tensors)) for tensors in (weights, fresh))
-    sources = source_layers(layers, target, order)
-    result = {}
-    for name, tensor in fresh.items():
-        layer, source = layer_of(name), name
-        if layer >= 0 and order != "identity":
-            source = f"layers.{sources[layer]}.{name.split('.', 2)[2]}"
-        result[name] = weights.get(source, tensor)
-    return result
+    layers, target = depth_of(weights), depth_of(fresh)
+    return {name: weights.get(_copied_from(name, layers, target, order), tensor) for name, tensor in fresh.items()}
 
 
-def identity_layers(weights: Weights, fresh: Weights) -> dict[str, Tensor]:
-    """`fresh`, with all layers above those of `weights` made to add nothing: they only normalise.
+def _copied_from(name: str, layers: int, target: int, order: Copy) -> str:
+    """Which parameter of `layers` layers `name` is a copy of in a network of `target`; with "identity" it may lack."""
+    layer = layer_of(name)
+    if layer < 0:
+        return name
+    part = name.split(".", 2)[2]
+    source = source_layers(layers, target, order)[layer]
+    if order == "identity":
+        # The LayerNorm that ended the encoder goes on doing so: what it makes, no other could pass on unchanged.
+        ends = {layers - 1: target - 1, target - 1: layers - 1} if part.startswith("feed_forward.LayerNorm") else {}
+        source = ends.get(layer, layer)
+    return f"layers.{source}.{part}"
 
-    Their output projections are zero, and the LayerNorm that ends each is the one that ends the layer below them. In
-    a network that normalises after the residual this is the identity where that LayerNorm has weight 1 and bias 0.
+
+def identity_layers(fresh: Weights, layers: int) -> dict[str, Tensor]:
+    """Initial weights of a deeper network, the layers from number `layers` on made to add nothing: they only normalise.
+
+    What the layers below end with is normalised already, by a LayerNorm of weight 1 and bias 0 (`stack_weights`). So
+    the deeper network computes what the shallow one did.
     """
-    layers = 1 + max(map(layer_of, weights))
-    result = dict(fresh)
-    for name in fresh:
-        if layer_of(name) >= layers:
-            part = name.split(".", 2)[2]
-            if part.endswith(("output.weight", "output.bias")):
-                result[name] = torch.zeros_like(fresh[name])
-            elif part.startswith("feed_forward.LayerNorm"):
-                result[name] = weights[f"layers.{layers - 1}.{part}"]
-    return result
+
+    def adds(name: str) -> bool:
+        return layer_of(name) >= layers and name.endswith(("output.weight", "output.bias"))
+
+    return {name: torch.zeros_like(tensor) if adds(name) else tensor for name, tensor in fresh.items()}

@@ -5,6 +5,7 @@ The recipe's numbers are StackingBERT's: 3, 6 and 12 layers for 50,000, 70,000 a
 
 import copy
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from earlybert.pretrain.accounting import count_parameters
 from earlybert.pretrain.bert_format import from_bert, to_bert
 from earlybert.pretrain.checks import check_recipe
-from earlybert.pretrain.config import Recipe, StackConfig, load_recipe, recipe_path
+from earlybert.pretrain.config import NarrowConfig, Recipe, SearchConfig, StackConfig, load_recipe, recipe_path
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.initial import initial_weights, parameter_shapes
 from earlybert.pretrain.plan import build_stages, describe_plan, model_config, stage_model, stage_ticket
@@ -78,21 +79,19 @@ def test_layers_are_copies_and_all_else_stays(before: int, after: int) -> None:
     assert count_parameters(deep) == count_parameters(shallow) + (after - before) * a_layer
 
 
-def test_identity_layers_change_nothing_below_a_plain_normalisation() -> None:
-    shallow, deep = small_config(), small_config(num_hidden_layers=6)
-    weights = random_weights(shallow)
-    weights["layers.2.feed_forward.LayerNorm.weight"] = torch.ones(32)
-    weights["layers.2.feed_forward.LayerNorm.bias"] = torch.zeros(32)
-    grown = stack_weights(weights, identity_layers(weights, random_weights(deep, seed=5)), "identity")
-    # The attention's LayerNorm starts at weight 1 and bias 0 in a real run.
-    initial = initial_weights(deep, seed=1)
-    grown |= {name: initial[name] for name in initial if "attention.LayerNorm" in name and name[7] in "345"}
-    inputs = random_inputs()
-    with torch.no_grad():
-        expected = build(shallow, weights, torch.float64)(**inputs).prediction_logits
-        found = build(deep, grown, torch.float64)(**inputs).prediction_logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert torch.count_nonzero(grown["layers.4.attention.qkv.weight"])
+@pytest.mark.parametrize(("before", "depths"), [(3, [6]), (1, [4]), (1, [2, 6])])
+def test_identity_layers_change_nothing(before: int, depths: list[int]) -> None:
+    """Whatever the shallow network's LayerNorms have become, and once more on top."""
+    shallow = small_config(num_hidden_layers=before)
+    grown = random_weights(shallow)
+    expected = build(shallow, grown, torch.float64)(**random_inputs())
+    for below, layers in pairwise([before, *depths]):
+        deep = at_depth(shallow, layers)
+        grown = stack_weights(grown, identity_layers(initial_weights(deep, seed=1), below), "identity")
+    found = build(deep, grown, torch.float64)(**random_inputs())
+    torch.testing.assert_close(found.prediction_logits, expected.prediction_logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.seq_relationship_logits, expected.seq_relationship_logits, rtol=0, atol=1e-6)
+    assert torch.count_nonzero(grown[f"layers.{layers - 1}.attention.qkv.weight"])
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -186,6 +185,7 @@ def test_stack_then_ticket() -> None:
     assert stage_model(model_config(recipe, 30_522, next_sentence=True), found[2], None).searching
 
 
+GROWN = ["phase1", "stack", "phase1", "stack"]
 NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
     ({"plan": []}, ["plan is []", "at least one stage"]),
     ({"plan": ["stack", "phase1"]}, ["begins with training", "at its beginning", "not stack"]),
@@ -203,6 +203,14 @@ NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"plan": ["phase1", "stack", "phase1", "stack", "search", "narrow", "phase1"]},
         ['narrow.rewind is "initial"', "throw away"],
+    ),
+    (
+        {"plan": [*GROWN, "search", "narrow", "phase2"], "narrow": NarrowConfig(rewind="searched")},
+        ["phase 1 would end half-way", "after narrow must come phase1"],
+    ),
+    (
+        {"plan": [*GROWN, "search"], "search": SearchConfig(stop_window=3)},
+        ["search.stop_window is 3", "must be 0 after a stack"],
     ),
     ({"stack": StackConfig(layers=[3], until=[0.1, 0.2])}, ["stack.layers is [3]", "2"]),
     ({"stack": StackConfig(layers=[3, 6], until=[0.1])}, ["stack.until is [0.1]", "2"]),
