@@ -61,7 +61,10 @@ MASKS = (
     "differ (EarlyBERT's Figure 1). Dark late in the search: the ticket has settled. Before the first update all "
     "coefficients are equal, so row and column 0 mean nothing; colours may be cut off there."
 )
-TICKET = "Which heads of each layer are kept, and how many neurons."
+TICKET = (
+    "Which heads of each layer are kept, and how many neurons, in the network that was searched; where that was "
+    "stacked later, every copy of a layer keeps the same units."
+)
 
 
 def image(file: str) -> str:

@@ -158,7 +158,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     def row(name: str, dense_value: str, narrow_value: str = "") -> None:
         table.add_row(name, dense_value, narrow_value if narrow else "-")
 
-    row("parameters", f"{dense['parameters']:,}", f"{narrow['parameters'] or 0:,}" if narrow else "")
+    trained = narrow and narrow["parameters"]
+    row("parameters", f"{dense['parameters']:,}", f"{trained:,}" if trained else "-")
     for kind in ("heads", "neurons"):
         row(f"{kind} per layer", " ".join(map(str, dense[kind])), " ".join(map(str, narrow[kind])) if narrow else "")
     if narrow and "step_time_ratio" in summary:

@@ -176,7 +176,7 @@ class Ticket:
         for field in dataclasses.fields(FullShape):
             mine, theirs = getattr(self.model, field.name), getattr(model, field.name)
             if mine != theirs:
-                raise UserError(f"{name}: is a ticket for a model with {field.name} {mine}; this model has {theirs}")
+                raise UserError(f"{name}: is a ticket for a model with {field.name} {mine}; here it must be {theirs}")
 
 
 def prune_count(ratio: float, units: int) -> int:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from earlybert.pretrain.arguments import ArgumentParser
+from earlybert.pretrain.checks import check_recipe
 from earlybert.pretrain.config import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.plan import build_stages, model_config, ticket_shape
@@ -98,7 +99,9 @@ def _shape(recipe: Recipe) -> FullShape:
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
     if arguments.config is None:
         raise UserError("--config is missing; it must name the recipe whose model the ticket is for")
-    return load_recipe(recipe_path(arguments.config), overrides)
+    recipe = load_recipe(recipe_path(arguments.config), overrides)
+    check_recipe(recipe)
+    return recipe
 
 
 def _random(arguments: Namespace, overrides: list[str]) -> None:

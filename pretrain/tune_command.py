@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from earlybert.pretrain.checks import check_recipe
 from earlybert.pretrain.config import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.plan import build_stages, model_config, ticket_shape
@@ -46,6 +47,7 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
         coefficients_LU = _recorded(arguments.run_dir)
     else:
         recipe = load_recipe(recipe_path(arguments.config), overrides)
+        check_recipe(recipe)
         full = model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
         shape = ticket_shape(full, build_stages(recipe)).num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)

@@ -142,7 +142,7 @@ def test_bad_files_are_one_sentence(
     shape = FullShape(num_layers=12, num_heads=4, head_size=8, intermediate_size=64)
     random_ticket(shape, TicketRule(width_multiple=8), 0).save(tmp_path / "ticket.json")
     sentence = refused(bert, data, "--ticket", str(tmp_path / "ticket.json"))
-    assert "is a ticket for a model with num_layers 12; this model has 3" in sentence
+    assert "is a ticket for a model with num_layers 12; here it must be 3" in sentence
     shutil.copytree(data / "SST-2", tmp_path / "broken" / "SST-2")
     table(tmp_path / "broken" / "SST-2" / "dev.tsv", ["sentence", "label"], [["fine", "2"]])
     assert "dev.tsv:2: label is '2'; it must be one of 0, 1" in refused(bert, tmp_path / "broken")

@@ -153,6 +153,10 @@ def test_another_recipe_in_the_same_run_directory(place: Path, capsys: pytest.Ca
         (["ticket", "show", "missing.json"], ["missing.json", "cannot be read"]),
         (["ticket", "draw", "nowhere", "--out", "t.json"], ["nowhere", "config.yaml"]),
         (["ticket", "random", "--out", "t.json"], ["--config"]),
+        (
+            ["ticket", "all", "--config", "quickstart_stacking", "--plan", "[phase1,stack,phase1]", "--out", "t.json"],
+            ["stack.layers is [1, 2]", "1"],
+        ),
         (["checkpoint", "verify", "nowhere"], ["nowhere", "no checkpoint"]),
         (["export", "nowhere", "--out", "x"], ["nowhere", "config.yaml"]),
         (["plan", "--config", "nothing"], ["nothing", "quickstart"]),

@@ -140,7 +140,7 @@ def test_narrow_configuration_records_the_ticket() -> None:
 
 def test_ticket_of_another_model_is_refused() -> None:
     ticket = unequal_ticket(small_config())
-    with pytest.raises(UserError, match="intermediate_size 48; this model has 64"):
+    with pytest.raises(UserError, match="intermediate_size 48; here it must be 64"):
         narrow_config(small_config(intermediate_size=64), ticket)
 
 

@@ -324,7 +324,7 @@ def test_absent_and_binary_files_are_not_tickets(tmp_path: Path) -> None:
 def test_ticket_for_another_model_is_named() -> None:
     with pytest.raises(UserError) as caught:
         small_ticket().require_model(BASE, "mine.json")
-    assert str(caught.value) == "mine.json: is a ticket for a model with num_layers 3; this model has 12"
+    assert str(caught.value) == "mine.json: is a ticket for a model with num_layers 3; here it must be 12"
 
 
 def test_random_tickets_are_reproducible_and_follow_the_rule() -> None:
