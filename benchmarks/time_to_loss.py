@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from provenance import measured_on
 from race.arms import arms, command, experiments, make_corpus, run_dir, write_recipe
@@ -35,7 +36,7 @@ LEAST_SECONDS = 20
 def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--budget", type=float, default=60.0, help="minutes that this call may train")
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes to train in this call; timing comes after")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", help="names of arms; default: all, without experiments")
     parser.add_argument("--experiments", action="store_true", help="on CPUs: race/experiments.yaml instead of the arms")
@@ -64,9 +65,13 @@ def train(line: list[str], seconds: float) -> None:
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
+        pass
+    finally:
+        # Also where this call is itself asked to stop: two runs must never share a folder.
+        process.terminate()
         process.wait()
-    if process.returncode:
+    # Asked before it could listen, it has simply ended.
+    if process.returncode not in (0, -signal.SIGTERM):
         sys.exit(f"time_to_loss: status {process.returncode} of {' '.join(line)}")
 
 
@@ -74,6 +79,9 @@ def main() -> None:
     given, changes = options()
     if given.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        sys.exit("time_to_loss: --device is cuda, but PyTorch finds no GPU here; it must be cpu")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("time_to_loss: asked to stop; call it again to go on"))
     work_dir: Path = given.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * given.budget
@@ -102,7 +110,7 @@ def report(given: argparse.Namespace, work_dir: Path) -> None:
         found = {int(path.name.rpartition("seed")[2]): path for path in work_dir.glob(pattern) if path.is_dir()}
         done[name] = {seed: path for seed, path in found.items() if (path / "DONE").is_file()}
     if not done["dense"]:
-        sys.exit("time_to_loss: no dense run is done yet; call it again")
+        sys.exit("time_to_loss: no dense run is done yet, which all are measured against; let that arm run")
     runs = [path for by_seed in done.values() for path in by_seed.values()]
     seconds = measured_seconds(runs, work_dir / "step_seconds.json", given.rounds)
     curves = {

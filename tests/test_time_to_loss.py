@@ -1,10 +1,14 @@
-"""The race's arithmetic, on curves whose answers are known."""
+"""The race's arithmetic, on curves whose answers are known; how its calls end."""
 
+import importlib
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.race.arms import write_recipe
 from benchmarks.race.outcome import curve, race, reached, spread
 
 
@@ -59,3 +63,23 @@ def test_never_reached_is_said() -> None:
     assert spread([None, None], ".2f") == "not reached"
     assert spread([0.5, None, 0.7], ".2f") == "0.60 ± 0.14 (2 of 3)"
     assert spread([0.5], ".2f") == "0.50"
+
+
+def test_an_arm_is_asked_to_stop_when_the_budget_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    script = importlib.import_module("time_to_loss")
+    began = time.monotonic()
+    script.train([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)  # before it listens to any signal
+    assert time.monotonic() - began < 30
+    with pytest.raises(SystemExit, match="status 3"):
+        script.train([sys.executable, "-c", "raise SystemExit(3)"], 30)
+
+
+def test_all_calls_have_one_recipe(tmp_path: Path) -> None:
+    write_recipe("cpu", tmp_path, {"phase1.steps": 30})
+    write_recipe("cpu", tmp_path, {"phase1.steps": 40, "seed": 3})  # nothing has begun
+    (tmp_path / "dense-seed0").mkdir()
+    path = write_recipe("cpu", tmp_path, {"phase1.steps": 40, "seed": 3})
+    with pytest.raises(SystemExit, match="has another phase1 and phase2 and seed, and runs have begun with it"):
+        write_recipe("cpu", tmp_path, {"phase1.steps": 30})
+    assert "steps: 40" in path.read_text()

@@ -126,7 +126,7 @@ def make_corpus(device: str, work_dir: Path) -> Path:
 
 
 def write_recipe(device: str, work_dir: Path, changes: dict[str, Any]) -> Path:
-    """The recipe that all arms start from. `changes` are dotted fields."""
+    """The recipe that all arms start from, the same in every call. `changes` are dotted fields."""
     recipe = {**RECIPES[device], **COMMON}
     for name, value in changes.items():
         section, _, key = name.rpartition(".")
@@ -134,6 +134,13 @@ def write_recipe(device: str, work_dir: Path, changes: dict[str, Any]) -> Path:
     # Longer sequences would change what the loss means; the recipe has to have a second phase all the same.
     recipe["phase2"] = recipe["phase1"]
     path = work_dir / "recipe.yaml"
+    before = yaml.safe_load(path.read_text()) if path.is_file() else recipe
+    differs = [name for name in recipe | before if recipe.get(name) != before.get(name)]
+    if differs and any(work_dir.glob("*-seed*/")):
+        sys.exit(
+            f"time_to_loss: {path} has another {' and '.join(differs)}, and runs have begun with it; all arms of a "
+            "race have one recipe, so name another --work-dir"
+        )
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 

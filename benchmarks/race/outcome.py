@@ -56,8 +56,8 @@ def reached(curve: Mapping[str, Sequence[float]], effort: str, loss: float) -> f
     xs, losses = curve[effort], curve["loss"]
     for index, value in enumerate(losses):
         if value <= loss:
-            if index == 0 or losses[index - 1] <= value:
-                return xs[index]
+            if index == 0:
+                return xs[0]
             share = (losses[index - 1] - loss) / (losses[index - 1] - value)
             return xs[index - 1] + share * (xs[index] - xs[index - 1])
     return None
