@@ -49,7 +49,7 @@ def open_task(task: str, data: Path | None, pretrained: Pretrained, recipe: Reci
         raise UserError(f"--data is {data}, which has no folder {task}; it must hold the task's official files there")
     if task == SQUAD:
         return SquadData(folder, pretrained.tokenizer, recipe.windows)
-    return GlueData(task, folder, pretrained.tokenizer, recipe.max_length)
+    return GlueData(task, folder, pretrained.tokenizer, recipe.max_length, with_test=recipe.predict)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,13 @@ from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
 from earlybert.finetune.tasks import TASKS, require_known
 from earlybert.finetune.training import layout
-from earlybert.pretrain.config import one_sentence
+from earlybert.pretrain.config import field_names, one_sentence
 from earlybert.pretrain.distributed import rank, warn_once
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import read_json, write_json
+
+# What to compute; all other options say how.
+WHAT = ("model", "data", "out", "task", "method", "seed")
 
 
 def _parser() -> jsonargparse.ArgumentParser:
@@ -49,12 +52,15 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], Settings]:
         parser = _parser()
         parsed = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
-        raise UserError(one_sentence(error)) from None
+        raise UserError(one_sentence(error, [*WHAT, *field_names(Settings)])) from None
     settings = Settings(**{field.name: parsed[field.name] for field in dataclasses.fields(Settings)})
     settings.check()
-    what = {name: parsed[name] for name in ("model", "data", "out", "task", "method", "seed")}
+    what = {name: parsed[name] for name in WHAT}
     require_known("--task", what["task"], TASKS)
     require_known("--method", what["method"], METHODS)
+    for seed in what["seed"]:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seed is {seed}; it must be at least 0 and below {2**32:,}")
     return what, settings
 
 
@@ -63,6 +69,8 @@ def require_same(out: Path, given: dict[str, Any]) -> None:
     path = out / "config.json"
     if path.is_file():
         before = read_json(path)
+        if not isinstance(before, dict):
+            raise UserError(f"{path}: is no settings of earlybert finetune; choose another --out")
         for name, value in given.items():
             if before.get(name) != value:
                 raise UserError(
@@ -81,6 +89,8 @@ def main(argv: list[str]) -> None:
     out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])
     if data is not None and not data.is_dir():
         raise UserError(f"--data is {data}, which is no folder; it must hold GLUE's folders and SQuAD")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out is {out}, which is no folder; it must be one, or not be there yet")
     recipes = {task: settings.for_task(task) for task in what["task"]}
     pretrained = open_pretrained(what["model"])
     for recipe in recipes.values():

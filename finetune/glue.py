@@ -74,6 +74,8 @@ def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Rows:
         header = list(task.headerless)
     else:
         _, header = next(lines, (1, []))
+        if not header:
+            raise UserError(f"{path}: is empty, expected a line of column names and then examples")
         for column in wanted:
             if column not in header:
                 raise UserError(f"{path}:1: has no column {column!r}; its columns are {', '.join(header)}")
@@ -83,7 +85,8 @@ def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Rows:
     broken = 0
     for number, fields in lines:
         if len(fields) <= max(places):
-            if not task.skips_broken_rows:
+            # In a test set it would shift all predictions after it.
+            if not (labelled and task.skips_broken_rows):
                 raise UserError(f"{path}:{number}: has {len(fields)} columns; it must have {len(header)}")
             broken += 1
             continue
@@ -112,17 +115,30 @@ def read_hub(split: str, task: GlueTask, *, labelled: bool) -> Rows:
 
 
 class GlueData:
-    """One task's examples as rows of a given tokenizer, its scores, and its predictions for submission."""
+    """One task's examples as rows of a given tokenizer, its scores, and its predictions for submission.
+
+    The test set is read only `with_test`, too: like the others before any work begins, so that it is known to be whole.
+    """
 
     model_class = EarlyBertForSequenceClassification
 
-    def __init__(self, name: str, folder: Path | None, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path | None,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int,
+        *,
+        with_test: bool = False,
+    ) -> None:
         self.name, self.task = name, GLUE[name]
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
         self.train_rows = self._read("train")
         self.evaluated = {
             prefix: self._read(split) for prefix, split in self.task.evaluations if not prefix or self._has(split)
         }
+        tests = [split.replace("dev", "test") for _, split in self.task.evaluations] if with_test else []
+        self.tested = {split: self._read(split) for split in tests if self._has(split)}
 
     @property
     def head(self) -> dict[str, object]:
@@ -180,11 +196,8 @@ class GlueData:
 
     def submit(self, predict: Predict, folder: Path) -> None:
         """Writes the test predictions as GLUE's server wants them."""
-        for _, evaluated in self.task.evaluations:
-            split = evaluated.replace("dev", "test")
-            if not self._has(split):
-                continue
-            predicted = self._predicted(predict(self.rows(self._read(split)))[0])
+        for split, rows in self.tested.items():
+            predicted = self._predicted(predict(self.rows(rows))[0])
             if self.task.classes:
                 answers = [self.task.classes[int(number)] for number in predicted]
             else:

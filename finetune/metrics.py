@@ -31,7 +31,9 @@ def matthews(predicted_N: Values, label_N: Values) -> dict[str, float]:
 
 
 def correlations(predicted_N: Values, label_N: Values) -> dict[str, float]:
-    """Pearson's and Spearman's; 0 where they are not defined because all predictions are equal."""
+    """Pearson's and Spearman's; 0 where they are not defined: all predictions are equal, or there is only one."""
+    if len(label_N) < 2:
+        return {"pearson": 0.0, "spearman": 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy remarks upon constant input
         pearson, spearman = stats.pearsonr(predicted_N, label_N)[0], stats.spearmanr(predicted_N, label_N)[0]

@@ -1,6 +1,7 @@
 """The network to fine-tune: a run of ours, an export, or any Hugging Face BERT, all in the form of `pretrain`."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,9 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForPreTraining,
     AutoTokenizer,
     BertConfig,
     BertForPreTraining,
-    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -23,10 +22,14 @@ from earlybert.pretrain.bert_format import from_bert
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.export import newest
 from earlybert.pretrain.initial import initial_tensor
-from earlybert.pretrain.model import EarlyBertConfig
+from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.surgery import Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# What a BERT may have otherwise than the networks here.
+FIXED_FIELDS = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+# What a checkpoint may lack: our names, and Hugging Face's.
+HEADS = {"pooler.": "bert.pooler.", "masked_token.": "cls.predictions.", "next_sentence.": "cls.seq_relationship."}
 
 
 @dataclass(frozen=True)
@@ -64,29 +67,35 @@ def open_pretrained(name: str) -> Pretrained:
             raise UserError(f"{folder / 'checkpoints'}: holds no intact checkpoint to fine-tune")
         model = trained.network()
         return Pretrained(name, model.config, model.state_dict(), trained.corpus.tokenizer)
-    config = _config(name)
-    tokenizer = _tokenizer(name)
+    config, tokenizer = _config(name), _tokenizer(name)
     if max(tokenizer.get_vocab().values()) >= config.vocab_size:
         raise UserError(
             f"{name}: its tokenizer has {max(tokenizer.get_vocab().values()) + 1} tokens, "
             f"but the model's embedding table only {config.vocab_size} rows; they must belong together"
         )
-    if isinstance(config, EarlyBertConfig):
-        model = AutoModelForPreTraining.from_pretrained(name, dtype=torch.float32)
-        return Pretrained(name, model.config, model.state_dict(), tokenizer)
-    return _from_bert(name, tokenizer)
+    return Pretrained(name, *_network(name, config), tokenizer)
 
 
-def _config(name: str) -> PreTrainedConfig:
+def _loaded(what: str, load: Callable[[], Any]) -> Any:
+    """What the library loads; raises UserError where it cannot, for it raises whatever it comes upon."""
+    try:
+        return load()
+    except Exception as error:
+        raise UserError(f"{what} cannot be loaded ({' '.join(str(error).split())})") from None
+
+
+def _config(name: str) -> EarlyBertConfig | BertConfig:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: has neither config.yaml, as a run has, nor config.json, as a model has")
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model is {name!r}, which is no run, no folder and no model of the hub ({reason})") from None
+    no_folder = f"--model is {name!r}, which is no run and no folder; as a model of the hub it"
+    config = _loaded(
+        f"{name}: its config.json" if Path(name).exists() else no_folder, lambda: AutoConfig.from_pretrained(name)
+    )
     if not isinstance(config, (EarlyBertConfig, BertConfig)):
         raise UserError(f"{name}: its model_type is {config.model_type!r}; it must be bert or earlybert")
+    for field, expected in FIXED_FIELDS.items():
+        if (found := getattr(config, field, expected)) != expected:
+            raise UserError(f"{name}: its {field} is {found!r}; it must be {expected!r}")
     return config
 
 
@@ -96,28 +105,33 @@ def _tokenizer(name: str) -> PreTrainedTokenizerFast:
         # A bare vocabulary would be taken for an uncased one, whatever it is (the released code fell for this).
         found = "only vocab.txt, which does not say whether it is cased" if (folder / "vocab.txt").is_file() else "none"
         raise UserError(f"{name}: the model needs its tokenizer, {' or '.join(TOKENIZER_FILES)}; it has {found}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: its tokenizer cannot be loaded ({' '.join(str(error).split())})") from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.cls_token_id is None:
-        raise UserError(f"{name}: its tokenizer must be a fast one with [CLS] and [SEP], as BERT's is")
+    tokenizer = _loaded(f"{name}: its tokenizer", lambda: AutoTokenizer.from_pretrained(name))
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    if not fast or None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
+        raise UserError(f"{name}: its tokenizer must be a fast one with [CLS], [SEP] and [PAD], as BERT's is")
     return tokenizer
 
 
-def _from_bert(name: str, tokenizer: PreTrainedTokenizerFast) -> Pretrained:
-    """Any BERT; what its checkpoint lacks (a pooler, the pre-training heads) is left out and will start afresh."""
-    loaded: Any = BertForPreTraining.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    model, loading = loaded
-    missing = [key for key in loading["missing_keys"] if key.startswith("bert.") and ".pooler." not in key]
-    if missing:
-        raise UserError(f"{name}: is not a complete BERT; it lacks {missing[0]} and {len(missing) - 1} more")
-    config, weights = from_bert(model.config, model.state_dict())
-    fresh = {"pooler": "bert.pooler.", "masked_token": "cls.predictions.", "next_sentence": "cls.seq_relationship."}
-    for ours, theirs in fresh.items():
-        if any(key.startswith(theirs) for key in loading["missing_keys"]):
-            weights = {key: value for key, value in weights.items() if not key.startswith(ours)}
-    return Pretrained(name, config, weights, tokenizer)
+def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[EarlyBertConfig, Weights]:
+    """Any BERT, ours or Hugging Face's; heads that its checkpoint lacks are left out and will start afresh."""
+    ours = isinstance(config, EarlyBertConfig)
+    model_class = EarlyBertForPreTraining if ours else BertForPreTraining
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        # So that the first one can be named.
+        "ignore_mismatched_sizes": True,
+    }
+    model, loading = _loaded(f"{name}: its weights", lambda: model_class.from_pretrained(name, **options))
+    for key, found, expected in sorted(loading["mismatched_keys"]):
+        raise UserError(f"{name}: {key} has the shape {list(found)}; by its config.json it must be {list(expected)}")
+    stored = {head: head if ours else theirs for head, theirs in HEADS.items()}
+    missing = sorted(loading["missing_keys"])
+    if lost := [key for key in missing if not key.startswith(tuple(stored.values()))]:
+        raise UserError(f"{name}: is not a complete BERT; it lacks {lost[0]} and {len(lost) - 1} more")
+    config, weights = (model.config, model.state_dict()) if ours else from_bert(model.config, model.state_dict())
+    fresh = tuple(head for head, prefix in stored.items() if any(key.startswith(prefix) for key in missing))
+    return config, {key: value for key, value in weights.items() if not key.startswith(fresh)}
 
 
 def task_config(pretrained: Pretrained, head: dict[str, object], dropout: float) -> EarlyBertConfig:

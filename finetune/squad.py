@@ -3,6 +3,7 @@
 Shape suffixes: N windows, S positions.
 """
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,28 +82,33 @@ class WindowRule:
 
 def questions_of(content: Any, name: str) -> list[Question]:
     """Questions of an official JSON; raises UserError naming the place."""
-    found = []
+    found: dict[str, Question] = {}
     place = name
     try:
         for article, entry in enumerate(content["data"]):
             for number, paragraph in enumerate(entry["paragraphs"]):
                 place = f"{name}: paragraph {number} of article {article}"
                 for item in paragraph["qas"]:
-                    answers = item.get("answers", [])
-                    found.append(
-                        Question(
-                            str(item["id"]),
-                            item["question"].strip(),
-                            paragraph["context"],
-                            [answer["text"] for answer in answers],
-                            [answer["answer_start"] for answer in answers],
-                        )
-                    )
-    except (KeyError, TypeError, AttributeError) as error:
+                    question = _question(item, paragraph["context"])
+                    if question.id in found:
+                        raise UserError(f"{place}: has the question {question.id!r} a second time")
+                    found[question.id] = question
+    except (KeyError, TypeError) as error:
         raise UserError(f"{place}: is not in SQuAD v1.1's form ({type(error).__name__}: {error})") from None
     if not found:
         raise UserError(f"{name}: holds no questions")
-    return found
+    return list(found.values())
+
+
+def _question(item: Any, context: Any) -> Question:
+    """One entry of a paragraph; raises KeyError or TypeError."""
+    answers = [(answer["text"], answer["answer_start"]) for answer in item["answers"]]
+    texts, starts = [text for text, _ in answers], [start for _, start in answers]
+    typed = [(text, str) for text in (context, item["question"], *texts)] + [(start, int) for start in starts]
+    for value, kind in typed:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+    return Question(str(item["id"]), item["question"].strip(), context, texts, starts)
 
 
 def _from_file(path: Path) -> list[Question]:
@@ -126,6 +132,14 @@ def read_hub(split: str) -> list[Question]:
     ]
 
 
+def _with_marks(context: str, span: tuple[int, int]) -> tuple[int, int]:
+    """A token's characters and the combining marks after them: uncased tokenizers drop these, an answer keeps them."""
+    first, after = span
+    while after < len(context) and unicodedata.category(context[after]) == "Mn":
+        after += 1
+    return first, after
+
+
 def most_context(window: int, token: int, spans: list[tuple[int, int]]) -> bool:
     """Whether no other span gives the token more context: the smaller of the tokens left and right of it in the span,
     plus a hundredth of the span's length; of equal ones the first."""
@@ -144,7 +158,10 @@ def make_windows(
     """Windows of every question, by its id."""
     contexts = list(dict.fromkeys(question.context for question in questions))
     encoded = tokenizer(contexts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    tokens_of = dict(zip(contexts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
+    tokens_of = {
+        context: (ids, [_with_marks(context, span) for span in spans])
+        for context, ids, spans in zip(contexts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    }
     queries = token_ids(tokenizer, [question.text for question in questions])
     windows = {}
     for question, query in zip(questions, queries, strict=True):
@@ -211,6 +228,10 @@ def candidates(
     ]
 
 
+def _answer_is_in_place(question: Question) -> bool:
+    return bool(question.answers) and question.context.startswith(question.answers[0], question.starts[0])
+
+
 class SquadData:
     """SQuAD's questions as rows of a given tokenizer, its scores and its predictions."""
 
@@ -219,11 +240,21 @@ class SquadData:
     def __init__(self, folder: Path | None, tokenizer: PreTrainedTokenizerFast, rule: WindowRule) -> None:
         rule.check()
         self.tokenizer, self.rule = tokenizer, rule
-        self.train_questions, self.dev_questions = (
+        train, self.dev_questions = (
             (_from_file(folder / TRAIN), _from_file(folder / DEV))
             if folder
             else (read_hub("train"), read_hub("validation"))
         )
+        self.train_questions = [question for question in train if _answer_is_in_place(question)]
+        if left_out := len(train) - len(self.train_questions):
+            say(f"{left_out} training questions have no answer at the place that is stated, and were left out")
+        if not self.train_questions:
+            raise UserError(f"{folder / TRAIN if folder else HUB}: holds no question whose answer is where it says")
+        for question in self.dev_questions:
+            if not question.answers:
+                raise UserError(
+                    f"{folder / DEV if folder else HUB}: question {question.id!r} has no answer; SQuAD v1.1's all have"
+                )
 
     @property
     def head(self) -> dict[str, object]:
@@ -231,18 +262,7 @@ class SquadData:
 
     def train(self, count: int | None) -> list[Features]:
         """Rows of the first `count` questions whose answer stands where the file says."""
-        usable: list[Question] = []
-        left_out = 0
-        for question in self.train_questions:
-            if len(usable) == count:
-                break
-            if question.answers and question.context.startswith(question.answers[0], question.starts[0]):
-                usable.append(question)
-            else:
-                left_out += 1
-        if left_out:
-            say(f"{left_out} training questions have no answer at the place that is stated, and were left out")
-        windows = make_windows(usable, self.tokenizer, self.rule)
+        windows = make_windows(self.train_questions[:count], self.tokenizer, self.rule)
         return [labelled(window) for found in windows.values() for window in found]
 
     def answers(self, predict: Predict, questions: list[Question]) -> dict[str, list[Answer]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -19,6 +21,7 @@ from earlybert.finetune.config import Recipe
 from earlybert.finetune.text import Features
 from earlybert.pretrain.distributed import rank, world_size
 from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.files import read_json
 from earlybert.pretrain.hardware import device_precision
 from earlybert.pretrain.search import MaskHistory, Snapshot
 from earlybert.pretrain.surgery import unit_axis
@@ -66,9 +69,9 @@ def draw_step(examples: int, recipe: Recipe) -> int:
 class StageTrainer(Trainer):
     """Adds the L1 term to the loss, and has every update timed."""
 
-    def __init__(self, recipe: Recipe, **arguments: Any) -> None:
+    def __init__(self, recipe: Recipe, total: int, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.recipe = recipe
+        self.recipe, self.total = recipe, total
 
     @property
     def clock(self) -> StepClock:
@@ -182,7 +185,7 @@ def layout(recipe: Recipe) -> Layout:
 
 def _arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
     place = layout(recipe)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(stage.checkpoints),
         per_device_train_batch_size=place.micro_batch,
         gradient_accumulation_steps=place.accumulation,
@@ -209,6 +212,9 @@ def _arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         dataloader_pin_memory=place.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
+    # One rank uses one GPU. The Trainer would take all that it sees, and give each of them a whole batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def make_trainer(
@@ -230,6 +236,7 @@ def make_trainer(
         callbacks.append(recorder)
     trainer = StageTrainer(
         recipe,
+        total,
         model=model,
         args=_arguments(recipe, stage),
         train_dataset=rows,
@@ -242,12 +249,23 @@ def make_trainer(
 
 def train(trainer: StageTrainer) -> Cost:
     """Trains the stage to its end, from its newest complete checkpoint where there is one."""
-    newest = None
-    for folder in sorted(Path(str(trainer.args.output_dir)).glob("checkpoint-*"), key=lambda path: int(path.name[11:])):
-        # Written last: a checkpoint without it was cut off.
-        newest = folder if (folder / "trainer_state.json").is_file() else newest
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    newest, state = _newest_checkpoint(Path(str(trainer.args.output_dir)))
+    if newest and state["global_step"] == trainer.total:
+        # Only what comes after the last update is missing, and the Trainer would make another update.
+        trainer.model.load_state_dict(load_file(newest / "model.safetensors"))  # type: ignore[union-attr]
+        vars(trainer.clock).update(state["stateful_callbacks"][StepClock.__name__]["attributes"])
+    else:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return trainer.clock.cost()
+
+
+def _newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint that is complete, and the Trainer's state in it."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]), reverse=True):
+        # The state is written last.
+        with suppress(UserError):
+            return checkpoint, read_json(checkpoint / "trainer_state.json")
+    return None, {}
 
 
 def predictions(trainer: Trainer, rows: list[Features]) -> tuple[NDArray[np.float32], ...]:

@@ -322,28 +322,32 @@ def recipe_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _field_names(section: type, prefix: str = "") -> list[str]:
+def field_names(section: type, prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a dataclass and of those in it."""
     names = []
     for name, hint in get_type_hints(section).items():
         if dataclasses.is_dataclass(hint):
-            names += _field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+            names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             names.append(prefix + name)
     return names
 
 
-def one_sentence(error: Exception) -> str:
-    """What the parser found wrong, in one line."""
+def one_sentence(error: Exception, options: list[str]) -> str:
+    """What the parser of these options found wrong, in one line."""
     text = str(error)
-    if match := re.match(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL):
+    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', text, re.DOTALL):
         key, problem = match.groups()
-        problem = re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "")
-        expected, _, value = " ".join(problem.split()).partition(". Got value: ")
+        problem = " ".join(re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "").split())
+        if union := re.search(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", problem):
+            kinds = [kind for kind in union[1].split(", ") if kind != "NoneType"]
+            return f"{key} is {union[2]}; expected {' or '.join(kinds)}"
+        expected, _, value = problem.partition(". Got value: ")
         return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
     if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
         option = match[1].split()[0]
-        close = difflib.get_close_matches(option.lstrip("-").split("=")[0], _field_names(Recipe), n=1)
-        hint = f'did you mean "{close[0]}"?' if close else "options are the fields of a recipe, see --help"
+        close = difflib.get_close_matches(option.lstrip("-").split("=")[0], options, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else "--help lists all"
         return f"unknown option {option}; {hint}"
     return " ".join(text.split())
 
@@ -357,7 +361,7 @@ def load_recipe(file: Path, overrides: list[str]) -> Recipe:
         values = {name.name: parsed[name.name] for name in dataclasses.fields(Recipe)}
         recipe = Recipe(**values)
     except jsonargparse.ArgumentError as error:
-        raise UserError(one_sentence(error)) from None
+        raise UserError(one_sentence(error, field_names(Recipe))) from None
     if recipe.ticket:
         # A given ticket takes the place of the search.
         recipe = dataclasses.replace(recipe, plan=[name for name in recipe.plan if name != "search"])

@@ -101,12 +101,15 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--search-epochs", "4"], "search_epochs is 4, but the search follows dense training's 3 epochs"),
         (["--search-epochs", "0"], "search_epochs is 0.0; it must be above 0"),
         (["--search-epochs", "many"], "search_epochs is many; expected a float"),
-        (["--epoch", "3"], "unknown option --epoch"),
+        (["--epochs", "many"], "epochs is many; expected float"),
+        (["--seed", "one"], "seed is one; expected a int"),
+        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["--epoch", "3"], 'unknown option --epoch; did you mean "epochs"?'),
         (["--batch-size", "8", "--micro-batch", "3"], "micro_batch is 3; it must divide the 8 sequences"),
         (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
         (["--precision", "fp16"], "precision is fp16"),
         (["--data", "nowhere"], "--data is nowhere, which is no folder"),
-        (["--model", "nowhere"], "--model is 'nowhere', which is no run, no folder and no model of the hub"),
+        (["--model", "nowhere"], "--model is 'nowhere', which is no run and no folder; as a model of the hub"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -146,6 +149,12 @@ def test_bad_files_are_one_sentence(
     shutil.copytree(data / "SST-2", tmp_path / "broken" / "SST-2")
     table(tmp_path / "broken" / "SST-2" / "dev.tsv", ["sentence", "label"], [["fine", "2"]])
     assert "dev.tsv:2: label is '2'; it must be one of 0, 1" in refused(bert, tmp_path / "broken")
+    shutil.copytree(data / "SST-2", tmp_path / "untested" / "SST-2")
+    table(tmp_path / "untested" / "SST-2" / "test.tsv", ["index", "text"], [["0", "fine"]])
+    assert "test.tsv:1: has no column 'sentence'" in refused(bert, tmp_path / "untested", "--predict", "true")
+    (tmp_path / "out").write_text("")
+    given = ["--model", str(bert), "--data", str(data), "--out", str(tmp_path / "out"), "--task", "SST-2", *SMALL]
+    assert "/out, which is no folder" in refusal(monkeypatch, capsys, *given)
 
 
 def test_one_folder_is_for_one_setting(

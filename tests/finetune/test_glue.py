@@ -17,7 +17,7 @@ REAL = os.environ.get("EARLYBERT_DATA")
 
 
 def opened(folder: Path, task: str, max_length: int = 48) -> GlueData:
-    return GlueData(task, folder / task, tiny_tokenizer(), max_length)
+    return GlueData(task, folder / task, tiny_tokenizer(), max_length, with_test=True)
 
 
 @pytest.mark.parametrize("task", GLUE)
@@ -118,6 +118,14 @@ def test_the_official_qqp_has_broken_rows_that_are_counted(tmp_path: Path, capsy
     table(tmp_path / "train.tsv", header, [["0", "1", "2", "who", "what", "1"], ["1", "3", "4", "half a question"]])
     rows = read_tsv(tmp_path / "train.tsv", GLUE["QQP"], labelled=True)
     assert rows.labels == [1] and "1 rows that lack columns" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"train.tsv:3: has 4 columns; it must have 6"):
+        read_tsv(tmp_path / "train.tsv", GLUE["QQP"], labelled=False)  # predictions go by line
+
+
+def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "dev.tsv").touch()
+    with pytest.raises(UserError, match=r"dev.tsv: is empty"):
+        read_tsv(tmp_path / "dev.tsv", GLUE["RTE"], labelled=True)
 
 
 @pytest.mark.parametrize("seed", range(3))

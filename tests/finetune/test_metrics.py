@@ -37,6 +37,7 @@ def test_one_class_only_scores_zero_without_a_warning(recwarn: pytest.WarningsRe
     assert matthews(ones, label)["matthews"] == 0
     assert accuracy_and_f1(np.zeros(3, dtype=int), np.zeros(3, dtype=int)) == {"accuracy": 1.0, "f1": 0.0}
     assert correlations(np.full(4, 2.5), np.array([0.0, 1.0, 2.0, 5.0])) == {"pearson": 0.0, "spearman": 0.0}
+    assert correlations(np.array([2.5]), np.array([5.0])) == {"pearson": 0.0, "spearman": 0.0}
     assert not list(recwarn)
 
 

@@ -97,6 +97,19 @@ def test_candidates_are_those_of_brute_force(seed: int) -> None:
     assert sum(answer.probability for answer in found) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("answer", ["walke\u0301", "Gr\u00e4n\u0323\u0301", "e\u0301\u0302 walk"])
+def test_an_answer_keeps_the_accents_that_the_tokenizer_drops(answer: str) -> None:
+    """Also those that are characters of their own, at an answer's end and at the context's."""
+    for context in (f"The old {answer} is green.", f"The old {answer}"):
+        question = Question("q", "what ?", context, [answer], [8])
+        (window,) = make_windows([question], tiny_tokenizer(), WindowRule(max_length=40, max_query_length=5))["q"]
+        row = labelled(window)
+        starts, ends = np.zeros((2, 1, 40), dtype=np.float32)
+        starts[0, row["start_positions"]] = ends[0, row["end_positions"]] = 9
+        assert row["start_positions"] > 0
+        assert candidates([window], starts, ends, WindowRule())[0].text == answer
+
+
 def test_no_allowed_span_is_an_empty_answer() -> None:
     windows = make_windows([QUESTION], tiny_tokenizer(), RULE)["q"]
     shape = (len(windows), RULE.max_length)
@@ -114,17 +127,42 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
         WindowRule(max_length=128).check()
 
 
+def a_file(*changes: dict) -> dict:
+    """Questions on one paragraph, each with something changed."""
+    question = {"id": "q", "question": "what ?", "answers": [{"text": "old", "answer_start": 4}]}
+    return {"data": [{"paragraphs": [{"context": "The old tree", "qas": [question | change for change in changes]}]}]}
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ({}, "KeyError: 'data'"),
         ({"data": []}, "no questions"),
         ({"data": [{"paragraphs": [{"qas": [{}]}]}]}, "article 0"),
+        (a_file({"answers": [{"text": 5, "answer_start": 0}]}), "TypeError: 5 is no str"),
+        (a_file({"answers": [{"text": "old", "answer_start": "4"}]}), "TypeError: '4' is no int"),
+        (a_file({}, {}), "has the question 'q' a second time"),
     ],
 )
 def test_a_file_in_another_form_is_refused(content: dict, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         questions_of(content, "file.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("train-v1.1.json", {"answers": [{"text": "old", "answer_start": 5}]}, "no question whose answer is where it"),
+        ("dev-v1.1.json", {"answers": []}, "question 'q' has no answer; SQuAD v1.1's all have"),
+    ],
+)
+def test_questions_that_cannot_be_used_are_found_before_training(
+    tmp_path: Path, name: str, change: dict, expected: str
+) -> None:
+    for file in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / file).write_text(json.dumps(a_file(change if file == name else {})))
+    with pytest.raises(UserError, match=f"{name}.*{expected}"):
+        SquadData(tmp_path, tiny_tokenizer(), RULE)
 
 
 def test_training_leaves_out_answers_that_are_not_where_they_should_be(

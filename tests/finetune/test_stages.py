@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from made_up import VOCABULARY, save_tiny_bert, tiny_bert
-from transformers import BertTokenizer, DataCollatorWithPadding
+from transformers import BertTokenizer, DataCollatorWithPadding, TrainingArguments
 
-from earlybert.finetune import methods
+from earlybert.finetune import methods, training
 from earlybert.finetune.config import Recipe, Settings
 from earlybert.finetune.glue import GlueData
 from earlybert.finetune.model import EarlyBertForSequenceClassification
@@ -299,11 +299,39 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: Gl
         train(cut)
     folder = tmp_path / "cut" / "checkpoints" / "training" / "checkpoint-6"
     folder.mkdir()  # a checkpoint that was cut off
+    (folder / "trainer_state.json").write_text('{"global_step": 6')
     resumed = stage_trainer(bert, task, a_stage(tmp_path / "cut"), used)
     assert train(resumed).steps == 6
     assert whole.model is not None and resumed.model is not None
     for (name, value), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(value, other), name
+
+
+def test_a_stage_that_ended_is_not_trained_on(bert: Path, task: GlueData, tmp_path: Path) -> None:
+    """After an interruption in what follows it: one and a half epochs, and a search, end within an epoch."""
+    for name, changes in {"training": {"epochs": 1.5}, "search": {"epochs": 3.0, "stop_after": 4}}.items():
+        stage = a_stage(tmp_path, name=name, **changes)
+        used = recipe(batch_size=16, save_every=2)
+        first, again = (stage_trainer(bert, task, stage, used, searching=name == "search") for _ in range(2))
+        assert train(first) == train(again)
+        assert first.model is not None and again.model is not None
+        assert all(value.equal(again.model.state_dict()[key]) for key, value in first.model.state_dict().items())
+
+
+def test_one_rank_uses_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the Trainer sees four, it would put four times the batch on them."""
+    arguments = training._arguments(recipe(batch_size=16), a_stage(tmp_path))
+    assert arguments.train_batch_size == 16
+    monkeypatch.setattr(training, "TrainingArguments", lambda **given: SeesFour(**given))
+    assert training._arguments(recipe(batch_size=16), a_stage(tmp_path)).train_batch_size == 16
+
+
+class SeesFour(TrainingArguments):
+    """On a machine with four GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = 4
 
 
 def test_mask_distances_of_the_search_are_written(bert: Path, task: GlueData, tmp_path: Path) -> None:

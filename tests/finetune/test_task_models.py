@@ -1,6 +1,7 @@
 """The networks with a task's head: Hugging Face's BERT when full, and the same everywhere when narrow."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from made_up import tiny_bert, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -26,6 +28,7 @@ from earlybert.finetune.model import (
 )
 from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import plain_bert, save_trained
+from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.surgery import full_shape, narrow_config, narrow_weights
 from earlybert.pretrain.ticket import TicketRule, random_ticket
 
@@ -196,3 +199,52 @@ def test_a_bert_without_some_heads_is_opened_too(tmp_path: Path, other: type) ->
     assert ("masked_token.bias" in pretrained.weights) == (other is BertForMaskedLM)
     query = pretrained.weights["layers.2.attention.qkv.weight"][:32]
     assert query.equal(model.bert.encoder.layer[2].attention.self.query.weight)
+
+
+def test_a_fine_tuned_network_is_fine_tuned_again(bert: Path, tmp_path: Path) -> None:
+    """The one for answers has no pooler; like every head that is not there, it starts from the seed."""
+    for name, (model_class, head) in zip(("classes", "answers"), HEADS, strict=True):
+        ours = narrow(open_pretrained(str(bert)), model_class, head)
+        save_trained(ours, tiny_tokenizer(), tmp_path / name, ["earlybert"])
+        again = open_pretrained(str(tmp_path / name / "earlybert"))
+        assert {key for key in ours.state_dict() if "qa_outputs" not in key and "classifier" not in key} == set(
+            again.weights
+        )
+        assert all(ours.state_dict()[key].equal(value) for key, value in again.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost", "expected"),
+    [
+        ({"hidden_act": "relu"}, None, "its hidden_act is 'relu'; it must be 'gelu'"),
+        ({"intermediate_size": 80}, None, r"intermediate.dense.bias has the shape \[64\]; .* must be \[80\]"),
+        ({"num_attention_heads": 5}, None, "its weights cannot be loaded .*multiple of the number of attention heads"),
+        ({"hidden_size": "large"}, None, "its config.json cannot be loaded .*hidden_size"),
+        ({}, "bert.encoder.layer.1.output.dense.weight", "is not a complete BERT; it lacks bert.encoder.layer.1"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict, lost: str | None, expected: str, bert: Path
+) -> None:
+    folder = tmp_path / "bert"
+    shutil.copytree(bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != lost}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=expected):
+        open_pretrained(str(folder))
+
+
+def test_our_own_network_that_lacks_a_layer_is_refused(bert: Path, tmp_path: Path) -> None:
+    ours = narrow(open_pretrained(str(bert)), EarlyBertForSequenceClassification, THREE)
+    save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert"])
+    file = tmp_path / "earlybert" / "model.safetensors"
+    weights = load_file(file)
+    del weights["layers.1.attention.qkv.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks layers.1.attention.qkv.weight"):
+        open_pretrained(str(tmp_path / "earlybert"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="its weights cannot be loaded"):
+        open_pretrained(str(tmp_path / "earlybert"))
