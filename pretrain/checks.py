@@ -126,17 +126,17 @@ def _check_stack(recipe: Recipe) -> None:
     if rates:
         _require(len(rates) == stacks + 1, "stack.learning_rates", rates, f"one number a part of phase 1, {stacks + 1}")
         _require(min(rates) >= 0, "stack.learning_rates", rates, "at least 0 each")
-        if recipe.phase1.warmup >= stack.until[0]:
-            raise UserError(
-                f"phase1.warmup is {recipe.phase1.warmup:g}; with stack.learning_rates it must end before the first "
-                f"stack, {stack.until[0]:g}"
-            )
     stages = build_stages(recipe)
     for stage in stages:
         if stage.steps < 1:
             raise UserError(
                 f"stack.until is {stack.until}, which leaves {stage.name} {stage.steps} of {stage.schedule_steps} "
                 "steps; it must leave every part of phase 1 at least one, after the search where it has one"
+            )
+        if stage.knots and stage.knots[1][0] >= stage.knots[2][0]:
+            raise UserError(
+                f"phase1.warmup is {recipe.phase1.warmup:g}, {stage.knots[1][0]:g} steps; with stack.learning_rates it "
+                f"must end before the first stack, at step {stage.knots[2][0]:g}"
             )
         if stage.searching and stage.begin == "stack" and recipe.search.stop_window:
             raise UserError(

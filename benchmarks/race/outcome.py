@@ -125,7 +125,8 @@ def figure(curves: Mapping[str, Mapping[int, dict[str, list[float]]]], seed: int
     shown = {name: by_seed[seed] for name, by_seed in curves.items() if seed in by_seed}
     for axes, (effort, label) in zip(picture.subplots(2, 2).flat, EFFORTS.items(), strict=True):
         for number, (name, found) in enumerate(shown.items()):
-            style = "--" if name == "random ticket" else "-"
+            # Ten colours, so a second round of them has another style.
+            style = "--" if name == "random ticket" else "-" if number < 10 else "-."
             axes.plot(found[effort], found["loss"], style, color=f"C{number}", label=name, linewidth=1.2)
         end = shown["dense"]["loss"][-1]
         axes.axhline(end, color="C0", linestyle=":", linewidth=1)

@@ -226,7 +226,7 @@ NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"stack": StackConfig(layers=[3, 6], until=[0.02, 0.2], learning_rates=[1e-4] * 3)},
-        ["phase1.warmup is 0.025", "0.02"],
+        ["phase1.warmup is 0.025, 10000 steps", "before the first stack, at step 8000"],
     ),
 ]
 
