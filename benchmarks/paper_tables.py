@@ -6,7 +6,7 @@
 `--models` gives the networks by the names that the rows ask for; rows without their network are left out and named.
 Flags that this script does not know go to `earlybert finetune`. Every result is kept in OUT and shared between the
 tables; the same command again computes what is missing, also from the middle of a training, so it may be killed at any
-time.
+time. A figure is also drawn, as OUT/figure-N.png.
 
 Scales: `smoke` takes 200 examples of each set and one seed, minutes on two cores with a small network; `small` 10,000
 to train, 2,000 to score and three seeds, for one GPU; `full` everything, with the paper's seeds.
@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from paper.experiments import FIGURES, TABLES, Arm, Experiment
+from paper.pictures import score_figure
 from provenance import measured_on
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +34,7 @@ from earlybert.finetune.results import Result, in_percent, read_results, savings
 from earlybert.finetune.tasks import main_score
 from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.errors import UserError
+from earlybert.pretrain.figures import mask_distance_figure
 from earlybert.pretrain.files import read_json
 
 
@@ -184,10 +187,14 @@ def differences(measurement: Measurement) -> list[str]:
     return [*lines, *([experiment.remarks] if experiment.remarks else [])]
 
 
+def distances(measurement: Measurement) -> dict[str, Any]:
+    """Recorded steps and the distances between their masks."""
+    return read_json(next(measurement.folder(measurement.arms[0]).glob("*/*/seed-1/search/mask_distance.json")))
+
+
 def print_distances(measurement: Measurement) -> dict[str, Any]:
     """Mask distance of each recorded step to the one before it and to the last one."""
-    path = next(measurement.folder(measurement.arms[0]).glob("*/*/seed-1/search/mask_distance.json"))
-    content = read_json(path)
+    content = distances(measurement)
     print(f"{measurement.experiment.title}\n{'step':>8}" + "".join(f"{kind:>24}" for kind in ("heads", "neurons")))
     print(f"{'':>8}" + f"{'to the one before, last':>24}" * 2)
     for index, step in enumerate(content["steps"]):
@@ -196,6 +203,19 @@ def print_distances(measurement: Measurement) -> dict[str, Any]:
     for line in differences(measurement):
         print(line)
     return content
+
+
+def picture(measurement: Measurement) -> Figure:
+    """What the paper's figure shows."""
+    experiment = measurement.experiment
+    if experiment.distances:
+        content = distances(measurement)
+        return mask_distance_figure(content.pop("steps"), content)
+    lines: dict[str, list[tuple[float, list[float]]]] = {}
+    for arm in sorted(measurement.arms, key=lambda arm: arm.x):
+        lines.setdefault(arm.line, []).append((arm.x, means(measurement.results(arm))))
+    title, _, _ = experiment.title.partition(" (")
+    return score_figure(title, experiment.x_label, f"mean over {', '.join(experiment.tasks)}, %", lines)
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -240,6 +260,10 @@ def main() -> None:
         sys.exit(2)
     if rank() == 0:
         rows = (print_distances if measurement.experiment.distances else print_experiment)(measurement)
+        if arguments.figure:
+            path = arguments.out / f"figure-{arguments.figure}.png"
+            picture(measurement).savefig(path, dpi=150)
+            print(f"drawn in {path}")
         if arguments.json:
             content = {"measured_on": measured_on(), "settings": differences(measurement), "rows": rows}
             arguments.json.write_text(json.dumps(content, indent=1) + "\n")

@@ -15,8 +15,8 @@ from earlybert.pretrain.accounting import synchronize
 class Cost:
     """One stage's updates.
 
-    `compute`: seconds of copying, forward and backward, which is what the paper times; `update`: the same with clipping
-    and the optimizer. Means over all updates. `clock`: seconds from the first to the last, loading and all.
+    `compute`: seconds of forward and backward, which is what the paper times; `update`: the same with clipping and the
+    optimizer. Means over all updates. `clock`: seconds from the first to the last, with loading and copying to the GPU.
     """
 
     steps: int

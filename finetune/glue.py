@@ -15,6 +15,7 @@ from earlybert.finetune.metrics import Values
 from earlybert.finetune.model import EarlyBertForSequenceClassification
 from earlybert.finetune.tasks import GLUE, GlueTask
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids, truncate
+from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import write_text
 from earlybert.pretrain.telemetry import say
@@ -95,7 +96,7 @@ def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Rows:
         if labelled:
             labels.append(_label(fields[places[-1]], task, f"{path}:{number}"))
     if broken:
-        say(f"{path}: {broken} rows that lack columns were left out")
+        say(f"{path}: {broken} rows that lack columns were left out", enabled=rank() == 0)
     if not columns[0]:
         raise UserError(f"{path}: holds no examples")
     return Rows(columns, labels if labelled else None)
@@ -149,7 +150,7 @@ class GlueData:
     def _has(self, split: str) -> bool:
         there = self.folder is None or (self.folder / f"{split}.tsv").is_file()
         if not there:
-            say(f"{self.folder}: has no {split}.tsv, which is left out")
+            say(f"{self.folder}: has no {split}.tsv, which is left out", enabled=rank() == 0)
         return there
 
     def _read(self, split: str) -> Rows:

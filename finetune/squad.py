@@ -16,6 +16,7 @@ from earlybert.finetune.glue import Predict
 from earlybert.finetune.model import EarlyBertForQuestionAnswering
 from earlybert.finetune.squad_scoring import score
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids
+from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.files import read_json, write_json
 from earlybert.pretrain.telemetry import say
@@ -247,7 +248,8 @@ class SquadData:
         )
         self.train_questions = [question for question in train if _answer_is_in_place(question)]
         if left_out := len(train) - len(self.train_questions):
-            say(f"{left_out} training questions have no answer at the place that is stated, and were left out")
+            where = "have no answer at the place that is stated, and were left out"
+            say(f"{left_out} training questions {where}", enabled=rank() == 0)
         if not self.train_questions:
             raise UserError(f"{folder / TRAIN if folder else HUB}: holds no question whose answer is where it says")
         for question in self.dev_questions:

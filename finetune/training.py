@@ -109,6 +109,7 @@ class ProgressLines(TrainerCallback):
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
         self.loss = ""
+        self.predicted = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress = StageProgress(self.name, self.total, state.global_step, enabled=rank() == 0)
@@ -122,6 +123,16 @@ class ProgressLines(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress.__exit__()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        if not self.predicted:
+            self.progress = StageProgress("predicting", len(eval_dataloader), 0, enabled=rank() == 0)
+        self.predicted += 1
+        self.progress.update(self.predicted, "")
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+        self.progress.__exit__()
+        self.predicted = 0
 
 
 class StopAfter(TrainerCallback):

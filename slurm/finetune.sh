@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Fine-tunes and scores a model on one GPU.
+# Fine-tunes and scores a model on the GPUs of one node, by default one.
 #
 #   sbatch slurm/finetune.sh ARGUMENT...
+#   sbatch --gpus-per-node=4 --cpus-per-task=20 slurm/finetune.sh ARGUMENT...
 #
-# The arguments are those of `earlybert finetune`.
+# The arguments are those of `earlybert finetune`. A requeued job computes what is missing.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -21,5 +22,8 @@ checkout='s|^ *Command=\(.*\)/slurm/[^/]*\.sh.*|\1|;T;p;q'
 : "${EARLYBERT_HOME:=$SLURM_SUBMIT_DIR}"
 . "$EARLYBERT_HOME/slurm/common.sh" || exit 2
 use_site
-note "earlybert finetune $*"
-exec earlybert finetune "$@"
+ranks=${SLURM_GPUS_PER_NODE:-1} # may be written v100:4
+ranks=${ranks##*:}
+note "earlybert finetune $* ($ranks ranks)"
+[ "$ranks" -gt 1 ] || exec earlybert finetune "$@"
+exec torchrun --standalone --nproc_per_node "$ranks" --no-python earlybert finetune "$@"

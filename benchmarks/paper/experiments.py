@@ -22,6 +22,7 @@ class Arm:
         settings: flags of `earlybert finetune` that differ from the paper's default setting.
         model: which of the given networks; rows whose network is not given are left out.
         paper: the paper's numbers by task.
+        x, line: where a figure shows it.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Arm:
     settings: Mapping[str, float | str] = field(default_factory=dict)
     model: str = "BERT"
     paper: Paper = field(default_factory=dict)
+    x: float = 0.0
+    line: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Experiment:
         saving: time saved belongs to it.
         distances: mask distances belong to it instead of scores.
         remarks: what else the reader has to know.
+        x_label: a figure's horizontal axis.
     """
 
     title: str
@@ -54,6 +58,7 @@ class Experiment:
     saving: bool = False
     distances: bool = False
     remarks: str = ""
+    x_label: str = ""
 
 
 def _row(tasks: tuple[str, ...], numbers: str) -> dict[str, float]:
@@ -76,7 +81,7 @@ TABLES = {
         "Table 1: heads only, no neurons pruned",
         ONE,
         (
-            Arm("BERT", "dense", HEADS_ONLY, paper=_row(ONE, "83.16 90.59 90.34 91.70 53.5 65.70 80.96")),
+            Arm("BERT", "dense", paper=_row(ONE, "83.16 90.59 90.34 91.70 53.5 65.70 80.96")),
             Arm("EarlyBERT", "earlybert", HEADS_ONLY, paper=_row(ONE, "83.58 90.33 90.41 92.09 52.7 66.19 81.54")),
             Arm("Random", "random", HEADS_ONLY, paper=_row(ONE, "82.26 88.87 0.12 91.17 51.4 63.86 78.57")),
         ),
@@ -196,7 +201,7 @@ TABLES = {
         "Table 6: a whole epoch of search",
         BIG_FOUR,
         (
-            Arm("BERT", "dense", {"search_epochs": 1.0}, paper=_row(BIG_FOUR, "83.48 90.43 90.37 91.86")),
+            Arm("BERT", "dense", paper=_row(BIG_FOUR, "83.48 90.43 90.37 91.86")),
             Arm(
                 "EarlyBERT",
                 "earlybert",
@@ -264,25 +269,37 @@ FIGURES = {
         "Figure 2: epochs and learning rate with the ticket (the paper prints no numbers: 2 epochs at 4e-5 are best)",
         BIG_FOUR,
         tuple(
-            Arm(f"{epochs} epochs at {rate}", "earlybert", {"ticket_epochs": epochs, "ticket_learning_rate": rate})
+            Arm(
+                f"{epochs:g} epochs at {rate}",
+                "earlybert",
+                {"ticket_epochs": epochs, "ticket_learning_rate": rate},
+                x=epochs,
+                line=f"learning rate {rate}",
+            )
             for epochs in (1.0, 2.0, 3.0)
             for rate in ("2e-5", "4e-5", "8e-5")
         ),
         mean=True,
+        x_label="epochs with the ticket",
     ),
     3: Experiment(
         "Figure 3: when the search stops (no numbers printed: 88 to 90, a jump at 20 %)",
         ("QNLI",),
         tuple(
-            Arm(f"{percent} % of the first epoch", "earlybert", {"search_epochs": percent / 100})
+            Arm(f"{percent} % of the first epoch", "earlybert", {"search_epochs": percent / 100}, x=percent)
             for percent in (1, 5, 10, 20, 40, 100)
         ),
+        x_label="end of the search, % of the first epoch",
     ),
     4: Experiment(
         "Figure 4: fewer steps of pre-training, heads only (no numbers printed: 80 % is the best trade)",
         FOUR,
-        tuple(Arm(f"EarlyBERT {percent} %", "dense", {}, f"EarlyBERT {percent}") for percent in (100, 80, 60, 40)),
+        tuple(
+            Arm(f"EarlyBERT {percent} %", "dense", {}, f"EarlyBERT {percent}", x=percent)
+            for percent in (100, 80, 60, 40)
+        ),
         mean=True,
+        x_label="steps of pre-training, % of the dense run's",
         remarks="pretrain/run.py --draw.neuron_ratio 0 --narrow.step_factor 1.0, 0.8, 0.6, 0.4",
     ),
 }

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up import write_all_glue, write_squad
 
@@ -11,6 +12,7 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from paper.experiments import BIG_FOUR, FIGURES, TABLES
+from paper.pictures import score_figure
 
 SMALL = ["--max-length", "48", "--doc-stride", "16", "--max-query-length", "8", "--draw.width_multiple", "8"]
 
@@ -63,12 +65,39 @@ def test_tables_at_smoke_scale(table: int, bert: Path, everything: Path, tmp_pat
         assert again.stdout == done.stdout and "training" not in again.stderr  # everything was there already
 
 
+def test_dense_training_is_not_repeated_for_each_table() -> None:
+    """Its score depends on no setting of the ticket."""
+    for experiment in TABLES.values():
+        assert all(not arm.settings for arm in experiment.arms if (arm.method, arm.model) == ("dense", "BERT"))
+
+
+def test_a_figure_shows_means_and_spreads() -> None:
+    lines = {"slow": [(1.0, [80.0, 84.0]), (3.0, [90.0, 90.0])], "fast": [(1.0, [70.0])]}
+    (axes,) = score_figure("title", "epochs", "score", lines).axes
+    first, second = (container.lines for container in axes.containers)
+    np.testing.assert_allclose(first[0].get_xydata(), [[1, 82], [3, 90]])
+    spread = np.sqrt(8)
+    np.testing.assert_allclose(first[2][0].get_segments(), [[[1, 82 - spread], [1, 82 + spread]], [[3, 90], [3, 90]]])
+    np.testing.assert_allclose(second[0].get_xydata(), [[1, 70]])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["slow", "fast"]
+
+
 @pytest.mark.slow
 def test_figure_of_mask_distances(bert: Path, everything: Path, tmp_path: Path) -> None:
     arguments = ["--figure=1", f"--models=BERT={bert}", "--data", str(everything), "--out", "out", *SMALL]
     done = paper_tables(tmp_path, *arguments, "--batch-size", "2")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[3:6]] == ["1", "2", "3"]
+    assert (tmp_path / "out" / "figure-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_figure_of_scores(bert: Path, everything: Path, tmp_path: Path) -> None:
+    arguments = ["--figure=4", "--models", f"EarlyBERT 100={bert}", f"EarlyBERT 80={bert}", "--tasks", "RTE", "CoLA"]
+    done = paper_tables(tmp_path, *arguments, "--data", str(everything), "--out", "out", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "EarlyBERT 80 %" in done.stdout and "not measured, no network was given: EarlyBERT 60 %" in done.stdout
+    assert (tmp_path / "out" / "figure-4.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

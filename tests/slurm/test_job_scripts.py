@@ -206,3 +206,17 @@ def test_parts_are_prepared_side_by_side_and_merged(stub: Path) -> None:
     assert sorted(calls[:3]) == parts
     assert calls[3:] == ["prepare merge corpora/new --workers 2"]
     assert len(list(stub.glob(f"prepare-data-{number}-*.out"))) == 3
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [("1", ["none of none"]), ("v100:2", ["0 of 2", "1 of 2"])])
+def test_fine_tuning_has_a_rank_for_every_gpu(stub: Path, gpus: str, ranks: list[str]) -> None:
+    command = stub / "bin" / "earlybert"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\necho "rank ${RANK:-none} of ${WORLD_SIZE:-none}: $*"\n')
+    command.chmod(0o755)
+    (stub / "slurm" / "site.sh").write_text(f"PATH={command.parent}:$PATH\n")
+    options = ("--nodes=1", f"--gpus-per-node={gpus}")
+    job = Job.submit(stub / "slurm" / "finetune.sh", stub, "run", "--task", "SST-2", options=options)
+    job.require("COMPLETED")
+    said = sorted(line for line in job.log.splitlines() if line.startswith("rank "))
+    assert said == [f"rank {rank}: finetune --run-dir run --task SST-2" for rank in ranks], job.log
