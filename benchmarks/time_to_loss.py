@@ -123,8 +123,9 @@ def report(given: argparse.Namespace, work_dir: Path) -> None:
     table = race(curves)
     recipe = yaml.safe_load((work_dir / "recipe.yaml").read_text())
     results = measured_on("deepspeed") | {"recipe": recipe, "step_seconds": seconds, "arms": table, "curves": curves}
-    write_json(given.out or work_dir / "results.json", results)
-    picture = (given.out or work_dir / "results.json").with_suffix(".png")
+    out = given.out or work_dir / ("experiments.json" if given.experiments else "results.json")
+    write_json(out, results)
+    picture = out.with_suffix(".png")
     figure(curves, min(done["dense"])).savefig(picture, dpi=100, metadata={"Software": None})
     print_table(rows(table))
     print(f"shares of the dense run; curves: {picture}")
