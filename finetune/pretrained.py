@@ -106,9 +106,9 @@ def _tokenizer(name: str) -> PreTrainedTokenizerFast:
         found = "only vocab.txt, which does not say whether it is cased" if (folder / "vocab.txt").is_file() else "none"
         raise UserError(f"{name}: the model needs its tokenizer, {' or '.join(TOKENIZER_FILES)}; it has {found}")
     tokenizer = _loaded(f"{name}: its tokenizer", lambda: AutoTokenizer.from_pretrained(name))
-    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
-    if not fast or None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
-        raise UserError(f"{name}: its tokenizer must be a fast one with [CLS], [SEP] and [PAD], as BERT's is")
+    tokens = ("cls_token", "sep_token", "pad_token", "mask_token")
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or None in (getattr(tokenizer, token) for token in tokens):
+        raise UserError(f"{name}: its tokenizer must be a fast one with [CLS], [SEP], [PAD] and [MASK], as BERT's is")
     return tokenizer
 
 
@@ -119,11 +119,12 @@ def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[EarlyBert
     options: dict[str, Any] = {
         "dtype": torch.float32,
         "output_loading_info": True,
-        # So that the first one can be named.
+        # Reported instead, so that the first one can be named.
         "ignore_mismatched_sizes": True,
     }
     model, loading = _loaded(f"{name}: its weights", lambda: model_class.from_pretrained(name, **options))
-    for key, found, expected in sorted(loading["mismatched_keys"]):
+    if mismatched := sorted(loading["mismatched_keys"]):
+        key, found, expected = mismatched[0]
         raise UserError(f"{name}: {key} has the shape {list(found)}; by its config.json it must be {list(expected)}")
     stored = {head: head if ours else theirs for head, theirs in HEADS.items()}
     missing = sorted(loading["missing_keys"])
