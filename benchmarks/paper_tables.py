@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from earlybert.finetune import command
-from earlybert.finetune.results import Result, in_percent, read_results, savings, scores, shown
+from earlybert.finetune.methods import TICKET_METHODS
+from earlybert.finetune.results import Result, in_percent, majority, read_results, savings, scores, shown
 from earlybert.finetune.tasks import main_score
 from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.errors import UserError
@@ -154,6 +155,8 @@ def print_experiment(measurement: Measurement) -> dict[str, Any]:
     """Prints rows, remarks and differences in setting; returns the rows."""
     experiment = measurement.experiment
     rows = {arm.name: cells(measurement, arm) for arm in measurement.arms}
+    guesses = {task: majority(task, found) for task, found in measurement.results(measurement.arms[0]).items()}
+    rows["majority class"] = {task: f"{100 * guess:.2f}" for task, guess in guesses.items() if guess is not None}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = Table("measured / paper", title=experiment.title)
     for column in columns:
@@ -170,7 +173,13 @@ def differences(measurement: Measurement) -> list[str]:
     """In what the setting is not the paper's."""
     experiment = measurement.experiment
     left_out = [arm.name for arm in experiment.arms if arm.model not in measurement.models]
-    lines = [f"scale {measurement.scale}, {len(measurement.seeds)} seeds (the paper: {experiment.seeds})"]
+    limits = " ".join(SCALES[measurement.scale].flags) or "all examples"
+    lines = [f"scale {measurement.scale}: {limits}; {len(measurement.seeds)} seed(s), the paper {experiment.seeds}"]
+    if tickets := [arm for arm in measurement.arms if arm.method in TICKET_METHODS]:
+        multiple = read_json(measurement.folder(tickets[0]) / "config.json")["draw"]["width_multiple"]
+        lines.append(
+            f"neurons kept in multiples of {multiple}, the paper: any number; more choices: docs/finetuning.md"
+        )
     for name in dict.fromkeys(arm.model for arm in measurement.arms):
         arm = next(arm for arm in measurement.arms if arm.model == name)
         first = measurement.results(arm)

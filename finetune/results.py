@@ -94,6 +94,12 @@ def savings(results: list[Result], dense: list[Result]) -> Savings | None:
     )
 
 
+def majority(task: str, results: list[Result]) -> float | None:
+    """The main score of always guessing the most frequent class, a fraction; None where there are no classes."""
+    # One class has no correlation with anything.
+    return 0.0 if main_score(task) == "matthews" else results[0]["scores"].get("majority")
+
+
 def in_percent(task: str, value: float) -> float:
     """SQuAD's official scores are in percent already."""
     return value if task == SQUAD else 100 * value
@@ -135,18 +141,15 @@ def print_tables(out: Path) -> None:
 
 def _score_table(grouped: Grouped, tasks: Sequence[str], methods: Sequence[str]) -> Table:
     table = Table("", title="mean ± standard deviation over seeds, %")
-    majority = {}
+    guesses = []
     for task in tasks:
         table.add_column(f"{task}\n{main_score(task)}", justify="right")
-        first = next(results[0]["scores"] for (found, _), results in grouped.items() if found == task)
-        # Always guessing one class has no correlation.
-        majority[task] = 0.0 if main_score(task) == "matthews" else first.get("majority")
+        guesses.append(majority(task, next(results for (found, _), results in grouped.items() if found == task)))
     for method in methods:
         cells = []
         for task in tasks:
             values = [in_percent(task, value) for value in scores(grouped.get((task, method), []), main_score(task))]
             cells.append(shown(values) if values else "")
         table.add_row(method, *cells)
-    guesses = [majority[task] for task in tasks]
     table.add_row("majority class", *("" if guess is None else f"{100 * guess:.2f}" for guess in guesses))
     return table

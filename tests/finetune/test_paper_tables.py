@@ -58,7 +58,9 @@ def test_tables_at_smoke_scale(table: int, bert: Path, everything: Path, tmp_pat
         rows = [line for line in done.stdout.splitlines() if line.startswith(f"│ {arm.name} ")]
         assert len(rows) == (arm.model in names)
         assert all(number in row for row in rows for number in numbers)
-    assert "scale smoke, 1 seeds" in done.stdout and "other numbers than the paper's: --max-length 48" in done.stdout
+    assert "scale smoke: --max-train-examples 200" in done.stdout and "majority class" in done.stdout
+    assert ("neurons kept in multiples of 8" in done.stdout) == (table != 4)
+    assert "other numbers than the paper's: --max-length 48" in done.stdout
     assert ("not measured, no network was given: BERT large" in done.stdout) == (table in (2, 4))
     if table == 7:
         again = paper_tables(tmp_path, *arguments)
