@@ -1,5 +1,6 @@
 """A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -151,7 +152,8 @@ class StageEngine:
         model = _materialised(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
         resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
+        with contextlib.redirect_stdout(None):  # its bf16 optimizer prints the memory in use, six times
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
         if world_size() == 1 and isinstance(self.engine.optimizer, BF16_Optimizer):
             # There is nobody to add gradients up with, yet they would be copied together and back.
             self.engine.enable_backward_allreduce = False
