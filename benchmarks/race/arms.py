@@ -18,10 +18,10 @@ from earlybert.pretrain.ticket import Ticket, random_ticket_like
 RECIPES: dict[str, dict[str, Any]] = {
     "cpu": {
         "model": {
-            "hidden_size": 64,
+            "hidden_size": 128,
             "num_layers": 6,
             "num_heads": 4,
-            "intermediate_size": 256,
+            "intermediate_size": 512,
             "max_position_embeddings": 64,
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,
