@@ -4,13 +4,12 @@ python benchmarks/finetuning.py OUT [--json benchmarks/results/finetuning.json]
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from provenance import measured_on
 
 from earlybert.finetune.results import print_tables, read_results
-from earlybert.pretrain.files import read_json
+from earlybert.pretrain.files import read_json, write_json
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
         settings = {name: value for name, value in settings.items() if name not in ("model", "data")}
         results = [result for found in read_results(arguments.out).values() for result in found]
         content = {"measured_on": measured_on("transformers", "accelerate"), "settings": settings, "results": results}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(arguments.json, content)
 
 
 if __name__ == "__main__":

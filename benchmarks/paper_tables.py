@@ -15,7 +15,6 @@ to train, 2,000 to score and three seeds, for one GPU; `full` everything, with t
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from earlybert.finetune.tasks import main_score
 from earlybert.pretrain.distributed import rank
 from earlybert.pretrain.errors import UserError
 from earlybert.pretrain.figures import mask_distance_figure
-from earlybert.pretrain.files import read_json
+from earlybert.pretrain.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -275,7 +274,7 @@ def main() -> None:
             print(f"drawn in {path}")
         if arguments.json:
             content = {"measured_on": measured_on(), "settings": differences(measurement), "rows": rows}
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+            write_json(arguments.json, content)
 
 
 if __name__ == "__main__":
