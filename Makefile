@@ -35,7 +35,7 @@ slurm-packages:
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	rm -rf types && mkdir -p types/earlybert
-	for folder in data_prep kernels pretrain finetune; do ln -s ../../$$folder types/earlybert/$$folder; done
+	for folder in core data_prep kernels pretrain finetune; do ln -s ../../$$folder types/earlybert/$$folder; done
 	MYPYPATH=types $(BIN)/mypy --namespace-packages --explicit-package-bases -p earlybert
 
 bench: quickstart

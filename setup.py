@@ -4,7 +4,10 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ["data_prep", "kernels", "pretrain", "finetune", "ds_configs"]
+FOLDERS = ["core", "data_prep", "kernels", "pretrain", "finetune", "ds_configs"]
+ROOT = Path(__file__).parent
+# Every folder with an __init__.py in it.
+PACKAGES = sorted(str(path.parent.relative_to(ROOT)) for top in FOLDERS for path in (ROOT / top).rglob("__init__.py"))
 
 setup(
     name="earlybert",
@@ -14,11 +17,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=[f"earlybert.{folder}" for folder in FOLDERS],
+    packages=[f"earlybert.{folder.replace('/', '.')}" for folder in PACKAGES],
     package_dir={f"earlybert.{folder}": folder for folder in FOLDERS},
     package_data={
         "earlybert.kernels": ["csrc/*"],
-        "earlybert.pretrain": ["recipes/*.yaml"],
+        "earlybert.pretrain.plan": ["recipes/*.yaml"],
         "earlybert.ds_configs": ["*.json"],
     },
     install_requires=[
@@ -67,5 +70,5 @@ setup(
             "nvidia-cuda-nvdisasm>=13.2; platform_system == 'Linux'",
         ],
     },
-    entry_points={"console_scripts": ["earlybert = earlybert.pretrain.cli:main"]},
+    entry_points={"console_scripts": ["earlybert = earlybert.core.cli:main"]},
 )

@@ -46,9 +46,11 @@ def measure(arguments: list[str], out: Path) -> None:
     """One rank: runs pretrain/run.py with clocks around the functions in question; rank 0 writes what it saw."""
     import torch
 
-    from earlybert.pretrain import distributed, loop, run
-    from earlybert.pretrain.checkpoint_writer import CheckpointWriter
-    from earlybert.pretrain.engine import StageEngine
+    from earlybert.core import distributed, ranks
+    from earlybert.pretrain import run
+    from earlybert.pretrain.checkpoint.writer import CheckpointWriter
+    from earlybert.pretrain.train import loop
+    from earlybert.pretrain.train.engine import StageEngine
 
     seen: dict[str, list[float]] = {"border": [], "save": [], "settle": [], "busy": [], "idle": [], "growth": []}
     allowed = 0
@@ -90,7 +92,7 @@ def measure(arguments: list[str], out: Path) -> None:
         CheckpointWriter.begin = begin  # type: ignore[method-assign]
     sys.argv[1:] = arguments
     run.main()
-    if distributed.rank() == 0:
+    if ranks.rank() == 0:
         out.write_text(json.dumps(seen | {"allowed": allowed, "threads": torch.get_num_threads()}))
 
 

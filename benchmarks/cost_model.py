@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from earlybert.pretrain.batches import Batch
-from earlybert.pretrain.cluster import (
+from earlybert.pretrain.cost.cluster import (
     Cluster,
     Kernels,
     Shape,
@@ -29,9 +28,10 @@ from earlybert.pretrain.cluster import (
     sequence_seconds,
     stage_cost,
 )
-from earlybert.pretrain.hardware import GPUS
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining, PackedPlaces
-from earlybert.pretrain.objective import score
+from earlybert.pretrain.cost.hardware import GPUS
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining, PackedPlaces
+from earlybert.pretrain.train.batches import Batch
+from earlybert.pretrain.train.objective import score
 
 LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 FUSED, UNFUSED = Kernels(fused=True, scores=False), Kernels(fused=False, scores=True)

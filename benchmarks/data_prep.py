@@ -38,21 +38,21 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core
 from provenance import measured_on
 from tokenizers import Tokenizer
 
+from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.joining import join
-from earlybert.data_prep.preparation import Preparation
 from earlybert.data_prep.prepare import prepare
-from earlybert.data_prep.sentences import split_sentences
-from earlybert.data_prep.shards import SampleSet, write_shard, write_spill
-from earlybert.data_prep.sources import read_unit
-from earlybert.data_prep.text import TokenisedText
-from earlybert.data_prep.tokenizer import Encoder
-from earlybert.data_prep.workers import Workers
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.samples.shards import SampleSet, write_shard, write_spill
+from earlybert.data_prep.sources.registry import read_unit
+from earlybert.data_prep.steps.joining import join
+from earlybert.data_prep.steps.preparation import Preparation
+from earlybert.data_prep.steps.workers import Workers
+from earlybert.data_prep.tokens.sentences import split_sentences
+from earlybert.data_prep.tokens.text import TokenisedText
+from earlybert.data_prep.tokens.tokenizer import Encoder
 
 if TYPE_CHECKING:
-    from earlybert.pretrain.batches import StepLoader
+    from earlybert.pretrain.train.batches import StepLoader
 
 TURNS = 3
 LENGTHS = (128, 512)
@@ -232,7 +232,7 @@ def peak_memory(documents: list[str], config: CorpusConfig, megabytes: float) ->
 
 def loader_speeds(corpus: Corpus) -> dict[str, Any]:
     """Samples a second of one loading thread, and how long a step waits at the pace of published runs."""
-    from earlybert.pretrain.batches import prefetched_steps
+    from earlybert.pretrain.train.batches import prefetched_steps
 
     found: dict[str, Any] = {}
     print("loader, masking included")
@@ -257,9 +257,9 @@ def loader_speeds(corpus: Corpus) -> dict[str, Any]:
 
 def _loader(corpus: Corpus, length: int, predictions: int, batch: int) -> "StepLoader":
     # Not above, where it would bring PyTorch into the processes whose memory is measured.
-    from earlybert.pretrain.batches import StepLoader
-    from earlybert.pretrain.config import PhaseConfig, Recipe
-    from earlybert.pretrain.plan import build_stages
+    from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
+    from earlybert.pretrain.plan.stages import build_stages
+    from earlybert.pretrain.train.batches import StepLoader
 
     phase = PhaseConfig(
         length=length,

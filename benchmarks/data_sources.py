@@ -27,16 +27,16 @@ import numpy as np
 from backports import zstd
 from provenance import measured_on
 
-from earlybert.data_prep.cleaning import clean
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.cleaning.duplicates import duplicates
+from earlybert.data_prep.cleaning.near_duplicates import minhash_bands, near_duplicates
+from earlybert.data_prep.cleaning.rules import clean
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.duplicates import duplicates
-from earlybert.data_prep.input_files import Piece, open_file
-from earlybert.data_prep.mediawiki import read_pages
-from earlybert.data_prep.near_duplicates import minhash_bands, near_duplicates
-from earlybert.data_prep.source_config import CleaningConfig
-from earlybert.data_prep.sources import read_unit, units
-from earlybert.data_prep.wikitext import prose
+from earlybert.data_prep.sources.config import CleaningConfig
+from earlybert.data_prep.sources.input_files import Piece, open_file
+from earlybert.data_prep.sources.mediawiki import read_pages
+from earlybert.data_prep.sources.registry import read_unit, units
+from earlybert.data_prep.sources.wikitext import prose
 
 TURNS = 3
 NAMESPACES = frozenset({"file", "image", "media", "category"})

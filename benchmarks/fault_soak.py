@@ -48,11 +48,11 @@ from soak.faults import (
 from soak.full_disk import Disk, SizeLimit, SmallDisk, enter_namespace
 from soak.incarnation import Incarnation, Layout, checkpoint_steps
 
-from earlybert.pretrain.config import Recipe, load_recipe, recipe_path
-from earlybert.pretrain.files import write_json
-from earlybert.pretrain.plan import build_stages
-from earlybert.pretrain.telemetry import clock
-from earlybert.pretrain.timeline import of_kind, read_lines
+from earlybert.core.files import write_json
+from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
+from earlybert.pretrain.plan.stages import build_stages
+from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.train.telemetry import clock
 
 # The recipe's own plan, shortened; dropout 0, so that layouts can be compared.
 OVERRIDES = {

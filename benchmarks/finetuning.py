@@ -8,8 +8,8 @@ from pathlib import Path
 
 from provenance import measured_on
 
+from earlybert.core.files import read_json, write_json
 from earlybert.finetune.results import print_tables, read_results
-from earlybert.pretrain.files import read_json, write_json
 
 
 def main() -> None:

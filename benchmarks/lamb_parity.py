@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.partition import partition_layout, start_state
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
 
 LEGEND = """\
 fp32    The reference trains by itself: float64 weights, whole batches.

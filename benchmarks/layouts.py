@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED, load_recipe
-from earlybert.pretrain.search import load_snapshot, recorded_steps, snapshot_path
-from earlybert.pretrain.ticket import keep_mask
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, load_recipe
+from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
+from earlybert.pretrain.ticket.ticket import keep_mask
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent

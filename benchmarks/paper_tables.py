@@ -28,14 +28,14 @@ from provenance import measured_on
 from rich.console import Console
 from rich.table import Table
 
+from earlybert.core.distributed import rank
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json, write_json
 from earlybert.finetune import command
 from earlybert.finetune.methods import TICKET_METHODS
 from earlybert.finetune.results import Result, in_percent, majority, read_results, savings, scores, shown
 from earlybert.finetune.tasks import main_score
-from earlybert.pretrain.distributed import rank
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.figures import mask_distance_figure
-from earlybert.pretrain.files import read_json, write_json
+from earlybert.pretrain.ticket.figures import mask_distance_figure
 
 
 @dataclass(frozen=True)

@@ -65,23 +65,26 @@ import torch  # noqa: E402
 from provenance import measured_on  # noqa: E402
 from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
+from earlybert.core import distributed  # noqa: E402
+from earlybert.core.devices import synchronize  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
 from earlybert.kernels import dropout, extension, packed_attention  # noqa: E402
 from earlybert.kernels.cross_entropy import linear_cross_entropy_reference  # noqa: E402
 from earlybert.kernels.packing import Packing  # noqa: E402
-from earlybert.pretrain import distributed, engine, model  # noqa: E402
-from earlybert.pretrain.accounting import Work, dense_config, synchronize, training_flops  # noqa: E402
-from earlybert.pretrain.batches import Batch, StepLoader  # noqa: E402
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
-from earlybert.pretrain.deepspeed_config import DeepSpeedFile  # noqa: E402
-from earlybert.pretrain.hardware import measured_peak  # noqa: E402
-from earlybert.pretrain.initial import initial_weights  # noqa: E402
-from earlybert.pretrain.model import EarlyBertConfig, PackedPlaces  # noqa: E402
-from earlybert.pretrain.objective import score, step_share  # noqa: E402
-from earlybert.pretrain.plan import build_stages, model_config  # noqa: E402
-from earlybert.pretrain.surgery import full_shape, narrow_config  # noqa: E402
-from earlybert.pretrain.ticket import TicketRule, random_ticket  # noqa: E402
+from earlybert.pretrain.cost.hardware import measured_peak  # noqa: E402
+from earlybert.pretrain.network import model  # noqa: E402
+from earlybert.pretrain.network.initial import initial_weights  # noqa: E402
+from earlybert.pretrain.network.model import EarlyBertConfig, PackedPlaces  # noqa: E402
+from earlybert.pretrain.network.surgery import full_shape, narrow_config  # noqa: E402
+from earlybert.pretrain.network.work import Work, dense_config, training_flops  # noqa: E402
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
+from earlybert.pretrain.plan.stages import build_stages, model_config  # noqa: E402
+from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket  # noqa: E402
+from earlybert.pretrain.train import engine  # noqa: E402
+from earlybert.pretrain.train.batches import Batch, StepLoader  # noqa: E402
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile  # noqa: E402
+from earlybert.pretrain.train.objective import score, step_share  # noqa: E402
 
 DEVICE = torch.device(OPTIONS.device)
 CLOCK = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from earlybert.pretrain.ticket import Ticket, random_ticket_like
-from earlybert.pretrain.timeline import of_kind, read_lines
+from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 

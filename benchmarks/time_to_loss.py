@@ -27,7 +27,7 @@ from race.step_times import measure, stage_shapes
 from rich.console import Console
 from rich.table import Table
 
-from earlybert.pretrain.files import read_json, write_json
+from earlybert.core.files import read_json, write_json
 
 # Not worth starting a run for.
 LEAST_SECONDS = 20

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.source_config import CleaningConfig, MixedSource, SourceConfig
+from earlybert.core.errors import UserError
+from earlybert.data_prep.sources.config import CleaningConfig, MixedSource, SourceConfig
 
 Objective = Literal["nsp", "sop", "full-sentences"]
 TokenizerKind = Literal["wordpiece", "unigram", "bpe"]
@@ -39,7 +39,7 @@ class CorpusConfig(SourceConfig):
         seed: Seed of the split, the segments and the order of the samples.
 
     Raises:
-        CorpusError: A field has a value that cannot work.
+        UserError: A field has a value that cannot work.
     """
 
     mix: list[MixedSource] = field(default_factory=list)
@@ -61,35 +61,33 @@ class CorpusConfig(SourceConfig):
         super().__post_init__()
         names = [source.name for source in self.mix]
         if (self.source == "mix") != bool(names) or len(set(names)) != len(names):
-            raise CorpusError(
+            raise UserError(
                 f"source is {self.source!r} and mix names {names}, but source mix needs at least one source and no "
                 "name twice, and other sources need mix to be empty."
             )
         if self.source == "mix" and (self.files or self.hub_name or self.max_megabytes):
-            raise CorpusError("files, hub_name and max_megabytes belong to the sources of a mix, not beside it.")
+            raise UserError("files, hub_name and max_megabytes belong to the sources of a mix, not beside it.")
         for name, choices in (("objective", Objective), ("tokenizer_kind", TokenizerKind)):
             if (value := getattr(self, name)) not in get_args(choices):
-                raise CorpusError(f"{name} is {value!r}, but must be one of {', '.join(get_args(choices))}.")
+                raise UserError(f"{name} is {value!r}, but must be one of {', '.join(get_args(choices))}.")
         if not self.lengths or len(set(self.lengths)) != len(self.lengths):
-            raise CorpusError(f"lengths is {self.lengths}, but must name at least one length and none twice.")
+            raise UserError(f"lengths is {self.lengths}, but must name at least one length and none twice.")
         if min(self.lengths) < MINIMUM_LENGTH:
-            raise CorpusError(
-                f"lengths has {min(self.lengths)}, but a sequence needs at least {MINIMUM_LENGTH} tokens."
-            )
+            raise UserError(f"lengths has {min(self.lengths)}, but a sequence needs at least {MINIMUM_LENGTH} tokens.")
         if self.vocab_size < MINIMUM_VOCABULARY:
-            raise CorpusError(f"vocab_size is {self.vocab_size}, but must be at least {MINIMUM_VOCABULARY}.")
+            raise UserError(f"vocab_size is {self.vocab_size}, but must be at least {MINIMUM_VOCABULARY}.")
         if not 0 <= self.short_sequence_probability <= 1:
-            raise CorpusError(
+            raise UserError(
                 f"short_sequence_probability is {self.short_sequence_probability}, but must be from 0 to 1."
             )
         if not 0 < self.validation_fraction < 1:
-            raise CorpusError(
+            raise UserError(
                 f"validation_fraction is {self.validation_fraction}, but must be between 0 and 1, both excluded."
             )
         if not 1 <= self.duplicates <= 100:
-            raise CorpusError(f"duplicates is {self.duplicates}, but must be from 1 to 100.")
+            raise UserError(f"duplicates is {self.duplicates}, but must be from 1 to 100.")
         if self.seed < 0:
-            raise CorpusError(f"seed is {self.seed}, but must not be negative.")
+            raise UserError(f"seed is {self.seed}, but must not be negative.")
 
     @property
     def next_sentence(self) -> bool:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.manifest import damaged_files
-from earlybert.data_prep.progress import progress
+from earlybert.core.errors import UserError
+from earlybert.core.progress import progress
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.samples.manifest import damaged_files
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         argv: The arguments after `prepare`, the command first.
 
     Raises:
-        CorpusError: An argument or the directory is wrong.
+        UserError: An argument or the directory is wrong.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     try:
         options = parser.parse_args(argv[1:])
     except ArgumentError as error:
-        raise CorpusError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
     if command == "merge":
         from earlybert.data_prep.prepare import merge
 
@@ -57,7 +57,7 @@ def verify(directory: Path) -> None:
     """Check every file of a corpus and say that it is whole.
 
     Raises:
-        CorpusError: Files are missing or damaged; the message names all that are damaged.
+        UserError: Files are missing or damaged; the message names all that are damaged.
     """
     corpus = Corpus.open(directory)
     files = corpus.manifest["files"]
@@ -67,7 +67,7 @@ def verify(directory: Path) -> None:
             damaged += [name] * is_damaged
             advance(files[name]["bytes"])
     if damaged:
-        raise CorpusError(
+        raise UserError(
             f"{directory}: the SHA-256 of {', '.join(damaged)} is not the manifest's; the other "
             f"{len(files) - len(damaged)} files are whole; prepare the corpus again."
         )
@@ -75,7 +75,7 @@ def verify(directory: Path) -> None:
         for length in corpus.lengths:
             expected, found = counts["samples"][str(length)], len(corpus.samples(split, length))
             if found != expected:
-                raise CorpusError(f"{directory} has {found} {split} samples of length {length}, not {expected}.")
+                raise UserError(f"{directory} has {found} {split} samples of length {length}, not {expected}.")
     print(f"{directory}: all {len(files)} files are whole.")
 
 

@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
+from earlybert.core.errors import UserError
+from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.manifest import NAME
-from earlybert.data_prep.preparation import Preparation, require_same, unfinished_config, work_folder
-from earlybert.data_prep.progress import say
-from earlybert.data_prep.workers import Workers
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.samples.manifest import NAME
+from earlybert.data_prep.steps.preparation import Preparation, require_same, unfinished_config, work_folder
+from earlybert.data_prep.steps.workers import Workers
 
 
 def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpus:
@@ -24,7 +24,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpu
         workers: Processes.
 
     Raises:
-        CorpusError: The text or the tokenizer cannot be used, or the directory holds something else.
+        UserError: The text or the tokenizer cannot be used, or the directory holds something else.
     """
     directory = Path(directory)
     if _is_taken(directory):
@@ -52,10 +52,10 @@ def prepare_part(config: CorpusConfig, directory: Path, part: int, parts: int, *
         workers: Processes.
 
     Raises:
-        CorpusError: As for `prepare`.
+        UserError: As for `prepare`.
     """
     if not 1 <= part <= parts:
-        raise CorpusError(f"part is {part}/{parts}, but must be from 1/{parts} to {parts}/{parts}.")
+        raise UserError(f"part is {part}/{parts}, but must be from 1/{parts} to {parts}/{parts}.")
     directory = Path(directory)
     if _is_taken(directory):
         _open_existing(config, directory)
@@ -70,7 +70,7 @@ def merge(directory: Path, *, workers: int = 1) -> Corpus:
     """Make a corpus of which all parts are prepared.
 
     Raises:
-        CorpusError: Parts are missing, or the corpus cannot be made.
+        UserError: Parts are missing, or the corpus cannot be made.
     """
     directory = Path(directory)
     if (directory / NAME).is_file():
@@ -88,7 +88,7 @@ def _is_taken(directory: Path) -> bool:
 
 def _open_existing(config: CorpusConfig, directory: Path) -> Corpus:
     if not (directory / NAME).is_file():
-        raise CorpusError(f"{directory} exists and is not a corpus; name a new or an empty directory.")
+        raise UserError(f"{directory} exists and is not a corpus; name a new or an empty directory.")
     corpus = Corpus.open(directory)
     require_same(config, corpus.manifest["config"], f"{directory} holds a corpus")
     shutil.rmtree(work_folder(directory), ignore_errors=True)
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
         argv: The arguments after `prepare`.
 
     Raises:
-        CorpusError: An argument, the text or the directory is wrong.
+        UserError: An argument, the text or the directory is wrong.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
     try:
         options = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
-        raise CorpusError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
     own = ("config", "out", "workers", "part")
     config = CorpusConfig(**{name: value for name, value in options.items() if name not in own})
     if options.part is None:
@@ -134,5 +134,5 @@ def main(argv: list[str]) -> None:
         return
     part, _, parts = options.part.partition("/")
     if not (part.isdecimal() and parts.isdecimal()):
-        raise CorpusError(f"part is {options.part!r}, but must be like 3/8.")
+        raise UserError(f"part is {options.part!r}, but must be like 3/8.")
     prepare_part(config, options.out, int(part), int(parts), workers=options.workers)

@@ -10,6 +10,10 @@ from typing import Any, Protocol
 from accelerate.utils import wait_for_everyone
 from transformers import DataCollatorWithPadding
 
+from earlybert.core.distributed import rank
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json, write_json
+from earlybert.core.progress import say
 from earlybert.finetune import methods
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, Recipe
@@ -21,12 +25,9 @@ from earlybert.finetune.squad import SquadData
 from earlybert.finetune.tasks import SQUAD
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import Stage, make_trainer, predictions, train, updates
-from earlybert.pretrain.distributed import rank
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import read_json, write_json
-from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.telemetry import clock, say
-from earlybert.pretrain.ticket import Ticket
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train.telemetry import clock
 
 
 class TaskData(Protocol):

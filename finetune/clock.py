@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from earlybert.pretrain.accounting import synchronize
+from earlybert.core.devices import synchronize
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import jsonargparse
 import transformers
 from jsonargparse import ArgumentError
 
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json, write_json
+from earlybert.core.ranks import rank, warn_once
 from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
 from earlybert.finetune.config import METHODS, Settings
@@ -17,10 +20,7 @@ from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
 from earlybert.finetune.tasks import TASKS, require_known
 from earlybert.finetune.training import layout
-from earlybert.pretrain.config import field_names, one_sentence
-from earlybert.pretrain.distributed import rank, warn_once
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import read_json, write_json
+from earlybert.pretrain.plan.recipe import field_names, one_sentence
 
 # What to compute; all other options say how.
 WHAT = ("model", "data", "out", "task", "method", "seed")

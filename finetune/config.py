@@ -4,11 +4,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from earlybert.core.errors import UserError
 from earlybert.finetune.squad import WindowRule
 from earlybert.finetune.tasks import SQUAD
 from earlybert.finetune.text import SPECIAL_TOKENS
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.ticket import TicketRule
+from earlybert.pretrain.ticket.ticket import TicketRule
 
 Method = Literal["dense", "shortened", "earlybert", "random", "all", "layerdrop"]
 METHODS: tuple[Method, ...] = ("dense", "shortened", "earlybert", "random", "all", "layerdrop")

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from earlybert.core.distributed import rank
+from earlybert.core.errors import UserError
+from earlybert.core.files import write_text
+from earlybert.core.progress import say
 from earlybert.finetune.metrics import Values
 from earlybert.finetune.model import EarlyBertForSequenceClassification
 from earlybert.finetune.tasks import GLUE, GlueTask
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids, truncate
-from earlybert.pretrain.distributed import rank
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import write_text
-from earlybert.pretrain.telemetry import say
 
 HUB = "nyu-mll/glue"
 # The hub's splits and the columns that it names otherwise than the files.

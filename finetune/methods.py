@@ -19,20 +19,20 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
+from earlybert.core.distributed import rank
+from earlybert.core.files import file_hash
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, Recipe
 from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.pretrained import Pretrained, starting_weights
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import Collate, Recorder, Stage, draw_step, make_trainer, train
-from earlybert.pretrain.accounting import flops_per_sequence
-from earlybert.pretrain.config import SearchConfig
-from earlybert.pretrain.distributed import rank
-from earlybert.pretrain.files import file_hash
-from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.search import MaskHistory, load_snapshot, snapshot_path
-from earlybert.pretrain.surgery import full_shape, layer_of, narrow_config, narrow_weights
-from earlybert.pretrain.ticket import Ticket, TicketSource, all_ticket, draw, random_ticket
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.surgery import full_shape, layer_of, narrow_config, narrow_weights
+from earlybert.pretrain.network.work import flops_per_sequence
+from earlybert.pretrain.plan.recipe import SearchConfig
+from earlybert.pretrain.ticket.search import MaskHistory, load_snapshot, snapshot_path
+from earlybert.pretrain.ticket.ticket import Ticket, TicketSource, all_ticket, draw, random_ticket
 
 TICKET_METHODS = ("earlybert", "random", "all")
 

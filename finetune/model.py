@@ -15,7 +15,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from transformers.utils import ModelOutput
 
 from earlybert.kernels.dropout import dropout
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertEncoder, EarlyBertForPreTraining
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertEncoder, EarlyBertForPreTraining
 
 NOT_MASKED = -100
 

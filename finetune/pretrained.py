@@ -17,13 +17,13 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from earlybert.core.errors import UserError
 from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
-from earlybert.pretrain.bert_format import from_bert
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.export import newest
-from earlybert.pretrain.initial import initial_tensor
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.surgery import Weights
+from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.network.bert_format import from_bert
+from earlybert.pretrain.network.initial import initial_tensor
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.surgery import Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # What a BERT may have otherwise than the networks here.

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from earlybert.core.files import read_json
 from earlybert.finetune.config import METHODS
 from earlybert.finetune.tasks import SQUAD, TASKS, main_score
-from earlybert.pretrain.accounting import time_saved
-from earlybert.pretrain.files import read_json
+from earlybert.pretrain.network.work import time_saved
 
 Result = dict[str, Any]
 Grouped = dict[tuple[str, str], list[Result]]

@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from earlybert.finetune.model import EarlyBertForQuestionAnswering
-from earlybert.pretrain.accounting import dense_config
-from earlybert.pretrain.bert_format import fill_bert
-from earlybert.pretrain.export import Form
-from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.surgery import widen_weights
+from earlybert.pretrain.checkpoint.export import Form
+from earlybert.pretrain.network.bert_format import fill_bert
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.surgery import widen_weights
+from earlybert.pretrain.network.work import dense_config
 
 
 class Kept(NamedTuple):

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from earlybert.core.distributed import rank
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json, write_json
+from earlybert.core.progress import say
 from earlybert.finetune.glue import Predict
 from earlybert.finetune.model import EarlyBertForQuestionAnswering
 from earlybert.finetune.squad_scoring import score
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids
-from earlybert.pretrain.distributed import rank
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import read_json, write_json
-from earlybert.pretrain.telemetry import say
 
 HUB = "rajpurkar/squad"
 TRAIN, DEV = "train-v1.1.json", "dev-v1.1.json"

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from earlybert.core.errors import UserError
 from earlybert.finetune.metrics import Values, accuracy, accuracy_and_f1, correlations, matthews
-from earlybert.pretrain.errors import UserError
 
 SQUAD = "SQuAD"
 

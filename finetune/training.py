@@ -16,16 +16,16 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from earlybert.core.distributed import rank, world_size
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import Recipe
 from earlybert.finetune.text import Features
-from earlybert.pretrain.distributed import rank, world_size
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import read_json
-from earlybert.pretrain.hardware import device_precision
-from earlybert.pretrain.search import MaskHistory, Snapshot
-from earlybert.pretrain.surgery import unit_axis
-from earlybert.pretrain.telemetry import StageProgress
+from earlybert.pretrain.cost.hardware import device_precision
+from earlybert.pretrain.network.surgery import unit_axis
+from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
+from earlybert.pretrain.train.telemetry import StageProgress
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 

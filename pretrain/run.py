@@ -15,15 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.errors import CorpusError
-from earlybert.pretrain import distributed
-from earlybert.pretrain.arguments import ArgumentParser
-from earlybert.pretrain.checkpoint import Checkpoint, newest_intact
-from earlybert.pretrain.checkpoint_writer import CheckpointWriter
-from earlybert.pretrain.checks import check_recipe
-from earlybert.pretrain.compatibility import require_run_checkpoint
-from earlybert.pretrain.config import (
+from earlybert.core import distributed, ranks
+from earlybert.core.arguments import ArgumentParser
+from earlybert.core.errors import UserError
+from earlybert.core.files import write_json, write_text
+from earlybert.core.progress import say
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact
+from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
+from earlybert.pretrain.checkpoint.export import export_checkpoint
+from earlybert.pretrain.checkpoint.writer import CheckpointWriter
+from earlybert.pretrain.cost.hardware import device_name
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.surgery import (
+    at_depth,
+    bake_coefficients,
+    depth_of,
+    identity_layers,
+    narrow_weights,
+    stack_weights,
+)
+from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.recipe import (
     DEFAULT_DEEPSPEED,
     DEFAULT_RECIPE,
     Recipe,
@@ -32,24 +46,7 @@ from earlybert.pretrain.config import (
     recipe_path,
     require_same_run,
 )
-from earlybert.pretrain.corpora import open_corpus
-from earlybert.pretrain.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.engine import (
-    StageEngine,
-    TrainingState,
-    keep_freed_memory,
-    set_deterministic,
-    set_matmul_precision,
-)
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.export import export_checkpoint
-from earlybert.pretrain.files import write_json, write_text
-from earlybert.pretrain.hardware import device_name
-from earlybert.pretrain.initial import initial_weights
-from earlybert.pretrain.loop import Place, StageRun, train_stage
-from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.peers import check_implementations
-from earlybert.pretrain.plan import (
+from earlybert.pretrain.plan.stages import (
     Stage,
     build_stages,
     describe_plan,
@@ -58,21 +55,24 @@ from earlybert.pretrain.plan import (
     stage_ticket,
     ticket_shape,
 )
-from earlybert.pretrain.report import write_report
-from earlybert.pretrain.report_text import plan_markdown
-from earlybert.pretrain.search import draw_from_snapshot
-from earlybert.pretrain.stopping import StopRequest
-from earlybert.pretrain.summary import print_summary, summarise
-from earlybert.pretrain.surgery import (
-    at_depth,
-    bake_coefficients,
-    depth_of,
-    identity_layers,
-    narrow_weights,
-    stack_weights,
+from earlybert.pretrain.plan.text import plan_markdown
+from earlybert.pretrain.report.report import write_report
+from earlybert.pretrain.report.summary import print_summary, summarise
+from earlybert.pretrain.ticket.search import draw_from_snapshot
+from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train.corpora import open_corpus
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.engine import (
+    StageEngine,
+    TrainingState,
+    keep_freed_memory,
+    set_deterministic,
+    set_matmul_precision,
 )
-from earlybert.pretrain.telemetry import Telemetry, say
-from earlybert.pretrain.ticket import Ticket
+from earlybert.pretrain.train.loop import Place, StageRun, train_stage
+from earlybert.pretrain.train.peers import check_implementations
+from earlybert.pretrain.train.stopping import StopRequest
+from earlybert.pretrain.train.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import torch
@@ -105,9 +105,9 @@ def run(recipe: Recipe, run_dir: Path) -> None:
     checkpoints = CheckpointWriter(setting.checkpoints, recipe.keep_checkpoints, newest_step=step)
     telemetry = Telemetry(
         run_dir,
-        enabled=distributed.rank() == 0,
+        enabled=ranks.rank() == 0,
         resume_after=step if latest else -1,
-        ranks=distributed.world_size(),
+        ranks=ranks.world_size(),
         device=device_name(setting.device),
     )
     if latest is None:
@@ -123,7 +123,7 @@ def run(recipe: Recipe, run_dir: Path) -> None:
             distributed.on_rank_0(telemetry.close)
             say(
                 f"stopped as asked at step {place.step} of {stage.name}; the same command goes on from there",
-                enabled=distributed.rank() == 0,
+                enabled=ranks.rank() == 0,
             )
             return
         latest = newest_checkpoint(setting)
@@ -136,10 +136,10 @@ def run(recipe: Recipe, run_dir: Path) -> None:
 def set_up(recipe: Recipe, run_dir: Path) -> Run:
     """Joins the ranks, opens the corpus, checks that everything fits together, and notes the configuration."""
     deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
-    check_recipe(recipe, distributed.world_size())
+    check_recipe(recipe, ranks.world_size())
     stages = build_stages(recipe)
     for stage in stages:
-        deepspeed_file.batches(stage.global_batch, stage.micro_batch, distributed.world_size())
+        deepspeed_file.batches(stage.global_batch, stage.micro_batch, ranks.world_size())
     # A run that has begun keeps its own copy of the ticket.
     given = run_dir / "ticket.json" if (run_dir / "ticket.json").is_file() else recipe.ticket
     ticket = Ticket.load(Path(given)) if given else None
@@ -226,7 +226,7 @@ def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint |
     """What the stage's engine is filled with, and where in the stage that is."""
     if latest is not None and latest.state["stage_index"] == index:
         stored = latest.state
-        say(f"going on from {latest.path}: step {stored['step']}", enabled=distributed.rank() == 0)
+        say(f"going on from {latest.path}: step {stored['step']}", enabled=ranks.rank() == 0)
         place = Place(index, stored["step"], stored["position"], stored["steps_before"])
         return TrainingState(latest.weights, latest.moments, stored["optimizer_step"], stored["loss_scale"]), place
     steps_before = latest.state["global_step"] if latest else 0
@@ -283,7 +283,7 @@ def train(
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
         f"{stage.layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
-        enabled=distributed.rank() == 0,
+        enabled=ranks.rank() == 0,
     )
     if stage.begin == "narrow" and place.step == 0:
         assert setting.ticket is not None
@@ -351,18 +351,18 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
 
 def main() -> None:
     """Entry of the script: exit status 2 and one sentence for what a user can put right."""
-    distributed.warn_once()
+    ranks.warn_once()
     try:
         recipe, run_dir = parse_arguments(sys.argv[1:])
         if (run_dir / "DONE").is_file():
-            if distributed.rank() == 0:
+            if ranks.rank() == 0:
                 print_summary(summarise(run_dir))
                 print(f"{run_dir} is done. Another --run-dir starts a new run.")
             return
         run(recipe, run_dir)
-    except (UserError, CorpusError, OSError) as error:
+    except (UserError, OSError) as error:
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
-        if distributed.rank() > 0:
+        if ranks.rank() > 0:
             time.sleep(3)
         print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

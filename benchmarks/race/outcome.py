@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from earlybert.pretrain.files import read_json
-from earlybert.pretrain.timeline import clock, read_lines
+from earlybert.core.files import read_json
+from earlybert.pretrain.report.timeline import clock, read_lines
 
 # Steps and FLOPs alone, the run's own clock, and steps at the median time of their shape.
 EFFORTS = {

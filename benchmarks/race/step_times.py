@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from earlybert.data_prep.corpus import Corpus
-from earlybert.pretrain import distributed
-from earlybert.pretrain.accounting import synchronize
-from earlybert.pretrain.batches import StepBatches, StepLoader
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED, Recipe, load_recipe
-from earlybert.pretrain.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.engine import StageEngine, TrainingState, keep_freed_memory, set_matmul_precision
-from earlybert.pretrain.initial import initial_weights
-from earlybert.pretrain.objective import penalty, score, step_share
-from earlybert.pretrain.plan import build_stages, model_config, stage_model, stage_ticket
-from earlybert.pretrain.surgery import at_depth, narrow_weights
-from earlybert.pretrain.ticket import Ticket
+from earlybert.core import distributed
+from earlybert.core.devices import synchronize
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.surgery import at_depth, narrow_weights
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe, load_recipe
+from earlybert.pretrain.plan.stages import build_stages, model_config, stage_model, stage_ticket
+from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train.batches import StepBatches, StepLoader
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.engine import StageEngine, TrainingState, keep_freed_memory, set_matmul_precision
+from earlybert.pretrain.train.objective import penalty, score, step_share
 
 BATCHES = 4
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
-from earlybert.pretrain.files import file_hash
-from earlybert.pretrain.ticket import Ticket, masks
-from earlybert.pretrain.timeline import read_lines
+from earlybert.core.files import file_hash
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.report.timeline import read_lines
+from earlybert.pretrain.ticket.ticket import Ticket, masks
 
 TIMINGS = {"time", "seconds", "data_seconds", "tokens_per_second", "utilisation", "dense_equivalent_utilisation"}
 # The other kinds of lines in metrics.jsonl tell about starts and times.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from earlybert.pretrain.checkpoint import list_checkpoints
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED
+from earlybert.pretrain.checkpoint.checkpoint import list_checkpoints
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED
 
 RUN = Path(__file__).parent.parent.parent / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.prepare import prepare
+from earlybert.data_prep.samples.corpus import Corpus
 
 DOCUMENTS = 60
 

@@ -1,8 +1,8 @@
 """Reading all of a configuration's text, for tests."""
 
+from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.sources import Document, read_unit, units
+from earlybert.data_prep.sources.registry import Document, read_unit, units
 
 
 def read_units(config: CorpusConfig) -> list[list[Document]]:

@@ -5,8 +5,10 @@ Sizes are decided in the first process, so the workers need no change.
 
 import sys
 
-from earlybert.data_prep import preparation, sources, text
 from earlybert.data_prep.prepare import main
+from earlybert.data_prep.sources import registry as sources
+from earlybert.data_prep.steps import preparation
+from earlybert.data_prep.tokens import text
 
 
 def make_steps_small() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from reading import read_texts
 
+from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.sources import read_unit, units
+from earlybert.data_prep.sources.registry import read_unit, units
 
 BOOK = """The Project Gutenberg eBook of A Title, by An Author
 

@@ -5,9 +5,9 @@ import unicodedata
 import numpy as np
 import pytest
 
-from earlybert.data_prep.cleaning import clean
-from earlybert.data_prep.counts import EXAMPLES, Counts
-from earlybert.data_prep.source_config import CleaningConfig
+from earlybert.data_prep.cleaning.counts import EXAMPLES, Counts
+from earlybert.data_prep.cleaning.rules import clean
+from earlybert.data_prep.sources.config import CleaningConfig
 
 RULES = CleaningConfig(min_document_characters=1)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.corpus_commands import length_histogram
-from earlybert.data_prep.errors import CorpusError
 from earlybert.data_prep.prepare import main, prepare
+from earlybert.data_prep.samples.corpus import Corpus
 
 SHARDS = ["train/length-32/shard-00000.arrow", "validation/length-64/shard-00000.arrow"]
 
@@ -35,7 +35,7 @@ def test_every_damaged_shard_is_named_and_the_others_counted(copy: Path) -> None
         content = bytearray((copy / shard).read_bytes())
         content[len(content) // 2] ^= 1
         (copy / shard).write_bytes(content)
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         main(["verify", str(copy)])
     message = str(raised.value)
     assert all(shard in message for shard in SHARDS) and "\n" not in message
@@ -46,7 +46,7 @@ def test_counts_that_are_not_the_files_are_named(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["counts"]["train"]["samples"]["32"] += 1
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CorpusError, match=r"train samples of length 32, not"):
+    with pytest.raises(UserError, match=r"train samples of length 32, not"):
         main(["verify", str(copy)])
 
 
@@ -69,7 +69,7 @@ def test_histogram_is_that_of_the_samples(corpus: Corpus) -> None:
 
 
 def test_packing_that_was_not_prepared_is_named(corpus: Corpus) -> None:
-    with pytest.raises(CorpusError, match=r"without packing; prepare it with --packing true"):
+    with pytest.raises(UserError, match=r"without packing; prepare it with --packing true"):
         corpus.packing("train", 32)
 
 
@@ -86,7 +86,7 @@ def test_packing_that_was_not_prepared_is_named(corpus: Corpus) -> None:
     ],
 )
 def test_bad_argument_is_one_sentence(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         main([str(tmp_path / argument) if argument in ("x", "absent") else argument for argument in arguments])
     assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
@@ -94,7 +94,7 @@ def test_bad_argument_is_one_sentence(arguments: list[str], words: list[str], tm
 
 LIMITED = """
 import resource, signal, sys
-from earlybert.pretrain.cli import main
+from earlybert.core.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
 main()

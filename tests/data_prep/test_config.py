@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.source_config import CleaningConfig, MixedSource
+from earlybert.data_prep.sources.config import CleaningConfig, MixedSource
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from earlybert.data_prep.source_config import CleaningConfig, MixedSource
     ],
 )
 def test_bad_field_is_named_with_its_value(fields: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         CorpusConfig(**fields)
     message = str(raised.value)
     assert all(word in message for word in words), message
@@ -54,7 +54,7 @@ def test_bad_field_is_named_with_its_value(fields: dict[str, Any], words: list[s
     ],
 )
 def test_bad_field_of_a_section_is_named(section: type, fields: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         section(**fields)
     assert all(word in str(raised.value) for word in words), raised.value
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig, TokenizerKind
-from earlybert.data_prep.corpus import Corpus, Sample
-from earlybert.data_prep.errors import CorpusError
 from earlybert.data_prep.prepare import main, merge, prepare, prepare_part
+from earlybert.data_prep.samples.corpus import Corpus, Sample
 
 
 def all_rows(corpus: Corpus, split: str, length: int) -> list[Sample]:
@@ -130,7 +130,7 @@ def test_samples_are_shuffled(corpus: Corpus) -> None:
 def test_many_shards_hold_what_one_holds(
     config: CorpusConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("earlybert.data_prep.preparation.TOKENS_PER_SHARD", 2500)
+    monkeypatch.setattr("earlybert.data_prep.steps.preparation.TOKENS_PER_SHARD", 2500)
     sharded = prepare(config, tmp_path / "sharded")
     assert len(list((sharded.directory / "train" / "length-32").iterdir())) > 3
     for length in corpus.lengths:
@@ -148,9 +148,9 @@ def test_vocabulary_and_special_tokens_are_the_tokenizers(corpus: Corpus) -> Non
 
 
 def test_length_or_split_that_is_not_there_is_named(corpus: Corpus) -> None:
-    with pytest.raises(CorpusError, match=r"length 128; it was prepared for 32, 64"):
+    with pytest.raises(UserError, match=r"length 128; it was prepared for 32, 64"):
         corpus.samples("train", 128)
-    with pytest.raises(CorpusError, match=r"no split 'test', but train and validation"):
+    with pytest.raises(UserError, match=r"no split 'test', but train and validation"):
         corpus.samples("test", 32)
 
 
@@ -179,17 +179,17 @@ def test_flipped_byte_is_found_by_checksum(copy: Path) -> None:
     content[len(content) // 2] ^= 1
     (copy / SHARD).write_bytes(content)
     Corpus.open(copy)
-    with pytest.raises(CorpusError, match=rf"{SHARD} is damaged"):
+    with pytest.raises(UserError, match=rf"{SHARD} is damaged"):
         Corpus.open(copy, verify_checksums=True)
 
 
 def test_truncated_or_missing_file_is_found_at_once(copy: Path) -> None:
     content = (copy / SHARD).read_bytes()
     (copy / SHARD).write_bytes(content[:-1])
-    with pytest.raises(CorpusError, match=rf"{SHARD} has {len(content) - 1} bytes, .* {len(content)};"):
+    with pytest.raises(UserError, match=rf"{SHARD} has {len(content) - 1} bytes, .* {len(content)};"):
         Corpus.open(copy)
     (copy / SHARD).unlink()
-    with pytest.raises(CorpusError, match=rf"{SHARD} is missing"):
+    with pytest.raises(UserError, match=rf"{SHARD} is missing"):
         Corpus.open(copy)
 
 
@@ -203,10 +203,10 @@ def test_manifest_that_is_missing_damaged_or_of_another_format_is_named(copy: Pa
         (json.dumps({**manifest, "files": {}, "counts": 0}).replace("counts", "county"), "has no 'counts'"),
     ):
         (copy / "manifest.json").write_text(content)
-        with pytest.raises(CorpusError, match=words):
+        with pytest.raises(UserError, match=words):
             Corpus.open(copy)
     (copy / "manifest.json").unlink()
-    with pytest.raises(CorpusError, match=r"manifest\.json is missing"):
+    with pytest.raises(UserError, match=r"manifest\.json is missing"):
         Corpus.open(copy)
 
 
@@ -215,7 +215,7 @@ def test_same_configuration_is_there_already_and_another_is_refused(
 ) -> None:
     assert prepare(config, corpus.directory).fingerprint == corpus.fingerprint
     assert "there already" in capsys.readouterr().err
-    with pytest.raises(CorpusError, match=r"with vocab_size 400, not 500"):
+    with pytest.raises(UserError, match=r"with vocab_size 400, not 500"):
         prepare(replace(config, vocab_size=500), corpus.directory)
 
 
@@ -223,9 +223,9 @@ def test_other_directory_is_left_alone(config: CorpusConfig, tmp_path: Path) -> 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     for path in (tmp_path / "mine", tmp_path / "mine" / "file"):
-        with pytest.raises(CorpusError, match="is not a corpus"):
+        with pytest.raises(UserError, match="is not a corpus"):
             prepare(config, path)
-    with pytest.raises(CorpusError, match=r"corpus.partial/config.json cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"corpus.partial/config.json cannot be written \(Not a directory\)"):
         prepare(config, tmp_path / "mine" / "file" / "corpus")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
@@ -246,24 +246,24 @@ def test_same_place_in_the_same_process_with_another_vocabulary(
 def test_too_few_documents_for_a_split(config: CorpusConfig, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("\n\n".join(f"Document number {i} is here." for i in range(10)))
     few = replace(config, files=[str(tmp_path / "few.txt")], vocab_size=128, validation_fraction=1e-9)
-    with pytest.raises(CorpusError, match=r"10 documents, .* 10 for training and 0 for validation, .* at least 2 "):
+    with pytest.raises(UserError, match=r"10 documents, .* 10 for training and 0 for validation, .* at least 2 "):
         prepare(few, tmp_path / "corpus")
-    with pytest.raises(CorpusError, match=r"10 documents, .* 10 for training and 0 for validation, .* at least 1\."):
+    with pytest.raises(UserError, match=r"10 documents, .* 10 for training and 0 for validation, .* at least 1\."):
         prepare(replace(few, objective="full-sentences"), tmp_path / "other")
 
 
 def test_nothing_is_left_when_nothing_was_done(config: CorpusConfig, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="tokenizer: there is no file"):
+    with pytest.raises(UserError, match="tokenizer: there is no file"):
         prepare(replace(config, tokenizer=str(tmp_path / "absent")), tmp_path / "corpus")
     (tmp_path / "empty.txt").write_text(" \n\n")
-    with pytest.raises(CorpusError, match=r"The source text .*empty\.txt holds no text"):
+    with pytest.raises(UserError, match=r"The source text .*empty\.txt holds no text"):
         prepare(replace(config, files=[str(tmp_path / "empty.txt")]), tmp_path / "corpus")
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
 
 
 def test_unfinished_work_on_another_corpus_is_left_alone(config: CorpusConfig, tmp_path: Path) -> None:
     prepare_part(config, tmp_path / "corpus", 1, 1)
-    with pytest.raises(CorpusError, match=r"corpus\.partial holds the unfinished work .* vocab_size 400, not 500;"):
+    with pytest.raises(UserError, match=r"corpus\.partial holds the unfinished work .* vocab_size 400, not 500;"):
         prepare(replace(config, vocab_size=500), tmp_path / "corpus")
     assert merge(tmp_path / "corpus").manifest["config"]["vocab_size"] == 400
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
@@ -291,6 +291,6 @@ def test_command_line(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_bad_argument_is_one_sentence(arguments: list[str], words: list[str]) -> None:
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         main(arguments)
     assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from earlybert.data_prep import duplicates as duplicates_module
+from earlybert.core.errors import UserError
+from earlybert.data_prep.cleaning import duplicates as duplicates_module
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.cleaning.duplicates import duplicates
+from earlybert.data_prep.cleaning.near_duplicates import BANDS, minhash_bands, near_duplicates
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.duplicates import duplicates
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.near_duplicates import BANDS, minhash_bands, near_duplicates
-from earlybert.data_prep.source_config import CleaningConfig
-from earlybert.data_prep.sources import read_unit, units
+from earlybert.data_prep.sources.config import CleaningConfig
+from earlybert.data_prep.sources.registry import read_unit, units
 
 
 @pytest.mark.parametrize("at_once", [3, 50, 10_000])
@@ -112,5 +112,5 @@ def test_near_duplicates_of_real_units(tmp_path: Path) -> None:
 
 def test_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
-    with pytest.raises(CorpusError, match="near_duplicates is true, but the package rensa is missing"):
+    with pytest.raises(UserError, match="near_duplicates is true, but the package rensa is missing"):
         units(CorpusConfig(cleaning=CleaningConfig(near_duplicates=True)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from earlybert.data_prep.files import map_array
+from earlybert.data_prep.tokens.arrays import map_array
 
 
 def test_mapped_arrays_keep_no_file_open(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from earlybert.data_prep.masking import Masked, mask_sample
-from earlybert.data_prep.tokenizer import SpecialTokens
+from earlybert.data_prep.samples.masking import Masked, mask_sample
+from earlybert.data_prep.tokens.tokenizer import SpecialTokens
 
 # Ids in no particular order, as published vocabularies have them.
 SPECIAL = SpecialTokens(pad=0, unknown=7, cls=12, sep=5, mask=29)

@@ -11,11 +11,12 @@ import pytest
 from backports import zstd
 from reading import read_texts
 
-from earlybert.data_prep import input_files, mediawiki, sources
+from earlybert.core.errors import UserError
+from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.sources import Unit, read_unit, units
+from earlybert.data_prep.sources import input_files, mediawiki
+from earlybert.data_prep.sources import registry as sources
+from earlybert.data_prep.sources.registry import Unit, read_unit, units
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="de">
   <siteinfo><sitename>Wikipedia</sitename><namespaces>
@@ -177,7 +178,7 @@ STREAMS = bz2.compress(DUMP[:100_000]) + bz2.compress(DUMP[100_000:])
 )
 def test_damage_is_named(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         read(tmp_path / name)
     assert all(word in str(raised.value) for word in [*words, name]), raised.value
     assert "\n" not in str(raised.value)
@@ -201,7 +202,7 @@ def test_damaged_stream_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Mo
     for unit in units(config):
         try:
             read_texts += [document.text for document in read_unit(unit, config, Counts())]
-        except CorpusError as error:
+        except UserError as error:
             messages.append(str(error))
     assert len(read_texts) == 30 and len(messages) == 1
     assert f"(from byte {third.start} on) cannot be read" in messages[0]
@@ -215,7 +216,7 @@ def test_damaged_head_is_named_by_every_unit(tmp_path: Path, monkeypatch: pytest
     dump.write_bytes(content)
     monkeypatch.setattr(sources, "SMALLEST_UNIT", 1)
     for unit in units(config_for(dump)):
-        with pytest.raises(CorpusError, match=r"multistream\.xml\.bz2 cannot be read (at its head|before any page)"):
+        with pytest.raises(UserError, match=r"multistream\.xml\.bz2 cannot be read (at its head|before any page)"):
             list(read_unit(unit, config_for(dump), Counts()))
 
 
@@ -224,7 +225,7 @@ def test_index_of_another_dump_is_named(tmp_path: Path, lines: str) -> None:
     dump = write_multistream(tmp_path, [pages(3)])
     (tmp_path / "wiki-pages-articles-multistream-index.txt.bz2").unlink()
     (tmp_path / "wiki-pages-articles-multistream-index.txt").write_text(lines)
-    with pytest.raises(CorpusError, match=rf"index\.txt:{lines.count(chr(10))} is not an index of"):
+    with pytest.raises(UserError, match=rf"index\.txt:{lines.count(chr(10))} is not an index of"):
         units(config_for(dump))
 
 
@@ -232,7 +233,7 @@ def test_truncated_index_is_named(tmp_path: Path) -> None:
     dump = write_multistream(tmp_path, [pages(3)])
     index = tmp_path / "wiki-pages-articles-multistream-index.txt.bz2"
     index.write_bytes(index.read_bytes()[:-5])
-    with pytest.raises(CorpusError, match=r"index\.txt\.bz2 cannot be read"):
+    with pytest.raises(UserError, match=r"index\.txt\.bz2 cannot be read"):
         units(config_for(dump))
 
 

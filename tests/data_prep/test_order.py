@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from earlybert.data_prep.order import SAMPLES_PER_BLOCK, sample_order
+from earlybert.data_prep.samples.order import SAMPLES_PER_BLOCK, sample_order
 
 COUNT = 3 * SAMPLES_PER_BLOCK + 1000
 

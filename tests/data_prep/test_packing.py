@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from earlybert.data_prep.packing import SAMPLES_PER_WINDOW, pack, pack_shard
+from earlybert.data_prep.samples.packing import SAMPLES_PER_WINDOW, pack, pack_shard
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from earlybert.data_prep.pydocs import docstrings, is_prose, paragraphs
+from earlybert.data_prep.sources.pydocs import docstrings, is_prose, paragraphs
 
 MODULE = '''#!/usr/bin/env python
 """Module text."""

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import small_steps
 
-from earlybert.data_prep import preparation, sources, text
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.errors import CorpusError
 from earlybert.data_prep.prepare import merge, prepare, prepare_part
-from earlybert.data_prep.workers import Workers
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.sources import registry as sources
+from earlybert.data_prep.steps import preparation
+from earlybert.data_prep.steps.workers import Workers
+from earlybert.data_prep.tokens import text
 
 DRIVER = Path(small_steps.__file__)
 
@@ -123,7 +125,7 @@ def test_parts_at_the_same_time_or_one_by_one_and_one_merge(
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    with pytest.raises(CorpusError, match=r"lacks \d+ of \d+ units, the first of them text-00001; prepare the missing"):
+    with pytest.raises(UserError, match=r"lacks \d+ of \d+ units, the first of them text-00001; prepare the missing"):
         merge(out)
     prepare_part(config, out, 2, 3)
     prepare_part(config, out, 1, 3)
@@ -132,11 +134,11 @@ def test_parts_at_the_same_time_or_one_by_one_and_one_merge(
 
 def test_bad_parts_and_workers_are_named(config: CorpusConfig, tmp_path: Path) -> None:
     for part, parts in ((0, 3), (4, 3), (1, 0)):
-        with pytest.raises(CorpusError, match=rf"part is {part}/{parts}"):
+        with pytest.raises(UserError, match=rf"part is {part}/{parts}"):
             prepare_part(config, tmp_path / "corpus", part, parts)
-    with pytest.raises(CorpusError, match="workers is 0"):
+    with pytest.raises(UserError, match="workers is 0"):
         prepare(config, tmp_path / "corpus", workers=0)
-    with pytest.raises(CorpusError, match="no part of the corpus"):
+    with pytest.raises(UserError, match="no part of the corpus"):
         merge(tmp_path / "corpus")
 
 
@@ -150,7 +152,7 @@ def test_what_was_done_is_not_done_again(config: CorpusConfig, expected: bytes, 
     good = (copies / "part-7.jsonl").read_bytes()
     (copies / "part-7.jsonl").write_bytes(good[:-3])
     moved = replace(config, files=[str(copies / "*.jsonl")])
-    with pytest.raises(CorpusError, match=r"part-7\.jsonl:\d+ is not JSON"):
+    with pytest.raises(UserError, match=r"part-7\.jsonl:\d+ is not JSON"):
         prepare(moved, tmp_path / "corpus")
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus.partial" / "units").rglob("digests.bin")}
     (copies / "part-7.jsonl").write_bytes(good)
@@ -162,7 +164,7 @@ def test_what_was_done_is_not_done_again(config: CorpusConfig, expected: bytes, 
 
 def fail(number: int) -> int:
     if number == 3:
-        raise CorpusError("Three is wrong.")
+        raise UserError("Three is wrong.")
     if number == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
@@ -171,9 +173,9 @@ def fail(number: int) -> int:
 def test_results_keep_their_order_and_errors_arrive() -> None:
     with Workers(2) as pool:
         assert pool.run(fail, [(0,), (1,), (2,)], "Squares") == [0, 1, 4]
-    with pytest.raises(CorpusError, match="Three is wrong"), Workers(2) as pool:
+    with pytest.raises(UserError, match="Three is wrong"), Workers(2) as pool:
         pool.run(fail, [(3,), (1,)], "Squares")
-    with pytest.raises(CorpusError, match="worker process was killed"), Workers(2) as pool:
+    with pytest.raises(UserError, match="worker process was killed"), Workers(2) as pool:
         pool.run(fail, [(4,), (1,)], "Squares")
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from earlybert.data_prep.config import Objective
-from earlybert.data_prep.samples import Plan, _aim, _truncate, plan_samples, with_special_tokens
-from earlybert.data_prep.text import TokenisedText
+from earlybert.data_prep.samples.samples import Plan, _aim, _truncate, plan_samples, with_special_tokens
+from earlybert.data_prep.tokens.text import TokenisedText
 
 
 def make_text(documents: int = 40, longest_sentence: int = 30, sentences: int = 25) -> TokenisedText:

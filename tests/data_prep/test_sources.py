@@ -14,12 +14,13 @@ import pytest
 from backports import zstd
 from reading import read_texts, read_units
 
-from earlybert.data_prep import input_files, sources
+from earlybert.core.errors import UserError
+from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.source_config import MixedSource
-from earlybert.data_prep.sources import read_unit, units
+from earlybert.data_prep.sources import input_files
+from earlybert.data_prep.sources import registry as sources
+from earlybert.data_prep.sources.config import MixedSource
+from earlybert.data_prep.sources.registry import read_unit, units
 
 PLAIN = "\nThe first line of it.\r\nThe second line of it.\n \n\nAnother document of one line.\n"
 READ = ["The first line of it.\nThe second line of it.", "Another document of one line."]
@@ -151,7 +152,7 @@ def test_changed_file_makes_other_units(tmp_path: Path) -> None:
 )
 def test_unreadable_text_is_named(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         read_texts(text_config(tmp_path / name))
     assert all(word in str(raised.value) for word in words), raised.value
     assert "\n" not in str(raised.value)
@@ -174,14 +175,14 @@ def test_bad_line_in_a_late_stretch_has_its_number_in_the_file(tmp_path: Path, m
     for unit in units(config):
         try:
             list(read_unit(unit, config, Counts()))
-        except CorpusError as error:
+        except UserError as error:
             failed.append(str(error))
     # The other units can be read.
     assert len(units(config)) > 10 and len(failed) == 1 and "a.jsonl:71 is not JSON" in failed[0]
 
 
 def test_pattern_without_a_match_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"no file matches .*nothing-\*\.txt"):
+    with pytest.raises(UserError, match=r"no file matches .*nothing-\*\.txt"):
         units(text_config(tmp_path / "nothing-*.txt"))
 
 
@@ -194,12 +195,12 @@ def test_hub_streams_the_files_of_a_local_data_set_apart(tmp_path: Path) -> None
     config = CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), text_field="body")
     assert [[document.text for document in unit] for unit in read_units(config)] == [texts[:3], texts[3:6], texts[6:]]
 
-    with pytest.raises(CorpusError, match=r"row 0 in part 0 .* 'text'; its fields are body"):
+    with pytest.raises(UserError, match=r"row 0 in part 0 .* 'text'; its fields are body"):
         read_texts(CorpusConfig(source="hub", hub_name=str(tmp_path / "set")))
-    with pytest.raises(CorpusError, match=r"hub_name: the data set .* cannot be loaded .*nosplit"):
+    with pytest.raises(UserError, match=r"hub_name: the data set .* cannot be loaded .*nosplit"):
         units(CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), hub_split="nosplit"))
     (tmp_path / "set" / "train-1.jsonl").write_text('{"body": "Good."}\n{"body"\n')
-    with pytest.raises(CorpusError, match=r"in part 1 of .*set cannot be read"):
+    with pytest.raises(UserError, match=r"in part 1 of .*set cannot be read"):
         read_texts(config)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import TokenizerKind
-from earlybert.data_prep.errors import CorpusError
-from earlybert.data_prep.tokenizer import (
+from earlybert.data_prep.tokens.tokenizer import (
     Encoder,
     SpecialTokens,
     continues_word,
@@ -21,7 +21,7 @@ from earlybert.data_prep.tokenizer import (
     token_dtype,
     vocabulary_size,
 )
-from earlybert.data_prep.tokenizer_training import train_tokenizer as train
+from earlybert.data_prep.tokens.training import train_tokenizer as train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -197,13 +197,13 @@ def test_tokens_that_do_not_show_where_words_begin(sentences_file: Path) -> None
 
     words = Tokenizer(models.WordLevel(model["vocab"], unk_token="[UNK]"))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    with pytest.raises(CorpusError, match="where words begin"):
+    with pytest.raises(UserError, match="where words begin"):
         continues_word(PreTrainedTokenizerFast(tokenizer_object=words, mask_token="[MASK]", **names))
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_vocabulary_that_cannot_hold_the_characters_is_named(kind: TokenizerKind, much_text: Path) -> None:
-    with pytest.raises(CorpusError, match=f"vocab_size is 128, but {kind} cannot reach it") as raised:
+    with pytest.raises(UserError, match=f"vocab_size is 128, but {kind} cannot reach it") as raised:
         train_tokenizer(much_text, kind=kind, vocab_size=128, lowercase=True)
     assert "\n" not in str(raised.value)
 
@@ -231,7 +231,7 @@ def test_truncation_in_a_tokenizer_file_does_not_cut_the_text(sentences_file: Pa
 @pytest.mark.parametrize("missing", SPECIAL)
 def test_missing_special_token_is_named(missing: str, sentences_file: Path, tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path, [token for token in [*SPECIAL, "a", "b"] if token != missing])
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         load_tokenizer(path, lowercase=True)
     assert f"has no {missing}," in str(raised.value) and path in str(raised.value)
     trained = train_tokenizer(sentences_file, vocab_size=200, lowercase=True)
@@ -240,18 +240,18 @@ def test_missing_special_token_is_named(missing: str, sentences_file: Path, tmp_
     content["post_processor"] = None
     del content["model"]["vocab"][missing]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(CorpusError) as raised:
+    with pytest.raises(UserError) as raised:
         load_tokenizer(str(tmp_path / "tokenizer.json"), lowercase=True)
     assert f"has no {missing}," in str(raised.value)
 
 
 def test_tokenizer_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"no file or folder .*absent"):
+    with pytest.raises(UserError, match=r"no file or folder .*absent"):
         load_tokenizer(str(tmp_path / "absent"), lowercase=True)
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "tokenizer.json", tmp_path / "empty"):
-        with pytest.raises(CorpusError) as raised:
+        with pytest.raises(UserError) as raised:
             load_tokenizer(str(path), lowercase=True)
         assert f"{path} is not a tokenizer" in str(raised.value) and "\n" not in str(raised.value)
 

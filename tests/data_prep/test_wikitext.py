@@ -9,10 +9,10 @@ from pathlib import Path
 import mwparserfromhell
 import pytest
 
-from earlybert.data_prep.counts import Counts
-from earlybert.data_prep.input_files import Piece
-from earlybert.data_prep.mediawiki import _DISAMBIGUATION, read_articles, read_pages
-from earlybert.data_prep.wikitext import DROPPED_SECTIONS, prose
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.sources.input_files import Piece
+from earlybert.data_prep.sources.mediawiki import _DISAMBIGUATION, read_articles, read_pages
+from earlybert.data_prep.sources.wikitext import DROPPED_SECTIONS, prose
 
 NAMESPACES = frozenset({"file", "image", "category", "datei"})
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from made_up import save_tiny_bert, table, tiny_bert
 
+from earlybert.core import cli
 from earlybert.finetune import command
 from earlybert.finetune.results import read_results, savings
-from earlybert.pretrain import cli
-from earlybert.pretrain.ticket import FullShape, TicketRule, random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import BIN, free_port
 
 SMALL = ["--max-length", "48", "--doc-stride", "16", "--max-query-length", "8", "--draw.width_multiple", "8"]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from made_up import VOCABULARY, table, tiny_tokenizer
 
+from earlybert.core.errors import UserError
 from earlybert.finetune.glue import GlueData, read_tsv
 from earlybert.finetune.tasks import GLUE
 from earlybert.finetune.text import Features, truncate
-from earlybert.pretrain.errors import UserError
 
 REAL = os.environ.get("EARLYBERT_DATA")
 

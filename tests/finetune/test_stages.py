@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from made_up import VOCABULARY, save_tiny_bert, tiny_bert
 from transformers import BertTokenizer, DataCollatorWithPadding, TrainingArguments
 
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json
 from earlybert.finetune import methods, training
 from earlybert.finetune.config import Recipe, Settings
 from earlybert.finetune.glue import GlueData
@@ -18,11 +20,9 @@ from earlybert.finetune.model import EarlyBertForSequenceClassification
 from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import Stage, StageTrainer, draw_step, make_trainer, train, updates
-from earlybert.pretrain.accounting import time_saved
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import read_json
-from earlybert.pretrain.search import load_snapshot, snapshot_path
-from earlybert.pretrain.ticket import TicketRule
+from earlybert.pretrain.network.work import time_saved
+from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
+from earlybert.pretrain.ticket.ticket import TicketRule
 
 
 def recipe(task: str = "SST-2", **changes: Any) -> Recipe:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from earlybert.core.errors import UserError
 from earlybert.finetune.methods import drop_layers, layers_to_drop
 from earlybert.finetune.model import (
     EarlyBertForMaskedTokens,
@@ -28,9 +29,8 @@ from earlybert.finetune.model import (
 )
 from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import plain_bert, save_trained
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.surgery import full_shape, narrow_config, narrow_weights
-from earlybert.pretrain.ticket import TicketRule, random_ticket
+from earlybert.pretrain.network.surgery import full_shape, narrow_config, narrow_weights
+from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket
 
 THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
 HEADS = [(EarlyBertForSequenceClassification, THREE), (EarlyBertForQuestionAnswering, {})]

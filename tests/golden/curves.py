@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import yaml
 
-from earlybert.pretrain.files import write_json
-from earlybert.pretrain.ticket import FullShape, TicketRule, random_ticket
+from earlybert.core.files import write_json
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import ROOT, run_training, small_recipe, write_text
 
 HERE = Path(__file__).parent

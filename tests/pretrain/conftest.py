@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from earlybert.data_prep.config import CorpusConfig, Objective
-from earlybert.data_prep.corpus import Corpus
 from earlybert.data_prep.prepare import prepare
+from earlybert.data_prep.samples.corpus import Corpus
 
 LENGTHS = [16, 32]
 

@@ -16,7 +16,7 @@ class Poison:
     """Makes tensors NaN in one micro-batch of the step at POISONED_POSITION, whenever that is computed."""
 
     def __init__(self, micro_batch: int) -> None:
-        from earlybert.pretrain import loop
+        from earlybert.pretrain.train import loop
 
         self.micro_batch, self.turn, self.active = micro_batch, -1, False
         compute = loop.forward_and_backward
@@ -36,7 +36,7 @@ class Poison:
 
 def on_every_model(prepare: Callable[[nn.Module], None]) -> None:
     """Calls `prepare` with every model that an engine is about to train."""
-    from earlybert.pretrain import engine
+    from earlybert.pretrain.train import engine
 
     build = engine._materialised
 
@@ -71,13 +71,14 @@ def poison_gradient() -> None:
 
 def flip_a_weight() -> None:
     """On rank 1, after the update that the first checkpoint is of; the next update would gather the right one again."""
-    from earlybert.pretrain import distributed, loop
+    from earlybert.core import ranks
+    from earlybert.pretrain.train import loop
 
     step = loop.train_step
 
     def flipped(run: Any, batches: Any) -> dict[str, Any]:
         metrics = step(run, batches)
-        if run.place.step == 6 and distributed.rank() == 1:
+        if run.place.step == 6 and ranks.rank() == 1:
             weight = run.engine.engine.module.get_parameter("layers.1.feed_forward.output.weight")
             weight.data.view(-1)[3] *= 1.0001
         return metrics
@@ -87,7 +88,7 @@ def flip_a_weight() -> None:
 
 def stop_once() -> None:
     """As if a signal came at the border before step STEP + 1 of the stage that STOP_AT=STAGE:STEP names."""
-    from earlybert.pretrain import loop
+    from earlybert.pretrain.train import loop
 
     stage, step = os.environ["STOP_AT"].split(":")
     border = loop.at_step_border
@@ -96,8 +97,8 @@ def stop_once() -> None:
 
 def checkpoint_after_surgery() -> None:
     """Every stage that begins with surgery first writes a checkpoint to after/STAGE."""
-    from earlybert.pretrain import loop
-    from earlybert.pretrain.checkpoint_writer import CheckpointWriter
+    from earlybert.pretrain.checkpoint.writer import CheckpointWriter
+    from earlybert.pretrain.train import loop
 
     train = loop.train_steps
 
@@ -117,7 +118,7 @@ def fp16_on_cpu() -> None:
     """DeepSpeed and we refuse fp16 on CPUs, where it is slow; its logic is the same."""
     from deepspeed.accelerator import get_accelerator
 
-    from earlybert.pretrain import engine
+    from earlybert.pretrain.train import engine
 
     accelerator = type(get_accelerator())
     accelerator.is_fp16_supported = lambda self: True

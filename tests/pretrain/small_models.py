@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from earlybert.pretrain.initial import parameter_shapes
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.surgery import full_shape
-from earlybert.pretrain.ticket import Ticket, TicketRule, TicketSource
+from earlybert.pretrain.network.initial import parameter_shapes
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.surgery import full_shape
+from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, TicketSource
 
 VOCABULARY = 101
 NEVER_MASKED = 4

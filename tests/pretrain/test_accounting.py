@@ -6,10 +6,10 @@ from small_models import build, random_inputs, random_weights, small_config, une
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
-from earlybert.pretrain.accounting import count_parameters, flops_per_sequence, time_saved
-from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.surgery import full_shape, narrow_config, narrow_weights
-from earlybert.pretrain.ticket import TicketRule, random_ticket
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.surgery import full_shape, narrow_config, narrow_weights
+from earlybert.pretrain.network.work import count_parameters, flops_per_sequence, time_saved
+from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket
 
 BASE = EarlyBertConfig()
 LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from earlybert.pretrain import cli, run
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED
-from earlybert.pretrain.ticket import FullShape, TicketRule, random_ticket
+from earlybert.core import cli
+from earlybert.pretrain import run
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import RUN, free_port, small_recipe, start, write_text
 
 SHAPE = FullShape(num_layers=2, num_heads=4, head_size=16, intermediate_size=96)

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from small_models import build, random_weights, small_config
 
-from earlybert.data_prep.corpus import Corpus
-from earlybert.data_prep.masking import mask_sample
-from earlybert.data_prep.order import sample_order
-from earlybert.pretrain.batches import Batch, StepBatches, StepLoader, prefetched_steps
-from earlybert.pretrain.config import PhaseConfig, Recipe
-from earlybert.pretrain.model import EarlyBertForPreTraining
-from earlybert.pretrain.objective import penalty, score, step_share
-from earlybert.pretrain.plan import Stage, build_stages
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.samples.masking import mask_sample
+from earlybert.data_prep.samples.order import sample_order
+from earlybert.pretrain.network.model import EarlyBertForPreTraining
+from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
+from earlybert.pretrain.plan.stages import Stage, build_stages
+from earlybert.pretrain.train.batches import Batch, StepBatches, StepLoader, prefetched_steps
+from earlybert.pretrain.train.objective import penalty, score, step_share
 
 LENGTH, PREDICTIONS, GLOBAL_BATCH, SEED = 32, 4, 11, 5
 PHASE = PhaseConfig(

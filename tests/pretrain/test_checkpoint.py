@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints, newest_intact
-from earlybert.pretrain.checkpoint_command import main as checkpoint_command
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.export import main as export_command
+from earlybert.core.errors import UserError
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, newest_intact
+from earlybert.pretrain.checkpoint.export import main as export_command
+from earlybert.pretrain.commands.checkpoint import main as checkpoint_command
 from tests.conftest import ROOT, run_training
 from tests.pretrain.run_files import losses
 

@@ -8,9 +8,9 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from torch import Tensor
 
 from benchmarks.cost_model import full_batch, published_runs
-from earlybert.pretrain import cli
-from earlybert.pretrain.batches import Batch
-from earlybert.pretrain.cluster import (
+from earlybert.core import cli
+from earlybert.core.errors import UserError
+from earlybert.pretrain.cost.cluster import (
     BUCKET_ELEMENTS,
     Shape,
     activation_bytes,
@@ -19,9 +19,9 @@ from earlybert.pretrain.cluster import (
     peak_bytes,
     state_bytes,
 )
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.objective import score
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.train.batches import Batch
+from earlybert.pretrain.train.objective import score
 
 LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 NARROW = {

@@ -8,18 +8,19 @@ import torch
 from small_models import build, random_inputs, random_weights, small_config
 from torch import Tensor, nn
 
-from earlybert.pretrain import distributed, engine
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
-from earlybert.pretrain.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.engine import (
+from earlybert.core import distributed
+from earlybert.pretrain.network.model import EarlyBertOutput
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
+from earlybert.pretrain.plan.stages import build_stages
+from earlybert.pretrain.train import engine
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.engine import (
     LARGEST_FP32_ERROR,
     StageEngine,
     TrainingState,
     matmul_error,
     set_matmul_precision,
 )
-from earlybert.pretrain.model import EarlyBertOutput
-from earlybert.pretrain.plan import build_stages
 from tests.conftest import free_port
 
 CPU = torch.device("cpu")

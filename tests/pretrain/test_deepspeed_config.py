@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from earlybert.pretrain.config import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
-from earlybert.pretrain.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.engine import build_optimizer, resolve_precision
-from earlybert.pretrain.errors import UserError
+from earlybert.core.errors import UserError
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.engine import build_optimizer, resolve_precision
 
 SHIPPED = sorted(path.name for path in DEFAULT_DEEPSPEED.parent.glob("*.json"))
 

@@ -11,7 +11,7 @@ from tests.pretrain.run_files import metrics
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from earlybert.pretrain.telemetry import Telemetry
+from earlybert.pretrain.train.telemetry import Telemetry
 
 telemetry = Telemetry(Path(sys.argv[1]), enabled=True, resume_after=-1)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from earlybert.pretrain.files import read_json
+from earlybert.core.files import read_json
 from tests.conftest import BIN, free_port
 from tests.golden.curves import MEASURED, NAMES, STEPS, dropout_masks, first_difference, stored_path, train_curve
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints
-from earlybert.pretrain.export import newest
-from earlybert.pretrain.report import main as report_command
-from earlybert.pretrain.ticket import Ticket
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.report.report import main as report_command
+from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 from tests.pretrain.run_files import losses, metrics
 
@@ -61,7 +61,7 @@ def test_a_shallow_ticket_grows(ticket_then_stack: Path) -> None:
 def test_exports_of_a_grown_ticket_agree(ticket_then_stack: Path) -> None:
     from transformers import BertForPreTraining
 
-    from earlybert.pretrain.model import EarlyBertForPreTraining
+    from earlybert.pretrain.network.model import EarlyBertForPreTraining
 
     narrow = EarlyBertForPreTraining.from_pretrained(ticket_then_stack / "export" / "earlybert").eval()
     bert = BertForPreTraining.from_pretrained(ticket_then_stack / "export" / "bert").eval()

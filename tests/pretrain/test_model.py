@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining, BertForPreTraining
 
 from earlybert.kernels.lamb import Lamb
-from earlybert.pretrain.bert_format import from_bert
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.surgery import narrow_config, narrow_weights
+from earlybert.pretrain.network.bert_format import from_bert
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.surgery import narrow_config, narrow_weights
 
 IGNORED = -100
 
@@ -233,7 +233,7 @@ def test_fresh_process_reloads_unequal_widths(tmp_path: Path) -> None:
     inputs = random_inputs()
     torch.save(inputs, tmp_path / "inputs.pt")
     script = (
-        "import sys, torch, earlybert.pretrain.model\n"
+        "import sys, torch, earlybert.pretrain.network.model\n"
         "from transformers import AutoModelForPreTraining\n"
         "folder = sys.argv[1]\n"
         "torch.set_num_threads(1)\n"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from small_models import small_config
 
-from earlybert.pretrain.batches import Batch
-from earlybert.pretrain.initial import initial_weights
-from earlybert.pretrain.model import EarlyBertForPreTraining
-from earlybert.pretrain.objective import penalty, score, step_share
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.model import EarlyBertForPreTraining
+from earlybert.pretrain.train.batches import Batch
+from earlybert.pretrain.train.objective import penalty, score, step_share
 
 LAMBDA_HEADS, LAMBDA_NEURONS = 3e-4, 1e-4
 

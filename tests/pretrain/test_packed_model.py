@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from earlybert.kernels.packing import Packing
-from earlybert.pretrain.accounting import Work, training_flops
-from earlybert.pretrain.hardware import measured_peak
-from earlybert.pretrain.model import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertOutput, PackedPlaces
-from earlybert.pretrain.surgery import narrow_config, narrow_weights
+from earlybert.pretrain.cost.hardware import measured_peak
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertOutput, PackedPlaces
+from earlybert.pretrain.network.surgery import narrow_config, narrow_weights
+from earlybert.pretrain.network.work import Work, training_flops
 
 # Ragged, one-token sequences among longer ones, all of one length, a batch of one, one single token.
 LENGTHS = [(17, 9, 13, 10), (1, 12, 1, 3), (8, 8, 8), (11,), (1,)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from earlybert.core.errors import UserError
 from earlybert.kernels import extension
 from earlybert.kernels.partition import set_step_count, step_count, zero_moments
-from earlybert.pretrain.config import OptimizerConfig
-from earlybert.pretrain.engine import build_optimizer
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.peers import PEERS, check_implementations
+from earlybert.pretrain.plan.recipe import OptimizerConfig
+from earlybert.pretrain.train.engine import build_optimizer
+from earlybert.pretrain.train.peers import PEERS, check_implementations
 
 
 class ApexFusedLamb(torch.optim.Optimizer):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from earlybert.pretrain import cli
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.report import write_report
-from earlybert.pretrain.timeline import accelerator_hours, clock, interruptions, read_lines, sessions
+from earlybert.core import cli
+from earlybert.core.errors import UserError
+from earlybert.pretrain.report.report import write_report
+from earlybert.pretrain.report.timeline import accelerator_hours, clock, interruptions, read_lines, sessions
 from tests.pretrain.run_files import metrics
 
 # A run on four ranks that is killed 100 s after its start, stands still for 900 s and goes on with two ranks from step

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from earlybert.pretrain.checkpoint import Checkpoint, list_checkpoints, newest_intact
-from earlybert.pretrain.config import load_recipe
-from earlybert.pretrain.plan import model_config
-from earlybert.pretrain.sanity import symptom
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, newest_intact
+from earlybert.pretrain.plan.recipe import load_recipe
+from earlybert.pretrain.plan.stages import model_config
+from earlybert.pretrain.train.sanity import symptom
 from tests.conftest import BIN, ROOT, free_port, run_training, start
 from tests.pretrain.run_files import losses, metrics
 
@@ -74,8 +74,8 @@ def test_nan_names_step_samples_and_tensor(
 
 
 def expected_samples(workplace: Path, name: str, position: int, count: int) -> list[int]:
-    from earlybert.data_prep.corpus import Corpus
-    from earlybert.data_prep.order import sample_order
+    from earlybert.data_prep.samples.corpus import Corpus
+    from earlybert.data_prep.samples.order import sample_order
 
     recipe = load_recipe(workplace / name / "config.yaml", [])
     size = len(Corpus.open(Path(recipe.data or "")).samples("train", 32))

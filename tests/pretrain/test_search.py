@@ -11,11 +11,11 @@ import safetensors.numpy
 import torch
 from small_models import small_config
 
-from earlybert.pretrain.config import PhaseConfig, Recipe, SearchConfig
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import file_hash
-from earlybert.pretrain.initial import parameter_shapes
-from earlybert.pretrain.search import (
+from earlybert.core.errors import UserError
+from earlybert.core.files import file_hash
+from earlybert.pretrain.network.initial import parameter_shapes
+from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe, SearchConfig
+from earlybert.pretrain.ticket.search import (
     MaskHistory,
     Snapshot,
     draw_from_snapshot,
@@ -24,7 +24,7 @@ from earlybert.pretrain.search import (
     save_snapshot,
     snapshot_path,
 )
-from earlybert.pretrain.ticket import FullShape, TicketRule
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
 
 LAYERS, HEADS, NEURONS = 3, 4, 40
 SHAPE = FullShape(num_layers=LAYERS, num_heads=HEADS, head_size=8, intermediate_size=NEURONS)

@@ -22,15 +22,15 @@ from small_models import (
 )
 from torch import Tensor, nn
 
-from earlybert.pretrain.accounting import count_parameters
-from earlybert.pretrain.bert_format import from_bert, to_bert
-from earlybert.pretrain.checks import check_recipe
-from earlybert.pretrain.config import NarrowConfig, Recipe, SearchConfig, StackConfig, load_recipe, recipe_path
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.initial import initial_weights, parameter_shapes
-from earlybert.pretrain.plan import build_stages, describe_plan, model_config, stage_model, stage_ticket
-from earlybert.pretrain.surgery import at_depth, identity_layers, narrow_config, narrow_weights, stack_weights
-from earlybert.pretrain.ticket import Copy, stack_ticket
+from earlybert.core.errors import UserError
+from earlybert.pretrain.network.bert_format import from_bert, to_bert
+from earlybert.pretrain.network.initial import initial_weights, parameter_shapes
+from earlybert.pretrain.network.surgery import at_depth, identity_layers, narrow_config, narrow_weights, stack_weights
+from earlybert.pretrain.network.work import count_parameters
+from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.recipe import NarrowConfig, Recipe, SearchConfig, StackConfig, load_recipe, recipe_path
+from earlybert.pretrain.plan.stages import build_stages, describe_plan, model_config, stage_model, stage_ticket
+from earlybert.pretrain.ticket.ticket import Copy, stack_ticket
 
 ORDERS: dict[Copy, list[int]] = {"stacked": [0, 1, 2, 0, 1, 2], "interleaved": [0, 0, 1, 1, 2, 2]}
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from earlybert.pretrain.checkpoint import newest_intact
-from earlybert.pretrain.ticket import Ticket
+from earlybert.pretrain.checkpoint.checkpoint import newest_intact
+from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 from tests.pretrain.run_files import last_step, losses, metrics
 

@@ -15,11 +15,11 @@ from small_models import (
 from torch import Tensor
 from transformers import BertForMaskedLM, BertForPreTraining
 
-from earlybert.pretrain.bert_format import from_bert, to_bert
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.initial import initial_weights, parameter_shapes
-from earlybert.pretrain.model import EarlyBertConfig
-from earlybert.pretrain.surgery import (
+from earlybert.core.errors import UserError
+from earlybert.pretrain.network.bert_format import from_bert, to_bert
+from earlybert.pretrain.network.initial import initial_weights, parameter_shapes
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.surgery import (
     bake_coefficients,
     full_shape,
     layer_of,
@@ -28,7 +28,7 @@ from earlybert.pretrain.surgery import (
     unit_axis,
     widen_weights,
 )
-from earlybert.pretrain.ticket import Ticket, all_ticket
+from earlybert.pretrain.ticket.ticket import Ticket, all_ticket
 
 HEAD_SIZE = 8
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlybert.pretrain.telemetry import Telemetry
-from earlybert.pretrain.timing import StepTimes, _TimedBackend
+from earlybert.pretrain.train.telemetry import Telemetry
+from earlybert.pretrain.train.timing import StepTimes, _TimedBackend
 from tests.conftest import BIN, free_port, run_training
 from tests.pretrain.run_files import events_of, metrics
 
@@ -194,7 +194,7 @@ def in_terminal(code: str) -> tuple[int, str]:
 
 PROGRESS = """
 import time
-from earlybert.pretrain.telemetry import StageProgress
+from earlybert.pretrain.train.telemetry import StageProgress
 with StageProgress("phase1", 7038, 1000, enabled=ENABLED) as progress:
     for step in range(1001, 1008):
         progress.update(step, f"loss {2000 - step}  1,464,090 tokens/s")

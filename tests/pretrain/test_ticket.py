@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.files import content_hash
-from earlybert.pretrain.ticket import (
+from earlybert.core.errors import UserError
+from earlybert.core.files import content_hash
+from earlybert.pretrain.ticket.ticket import (
     FullShape,
     Ticket,
     TicketRule,

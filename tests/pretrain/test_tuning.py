@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from earlybert.pretrain import ticket_command
-from earlybert.pretrain.errors import UserError
-from earlybert.pretrain.ticket import TicketRule
-from earlybert.pretrain.tuning import DEVICES, Choice, Device, fastest, masks_by_multiple, measure, predict, price
+from earlybert.core.errors import UserError
+from earlybert.pretrain.commands import ticket as ticket_command
+from earlybert.pretrain.cost.widths import DEVICES, Choice, Device, fastest, masks_by_multiple, measure, predict, price
+from earlybert.pretrain.ticket.ticket import TicketRule
 
 
 def test_modelled_time_counts_tiles_one_by_one() -> None:

@@ -1,0 +1,104 @@
+"""Ranks: how they find each other, and the few things they say to each other outside DeepSpeed."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+
+from earlybert.core.errors import UserError
+from earlybert.core.ranks import rank, world_size
+
+Result = TypeVar("Result")
+
+# DeepSpeed looks for its accelerator when it is imported, and remarks upon finding none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start() -> torch.device:
+    """Joins the process group that torchrun, the deepspeed launcher or srun describes, else one of a single rank.
+
+    Returns this rank's device.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    # DeepSpeed reads this variable, too.
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        # With one visible device a task, every local rank's device is number 0.
+        local_rank %= torch.cuda.device_count()
+        os.environ["LOCAL_RANK"] = str(local_rank)
+        torch.cuda.set_device(local_rank)
+    import deepspeed
+
+    # Its notes repeat on every rank and for every stage; errors still come through.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Training never uses this operation, and DeepSpeed would compile it for most of a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    return torch.device("cpu")
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a small tensor over all ranks, on every rank."""
+    torch.distributed.all_reduce(values)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, on every rank."""
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def on_rank_0(function: Callable[[], Result]) -> Result:
+    """What the function returns on rank 0, on every rank; where it fails for the user to put right, all ranks fail so.
+
+    Without this the others would wait for an answer that never comes.
+    """
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = function()
+        except (UserError, OSError) as caught:
+            error = str(caught)
+    result, error = broadcast_object((result, error))
+    if error is not None:
+        raise UserError(error)
+    return result
+
+
+def on_any_rank(*flags: bool) -> list[bool]:
+    """For each flag whether it is set on at least one rank; one all-reduce."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    counts = sum_over_ranks(torch.tensor([int(flag) for flag in flags], device=device))
+    return [count > 0 for count in counts.tolist()]
+
+
+def barrier() -> None:
+    torch.distributed.barrier()

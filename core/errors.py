@@ -1,0 +1,15 @@
+"""The one exception for what a user can put right: its text is one sentence, shown without a traceback."""
+
+
+class UserError(ValueError):
+    """Names the field or file (and line), its value and what would be right. Ends the program with exit status 2."""
+
+
+class WriteError(OSError, UserError):
+    """A file or folder that cannot be written: `errno`, `strerror` and `filename` as the system has them."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename} cannot be written ({self.strerror}); what is finished stays: make room or name another "
+            "directory, and give the same command again."
+        )

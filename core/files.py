@@ -1,0 +1,99 @@
+"""Files and folders that are either complete or absent, and checksums."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from earlybert.core.errors import UserError, WriteError
+
+
+def canonical_json(content: Any) -> str:
+    """One text for one content: sorted keys, no white space."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of the canonical JSON text."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as manifests state them."""
+    return {"size": path.stat().st_size, "sha256": file_hash(path)}
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the name `path` when the block ends well, so that the file is complete or absent.
+
+    Raises WriteError where the file cannot be written, for example because the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well; if another process was quicker, its stays.
+
+    Raises WriteError where the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if not path.exists():
+            temporary.rename(path)
+    except OSError as error:
+        if not path.exists():
+            raise WriteError(error.errno, error.strerror or str(error), str(path)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, complete or absent; raises WriteError."""
+    with whole_file(path) as temporary:
+        # Names of files may hold bytes that are no UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes readable JSON, complete or absent; equal content gives equal bytes. Raises WriteError."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; a missing or malformed one is the user's to put right."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text, expected a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is JSON that cannot be read ({error})") from None

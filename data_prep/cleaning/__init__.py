@@ -1,0 +1,1 @@
+"""What is dropped from the text, and what of that is counted."""

@@ -1,0 +1,1 @@
+"""Samples of tokens, their shards and their order; masking."""

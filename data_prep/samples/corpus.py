@@ -1,0 +1,194 @@
+"""A prepared corpus: what is in it, and its samples."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from earlybert.core.errors import UserError
+from earlybert.data_prep.samples.manifest import NAME, damaged_files, read_manifest
+from earlybert.data_prep.samples.shards import shard_folder
+from earlybert.data_prep.tokens.tokenizer import SpecialTokens, continues_word, load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One unmasked sample.
+
+    Attributes:
+        input_ids: int32 [tokens], `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
+        first_length: Tokens of `[CLS] A [SEP]`; the rest is the second segment.
+        next_sentence_label: 1 when the second segment is random or, for `sop`, stands before the first in the text; 0
+            when it is the next or there is none.
+    """
+
+    input_ids: np.ndarray
+    first_length: int
+    next_sentence_label: int
+
+
+class Samples:
+    """The samples of one split and length, read memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open all shards of a folder."""
+        self._dataset, _ = _open_shards(folder, "shard")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def rows(self, indices: Sequence[int]) -> list[Sample]:
+        """The samples at `indices`, in that order.
+
+        Raises:
+            IndexError: An index is out of range.
+        """
+        table = self._dataset[list(indices)].combine_chunks()
+        ids = table["input_ids"].combine_chunks()
+        tokens = ids.values.to_numpy().astype(np.int32)
+        bounds = ids.offsets.to_numpy().tolist()
+        labels = table["next_sentence_label"].to_pylist()
+        return [
+            Sample(tokens[bounds[row] : bounds[row + 1]], first_length, labels[row])
+            for row, first_length in enumerate(table["first_length"].to_pylist())
+        ]
+
+    def sizes(self) -> Iterator[np.ndarray]:
+        """Tokens of all samples, special tokens included, in order: int64 arrays of a shard each."""
+        for chunk in self._dataset.data.column("input_ids").chunks:
+            yield np.diff(chunk.offsets.to_numpy()).astype(np.int64)
+
+
+class Packing:
+    """Which samples of one split and length share a row of the full length, read memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the plans of all shards of a folder."""
+        self._dataset, self._row_bounds = _open_shards(folder, "packing")
+        _, self._sample_bounds = _open_shards(folder, "shard")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def rows(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """For each row at `indices` the indices of its samples: int64 [samples], neighbours in the stored order.
+
+        Raises:
+            IndexError: An index is out of range.
+        """
+        rows = self._dataset[list(indices)].combine_chunks()["samples"].combine_chunks()
+        members = rows.values.to_numpy().astype(np.int64)
+        firsts = self._sample_bounds[np.searchsorted(self._row_bounds, indices, side="right") - 1]
+        bounds = pairwise(rows.offsets.to_numpy().tolist())
+        return [members[begin:end] + first for (begin, end), first in zip(bounds, firsts, strict=True)]
+
+
+def _open_shards(folder: Path, kind: str) -> tuple["Dataset", np.ndarray]:
+    """All files of one kind as one data set, and int64 [files + 1] with the bounds of each file's rows in it."""
+    from datasets import Dataset, concatenate_datasets
+
+    shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob(f"{kind}-*.arrow"))]
+    return concatenate_datasets(shards).with_format("arrow"), np.cumsum([0, *map(len, shards)])
+
+
+class Corpus:
+    """A corpus directory made by `prepare`.
+
+    Attributes:
+        directory: Where it lies.
+        manifest: The content of `manifest.json`.
+        fingerprint: SHA-256 of the manifest, which holds the checksum of every file.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], fingerprint: str) -> None:
+        """Hold what `open` has checked."""
+        self.directory = directory
+        self.manifest = manifest
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, directory: Path, verify_checksums: bool = False) -> "Corpus":
+        """Open a corpus; the manifest and all files' sizes are checked, their SHA-256 when asked.
+
+        Raises:
+            UserError: It is incomplete, damaged or of another format.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        if verify_checksums:
+            for name, damaged in damaged_files(directory, manifest):
+                if damaged:
+                    raise UserError(
+                        f"{directory / name} is damaged: its SHA-256 is not the manifest's; prepare the corpus again."
+                    )
+        return cls(directory, manifest, hashlib.sha256((directory / NAME).read_bytes()).hexdigest())
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer, loaded when first asked for."""
+        return load_tokenizer(str(self.directory / "tokenizer"), lowercase=self.manifest["config"]["lowercase"])
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest token id plus one."""
+        return self.manifest["vocabulary"]["size"]
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """The ids of the special tokens."""
+        return SpecialTokens(**self.manifest["vocabulary"]["special_tokens"])
+
+    @cached_property
+    def continues_word(self) -> np.ndarray:
+        """For whole-word masking: bool [vocab_size], whether a token goes on with the word of the one before it.
+
+        Raises:
+            UserError: The tokenizer does not show where words begin.
+        """
+        return continues_word(self.tokenizer)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The sequence lengths that were prepared."""
+        return self.manifest["config"]["lengths"]
+
+    @property
+    def next_sentence(self) -> bool:
+        """Whether the samples are pairs with a label: the second segment is random, or swapped with the first."""
+        return self.manifest["config"]["objective"] != "full-sentences"
+
+    def samples(self, split: str, length: int) -> Samples:
+        """The samples of a split (`train` or `validation`) at one of the prepared lengths.
+
+        Raises:
+            UserError: The corpus has no such split or length.
+        """
+        return Samples(self._folder(split, length))
+
+    def packing(self, split: str, length: int) -> Packing:
+        """Which of these samples share a row.
+
+        Raises:
+            UserError: The corpus has no such split or length, or was prepared without packing.
+        """
+        if not self.manifest["config"]["packing"]:
+            raise UserError(f"{self.directory} was prepared without packing; prepare it with --packing true.")
+        return Packing(self._folder(split, length))
+
+    def _folder(self, split: str, length: int) -> Path:
+        splits = list(self.manifest["counts"])
+        if split not in splits:
+            raise UserError(f"{self.directory} has no split {split!r}, but {' and '.join(splits)}.")
+        if length not in self.lengths:
+            prepared = ", ".join(map(str, self.lengths))
+            raise UserError(f"{self.directory} has no samples of length {length}; it was prepared for {prepared}.")
+        return shard_folder(self.directory, split, length)

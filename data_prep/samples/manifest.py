@@ -1,0 +1,65 @@
+"""The manifest of a corpus directory: what is in it, and that it is all there, unchanged."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import write_json
+
+FORMAT = "earlybert-corpus/2"
+NAME = "manifest.json"
+FIELDS = frozenset({"config", "vocabulary", "counts", "dropped", "files"})
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_manifest(directory: Path, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Write the manifest; to be done last.
+
+    Args:
+        directory: The corpus.
+        content: What is in it.
+        files: For every file, by its path inside, what `describe_file` says.
+    """
+    write_json(directory / NAME, {"format": FORMAT, **content, "files": files})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest and check that every file is there with its size.
+
+    Raises:
+        UserError: Something is missing or differs; the message names the file.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        raise UserError(f"{path} is missing, so {directory} is no complete corpus; make one with earlybert prepare.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); prepare the corpus again.") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path} has the format {found!r}, but this version reads {FORMAT!r}; prepare it again.")
+    if missing := sorted(FIELDS - manifest.keys()):
+        raise UserError(f"{path} has no {missing[0]!r}; prepare the corpus again.")
+    for name, expected in manifest["files"].items():
+        if not (file := directory / name).is_file():
+            raise UserError(f"{file} is missing, but the manifest lists it; prepare the corpus again.")
+        if (size := file.stat().st_size) != expected["bytes"]:
+            raise UserError(
+                f"{file} has {size} bytes, but the manifest says {expected['bytes']}; prepare the corpus again."
+            )
+    return manifest
+
+
+def damaged_files(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Every file of a manifest, and whether its SHA-256 is another than the manifest's."""
+    for name, expected in manifest["files"].items():
+        yield name, describe_file(directory / name)["sha256"] != expected["sha256"]

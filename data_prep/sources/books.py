@@ -1,0 +1,89 @@
+"""Books as plain text, one file each, the way Project Gutenberg and others wrap them; chapters become documents."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from earlybert.data_prep.sources.config import SourceConfig
+from earlybert.data_prep.sources.input_files import Piece, file_pieces, find_files, read_lines
+
+# Lines of a wrapped paragraph are at most so long; a longer line is a paragraph of its own.
+WRAPPED = 100
+
+_BEGIN = re.compile(r"\*{3} ?START OF TH(?:E|IS) PROJECT GUTENBERG", re.IGNORECASE)
+_END = re.compile(r"\*{3} ?END OF TH(?:E|IS) PROJECT GUTENBERG|^End of (?:the )?Project Gutenberg", re.IGNORECASE)
+_NUMBER = (
+    r"(?:[ivxlc]+|\d+|(?:the )?(?:first|second|third|fourth|fifth|last)|one|two|three|four|five|six|seven|eight|nine"
+    r"|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-[a-z]+)?)"
+)
+_HEADING = re.compile(
+    rf"(?:(?:chapter|book|part|volume|canto|act|letter|stave|section)\s+{_NUMBER}(?:[.:,—–\-\s].{{0,80}})?"
+    r"|(?:prologue|epilogue|preface|introduction|contents|foreword|afterword|appendix)\W*|[ivxlc]+\.?)",
+    re.IGNORECASE,
+)
+_PICTURE = re.compile(r"\[Illustration[^\]]*\]", re.IGNORECASE)
+_EMPHASIS = re.compile(r"(?<!\w)_([^_]+)_(?!\w)")
+
+
+def book_pieces(source: SourceConfig) -> list[Piece]:
+    """All files of the source, sorted, each whole."""
+    files = find_files(source.files, (".txt",))
+    pieces = [file_pieces(file) for file in files]
+    return [replace(group[0], bytes=sum(piece.bytes for piece in group), end=None) for group in pieces]
+
+
+def read_book(piece: Piece) -> Iterator[str]:
+    """The chapters of one book; what stands before the first heading is one too.
+
+    Raises:
+        UserError: The file cannot be read; the message says where.
+    """
+    paragraphs: list[str] = []
+    for block in _blocks(line for _, line in read_lines(piece)):
+        if any(map(_BEGIN.search, block)):
+            paragraphs = []
+        elif any(map(_END.search, block)):
+            break
+        elif _is_heading(block):
+            if paragraphs:
+                yield "\n".join(paragraphs)
+            paragraphs = []
+        else:
+            paragraphs += _paragraphs(block)
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def _is_heading(block: list[str]) -> bool:
+    """A heading, which may have its title below, or headings only: a table of contents."""
+    found = [bool(_HEADING.fullmatch(line.strip())) for line in block]
+    return all(found) or (found[0] and len(block) <= 3 and len(block[-1]) < WRAPPED // 2)
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Runs of lines between blank lines."""
+    block: list[str] = []
+    for line in lines:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _paragraphs(block: list[str]) -> Iterator[str]:
+    wrapped: list[str] = []
+    for line in block:
+        if len(line) > WRAPPED:
+            yield _clean(" ".join(wrapped))
+            yield _clean(line)
+            wrapped = []
+        else:
+            wrapped.append(line.strip())
+    yield _clean(" ".join(wrapped))
+
+
+def _clean(paragraph: str) -> str:
+    return _EMPHASIS.sub(r"\1", _PICTURE.sub("", paragraph))

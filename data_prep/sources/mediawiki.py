@@ -1,0 +1,211 @@
+"""Dumps of Wikipedia and its sisters: MediaWiki's XML export, plain or packed, whole, in parts or multistream.
+
+A multistream dump is many bz2 streams of a hundred pages one after the other; its index says where each begins, so
+stretches of it are unpacked apart. A plain dump is cut at its pages. Other packed files are read by one worker each.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, cast
+from xml.etree import ElementTree
+
+from earlybert.core.errors import UserError
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.sources import wikitext
+from earlybert.data_prep.sources.config import SourceConfig
+from earlybert.data_prep.sources.input_files import (
+    OPENERS,
+    UNPACKED,
+    UNPACKING_ERRORS,
+    Piece,
+    file_pieces,
+    find_files,
+    open_file,
+)
+
+CHUNK = 1 << 16
+PAGE = b"<page>"
+# Media, files and categories; their names differ from language to language.
+DROPPED_NAMESPACES = ("-2", "6", "14")
+_NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^>]*>([^<]+)</namespace>')
+# What the authors' mistakes leave of the markup; hardly ever a sign that is meant.
+_LEFTOVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?ref\b|\|")
+_DISAMBIGUATION = re.compile(
+    r"\{\{\s*+(?:[\w ()-]*\bdisambig(?:uation)?(?: page)?|dab|disamb|hndis|geodis|numberdis|mathdab|begriffsklärung"
+    r"|homonymie|desambigua(?:ción|ção)|disambigua|ujednoznacznienie|неоднозначность|багатозначність|dp|förgrening"
+    r"|flertydig|rozcestník|egyért|anlam ayrımı|曖昧さ回避|消歧义|消歧義)\s*(?:\||\}\})",
+    re.IGNORECASE,
+)
+
+
+def dump_pieces(source: SourceConfig) -> list[Piece]:
+    """All files of the source, sorted, in pieces.
+
+    Raises:
+        UserError: A file is missing or has an unknown ending, or an index does not belong to its dump.
+    """
+    pieces: list[Piece] = []
+    for file in find_files(source.files, (".xml",)):
+        pieces += _stream_pieces(file, index) if (index := _index_file(file)) else file_pieces(file)
+    return pieces
+
+
+def _index_file(file: Path) -> Path | None:
+    """Beside `x-multistream1.xml-p1p9.bz2` lies `x-multistream-index1.txt-p1p9.bz2`, unpacked perhaps."""
+    if file.suffix != ".bz2" or "multistream" not in file.name:
+        return None
+    name = file.name.replace("multistream", "multistream-index").replace(".xml", ".txt")
+    candidates = (file.with_name(name), file.with_name(name.removesuffix(".bz2")))
+    return next(filter(Path.is_file, candidates), None)
+
+
+def _stream_pieces(file: Path, index: Path) -> list[Piece]:
+    """One piece for each stream; what stands before the first (the head of the XML) makes one too."""
+    size, modified = file.stat().st_size, file.stat().st_mtime_ns
+    starts = [0]
+    number = 0
+    try:
+        with open_file(index) as lines:
+            for line in lines:
+                number += 1
+                start = int(line.partition(b":")[0])
+                if not starts[-1] <= start < size:
+                    raise ValueError(f"{start} does not follow {starts[-1]} inside the dump's {size} bytes")
+                if start > starts[-1]:
+                    starts.append(start)
+    except UNPACKING_ERRORS as error:
+        raise UserError(f"{index} cannot be read ({error}).") from error
+    except ValueError as error:
+        raise UserError(f"{index}:{number} is not an index of {file} ({error}).") from None
+    ends = [*starts[1:], size]
+    return [
+        Piece(file, (end - start) * UNPACKED, start, end, modified) for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def read_articles(piece: Piece, counts: Counts) -> Iterator[str]:
+    """The articles in a piece as prose: no redirects, disambiguations, nor pages about the wiki itself.
+
+    Raises:
+        UserError: The file cannot be unpacked or is no dump; the message names the place.
+    """
+    for title, text in read_pages(piece, counts):
+        if title.lower().endswith("(disambiguation)") or _DISAMBIGUATION.search(text):
+            counts.drop("page: disambiguation", title)
+        else:
+            assert piece.path
+            paragraphs = []
+            for paragraph in wikitext.prose(text, _dropped_namespaces(piece.path)):
+                if _LEFTOVER.search(paragraph):
+                    counts.drop("paragraph: markup", paragraph)
+                else:
+                    paragraphs.append(paragraph)
+            yield "\n".join(paragraphs)
+
+
+def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
+    """Title and wikitext of the articles in a piece, redirects left out."""
+    place = f"{piece.path}" + (f" (from byte {piece.start} on)" if piece.start else "")
+    title = None
+    try:
+        for page in _page_elements(piece):
+            title = page.findtext("{*}title", "")
+            text = page.findtext("{*}revision/{*}text") or ""
+            model = page.findtext("{*}revision/{*}model", "wikitext")
+            if page.findtext("{*}ns", "0") != "0" or model != "wikitext":
+                counts.drop("page: no article", title)
+            elif page.find("{*}redirect") is not None or text[:9].upper() == "#REDIRECT":
+                counts.drop("page: redirect", title)
+            else:
+                yield title, text
+    except ElementTree.ParseError as error:
+        line, column = error.position
+        after = f"after the page {title!r}" if title else "before any page"
+        reason = str(error).partition(":")[0]
+        raise UserError(f"{place} is broken XML at line {line}, column {column}, {after} ({reason}).") from None
+    except (*UNPACKING_ERRORS, LookupError) as error:  # LookupError: the XML declares an encoding that there is not
+        after = f"after the page {title!r}" if title else "before any page"
+        raise UserError(f"{place} cannot be read {after} ({error}).") from error
+
+
+def _page_elements(piece: Piece) -> Iterator[ElementTree.Element]:
+    """The `<page>` elements of a piece; each is emptied when the next is asked for."""
+    parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(("start", "end"))
+    root: ElementTree.Element | None = None
+    for chunk in _xml(piece):
+        parser.feed(chunk)
+        for event, element in cast("Iterator[tuple[str, ElementTree.Element]]", parser.read_events()):
+            if root is None:
+                root = element
+                if _local_name(root) != "mediawiki":
+                    raise UserError(f"{piece.path} is no MediaWiki dump: its root element is <{_local_name(root)}>.")
+            elif event == "end" and _local_name(element) == "page":
+                yield element
+                root.clear()
+    parser.close()
+
+
+def _local_name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
+
+
+def _xml(piece: Piece) -> Iterator[bytes]:
+    """A piece as a whole XML document: a stretch from the middle gets a head and an end."""
+    assert piece.path
+    size = piece.path.stat().st_size
+    with piece.path.open("rb") as file:
+        if piece.path.suffix in OPENERS:
+            begin, stop = piece.start, size if piece.end is None else piece.end
+        else:
+            begin = _next_page(file, piece.start) if piece.start else 0
+            stop = size if piece.end is None else _next_page(file, piece.end)
+        if begin:
+            yield b"<mediawiki>"
+        file.seek(begin)
+        stretch = _Stretch(file, stop - begin)
+        stream = OPENERS[piece.path.suffix](stretch) if piece.path.suffix in OPENERS else stretch
+        while chunk := stream.read(CHUNK):
+            yield chunk
+        if stop < size or 0 < begin == size:
+            yield b"</mediawiki>"
+
+
+class _Stretch:
+    """The next `size` bytes of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+def _next_page(file: BinaryIO, start: int) -> int:
+    """Where the next `<page>` begins at or after `start`; the file's size when there is none.
+
+    Text never holds these bytes: XML writes its `<` as `&lt;`.
+    """
+    file.seek(start)
+    tail = b""
+    while chunk := file.read(CHUNK):
+        if (found := (tail + chunk).find(PAGE)) >= 0:
+            return start - len(tail) + found
+        start += len(chunk)
+        tail = chunk[1 - len(PAGE) :]
+    return start
+
+
+@lru_cache
+def _dropped_namespaces(file: Path) -> frozenset[str]:
+    """Lowercase prefixes of files and categories: English, and the wiki's own language from the head of its dump."""
+    try:
+        with open_file(file) as stream:
+            named = _NAMESPACE.findall(stream.read(CHUNK))
+    except UNPACKING_ERRORS as error:
+        raise UserError(f"{file} cannot be read at its head, which names the wiki's namespaces ({error}).") from error
+    own = {name.decode().lower() for key, name in named if key.decode() in DROPPED_NAMESPACES}
+    return frozenset({"file", "image", "media", "category"} | own)

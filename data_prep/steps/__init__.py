@@ -1,0 +1,1 @@
+"""The restartable steps from text to corpus."""

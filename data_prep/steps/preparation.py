@@ -1,0 +1,296 @@
+"""A corpus in the making. Everything lies in a folder beside its directory, where work can be taken up at any point.
+
+    config.json                     what is being made
+    tokenizer/                      loaded or trained
+    units/KEY/                      one unit of the input: its sentences, then its tokens (`UnitFiles`)
+    merged-KEY/text/                the text of each split (`joining`)
+    merged-KEY/SPLIT-LENGTH/        spills and notes of the shuffle (`shards`)
+    merged-KEY/corpus/              what becomes the corpus directory
+
+Files are complete or absent, and each depends on the configuration and the input only; so it does not matter how many
+processes or machines make them, in which order, and how often they are killed. Keys name what was read: a unit whose
+input has changed is read again, and only that.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json, whole_folder, write_json
+from earlybert.core.progress import say
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.samples.manifest import describe_file, write_manifest
+from earlybert.data_prep.samples.shards import TOKENS_PER_SHARD, SampleSet, make_samples, shard_folder
+from earlybert.data_prep.sources.config import CleaningConfig, MixedSource
+from earlybert.data_prep.sources.registry import units
+from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
+from earlybert.data_prep.steps.unit_files import UnitFiles
+from earlybert.data_prep.steps.workers import Workers
+from earlybert.data_prep.tokens.statistics import token_frequencies, unigram_statistics
+from earlybert.data_prep.tokens.text import TokenisedText
+from earlybert.data_prep.tokens.tokenizer import (
+    Encoder,
+    SpecialTokens,
+    load_tokenizer,
+    special_tokens,
+    token_dtype,
+    vocabulary_size,
+)
+from earlybert.data_prep.tokens.training import train_tokenizer
+
+# More text changes a vocabulary of usual size little, and training SentencePiece on it would take over 1 GB.
+SAMPLE_BYTES = 32 * 10**6
+CONFIG = "config.json"
+
+
+def work_folder(directory: Path) -> Path:
+    """Where the work on a corpus lies until it is done."""
+    return directory.parent / f"{directory.name}.partial"
+
+
+def unfinished_config(directory: Path) -> CorpusConfig:
+    """The configuration of a corpus that is in the making.
+
+    Raises:
+        UserError: None is.
+    """
+    path = work_folder(directory) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} is missing: no part of the corpus {directory} has been prepared.")
+    fields = read_json(path)
+    mix = [MixedSource(**source) for source in fields.pop("mix")]
+    return CorpusConfig(mix=mix, cleaning=CleaningConfig(**fields.pop("cleaning")), **fields)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the making of samples needs to know of the tokenizer."""
+
+    file: Path
+    size: int
+    special: SpecialTokens
+
+    @property
+    def dtype(self) -> np.dtype:
+        return token_dtype(self.size)
+
+
+class Preparation:
+    """The steps from input to corpus directory."""
+
+    def __init__(self, config: CorpusConfig, directory: Path, workers: Workers) -> None:
+        """Look at the input, and find or make the folder for the work.
+
+        Raises:
+            UserError: The input cannot be found, or the folder holds work on another corpus.
+        """
+        self.config, self.directory, self.workers = config, directory, workers
+        self.work = work_folder(directory)
+        self.units = [UnitFiles(self.work / "units", unit) for unit in units(config)]
+        path = self.work / CONFIG
+        if not path.is_file():
+            write_json(path, asdict(config))
+        require_same(config, read_json(path), f"{self.work} holds the unfinished work on a corpus")
+
+    def forget_unless_begun(self) -> None:
+        """Remove the folder for the work when it holds nothing worth going on with."""
+        if not any(unit.is_read and len(unit.digests) for unit in self.units):
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def vocabulary(self) -> Vocabulary:
+        """Load or train the tokenizer, or take up the one that is there already."""
+        folder = self.work / "tokenizer"
+        if folder.is_dir():
+            from transformers import PreTrainedTokenizerFast
+
+            # Unlike load_tokenizer it does without importing PyTorch, as the kind of tokenizer does not matter here.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            path, lowercase = self.config.tokenizer, self.config.lowercase
+            tokenizer = load_tokenizer(path, lowercase=lowercase) if path else self._train_tokenizer()
+            with whole_folder(folder) as temporary:
+                tokenizer.save_pretrained(temporary)
+        return Vocabulary(folder / "tokenizer.json", vocabulary_size(tokenizer), special_tokens(tokenizer))
+
+    def _train_tokenizer(self) -> Any:
+        chosen = _choose_units(self.units)
+        jobs = [(unit, self.config) for unit in chosen]
+        self.workers.run(_read, jobs, "Reading text for the vocabulary", [unit.unit.bytes for unit in chosen])
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            sample = Path(folder) / "sentences.txt"
+            if not _write_sample(sample, chosen, self.config):
+                raise self._no_text()
+            say(f"Training a {self.config.tokenizer_kind} vocabulary of {self.config.vocab_size} pieces")
+            return train_tokenizer(
+                sample,
+                kind=self.config.tokenizer_kind,
+                vocab_size=self.config.vocab_size,
+                lowercase=self.config.lowercase,
+            )
+
+    def _no_text(self) -> UserError:
+        sources = [f"{source.name} {' '.join(source.files) or source.hub_name or ''}" for source in self.config.sources]
+        return UserError(f"The source {', '.join(sources).strip()} holds no text, but a corpus needs some.")
+
+    def make_units(self, vocabulary: Vocabulary, part: int, parts: int) -> int:
+        """Read and tokenise every `parts`-th unit from the `part`-th on (from 1); returns how many there are."""
+        mine = self.units[part - 1 :: parts]
+        waiting = [unit for unit in mine if not unit.is_tokenised]
+        jobs = [(unit, self.config, vocabulary) for unit in waiting]
+        self.workers.run(_read_and_tokenise, jobs, "Reading and tokenising", [unit.unit.bytes for unit in waiting])
+        return len(mine)
+
+    def merge(self, vocabulary: Vocabulary) -> None:
+        """Everything after the units: the corpus directory is complete afterwards.
+
+        Raises:
+            UserError: Units are missing, or there is too little text.
+        """
+        missing = [unit.unit.name for unit in self.units if not unit.is_tokenised]
+        if missing:
+            raise UserError(
+                f"{self.work} lacks {len(missing)} of {len(self.units)} units, the first of them {missing[0]}; "
+                "prepare the missing parts first."
+            )
+        key = hashlib.sha256(" ".join(unit.key for unit in self.units).encode()).hexdigest()[:16]
+        merged = self.work / f"merged-{key}"
+        if not (merged / "text").is_dir():
+            join(self.units, self.config, vocabulary.dtype, merged / "text")
+        counts = read_json(merged / "text" / COUNTS)
+        if not any(split["documents"] for split in counts["splits"].values()):
+            raise self._no_text()
+        _check_splits(self.config, counts["splits"])
+        for split in SPLITS:
+            self._make_split(merged, split, counts["splits"][split], vocabulary)
+        self._finish(merged, counts, vocabulary)
+
+    def _make_split(self, merged: Path, split: str, counts: dict[str, Any], vocabulary: Vocabulary) -> None:
+        """Make the samples of one split; what they hold goes to `counts`."""
+        counts["samples"], counts["usage"] = {}, {}
+        for length in self.config.lengths:
+            samples = SampleSet(
+                split=split,
+                length=length,
+                shards=-(-counts["tokens_with_copies"] // TOKENS_PER_SHARD),
+                text=merged / "text" / split,
+                folder=shard_folder(merged / "corpus", split, length),
+                work=merged / f"{split}-{length}",
+                dtype=vocabulary.dtype.name,
+                special=vocabulary.special,
+                config=self.config,
+            )
+            usage = make_samples(samples, self.workers)
+            usage["fill"] = usage["tokens"] / (usage["samples"] * length)
+            if self.config.packing:
+                usage["packed_fill"] = usage["tokens"] / (usage["packed_rows"] * length)
+            counts["samples"][str(length)] = usage.pop("samples")
+            counts["usage"][str(length)] = usage
+
+    def _finish(self, merged: Path, counts: dict[str, Any], vocabulary: Vocabulary) -> None:
+        """Write the manifest and put the corpus in its place."""
+        corpus = merged / "corpus"
+        shutil.copytree(self.work / "tokenizer", corpus / "tokenizer", dirs_exist_ok=True)
+        files = []
+        for file in sorted(path for path in corpus.rglob("*") if path.is_file()):
+            if file.name.startswith("."):
+                file.unlink()  # begun by a process that was killed
+            elif file.parent != corpus:
+                files.append(file)
+        described = self.workers.run(describe_file, [(file,) for file in files], "Computing checksums")
+        texts = {split: TokenisedText.open(merged / "text" / split, vocabulary.dtype) for split in SPLITS}
+        frequencies = {split: token_frequencies(text, vocabulary.size) for split, text in texts.items()}
+        held_out_counts = counts["splits"]["validation"]
+        content = {
+            "config": asdict(self.config),
+            "vocabulary": {
+                "size": vocabulary.size,
+                "special_tokens": asdict(vocabulary.special),
+                "sha256": describe_file(vocabulary.file)["sha256"],
+                "pieces_per_word": held_out_counts["tokens"] / held_out_counts["words"],
+                "unknown_share": int(frequencies["validation"][vocabulary.special.unknown]) / held_out_counts["tokens"],
+            },
+            "counts": counts["splits"],
+            "dropped": counts["rules"],
+            **unigram_statistics(frequencies["train"], frequencies["validation"]),
+        }
+        names = (file.relative_to(corpus).as_posix() for file in files)
+        write_manifest(corpus, content, dict(zip(names, described, strict=True)))
+        corpus.rename(self.directory)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def require_same(config: CorpusConfig, found: dict[str, Any], what: str) -> None:
+    """Raise UserError that names the first field in which a configuration differs from the one found."""
+    for name, value in asdict(config).items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{what} with {name} {found.get(name)!r}, not {value!r}; name another directory or remove it."
+            )
+
+
+def _check_splits(config: CorpusConfig, counts: dict[str, Any]) -> None:
+    needed = 2 if config.objective == "nsp" else 1
+    sizes = {split: counts[split]["documents"] for split in SPLITS}
+    if min(sizes.values()) < needed:
+        why = " (random second segments come from another document)" if config.objective == "nsp" else ""
+        raise UserError(
+            f"The text has {sum(sizes.values())} documents, of which validation_fraction {config.validation_fraction} "
+            f"leaves {sizes['train']} for training and {sizes['validation']} for validation, but each needs at least "
+            f"{needed}{why}."
+        )
+
+
+def _choose_units(all_units: Sequence[UnitFiles]) -> list[UnitFiles]:
+    """Units for the vocabulary, as if drawn at random: about `SAMPLE_BYTES` of them, some of every source."""
+    chosen: list[UnitFiles] = []
+    size = 0
+    for unit in sorted(all_units, key=lambda unit: hashlib.sha256(unit.unit.name.encode()).digest()):
+        if size < SAMPLE_BYTES or unit.unit.source not in (one.unit.source for one in chosen):
+            chosen.append(unit)
+            size += unit.unit.bytes
+    return chosen
+
+
+def _write_sample(path: Path, chosen: Sequence[UnitFiles], config: CorpusConfig) -> int:
+    """Write the training documents of some units, from each its share of `SAMPLE_BYTES`; returns the bytes."""
+    share = SAMPLE_BYTES // len(chosen)
+    total = 0
+    with path.open("wb") as sample:
+        for unit in chosen:
+            validates = held_out(unit.digests, config).tolist()
+            document, size = 0, 0
+            with unit.sentences.open("rb") as sentences:
+                for line in sentences:
+                    if line == b"\n":
+                        document += 1
+                        if size >= share:
+                            break
+                    elif not validates[document]:
+                        sample.write(line)
+                        size += len(line)
+            total += size
+    return total
+
+
+def _read(unit: UnitFiles, config: CorpusConfig) -> None:
+    if not unit.is_read:
+        unit.read(config)
+
+
+def _read_and_tokenise(unit: UnitFiles, config: CorpusConfig, vocabulary: Vocabulary) -> None:
+    _read(unit, config)
+    unit.tokenise(_encoder(vocabulary.file, vocabulary.file.stat().st_mtime_ns), vocabulary.dtype)
+
+
+@lru_cache(maxsize=1)
+def _encoder(file: Path, modified: int) -> Encoder:
+    """The one in use; another one of the same name, which a process may well be given later, has another time."""
+    return Encoder(file)

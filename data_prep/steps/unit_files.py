@@ -1,0 +1,121 @@
+"""One unit on disk: first its cleaned documents as sentences, then as tokens. Each step is done or not begun."""
+
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from earlybert.core.files import read_json, whole_file, write_json
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.sources.registry import Unit, read_unit
+from earlybert.data_prep.tokens.arrays import map_array
+from earlybert.data_prep.tokens.sentences import read_sentences, split_sentences
+from earlybert.data_prep.tokens.tokenizer import Encoder
+
+
+class UnitFiles:
+    """The files of one unit, in a folder that is named after what the unit reads.
+
+    The step of reading leaves, for each document, `digests` (uint64 [documents, 2]), `copies` (uint16), `words` and
+    `characters` (uint32) and, if near duplicates are looked for, `bands` (uint64 [documents, bands]); its sentences,
+    one a line with a blank line after each document; and what was dropped. Tokenising leaves `tokens`,
+    `sentence_tokens` (uint32 for each sentence) and `document_sentences` (uint32 for each document).
+    """
+
+    def __init__(self, folder: Path, unit: Unit) -> None:
+        """Name the files; nothing is touched."""
+        self.unit = unit
+        self.key = hashlib.sha256(repr(unit).encode(errors="replace")).hexdigest()[:16]
+        self.folder = folder / self.key
+        self.sentences = self.folder / "sentences.txt"
+        # Written last, so what they stand for is complete.
+        self._read, self._tokenised = self.folder / "read.json", self.folder / "tokenised.json"
+
+    @property
+    def is_read(self) -> bool:
+        return self._read.is_file()
+
+    @property
+    def is_tokenised(self) -> bool:
+        return self._tokenised.is_file()
+
+    def array(self, name: str, dtype: npt.DTypeLike) -> np.ndarray:
+        """One of the arrays, memory-mapped and flat."""
+        return map_array(self.folder / f"{name}.bin", dtype)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """uint64 [documents, 2]."""
+        return self.array("digests", np.uint64).reshape(-1, 2)
+
+    @property
+    def bands(self) -> np.ndarray:
+        """uint64 [documents, bands]."""
+        documents = len(self.digests)
+        return self.array("bands", np.uint64).reshape(documents, -1 if documents else 0)
+
+    def counts(self) -> Counts:
+        """What was dropped in reading."""
+        return Counts.from_dict(read_json(self._read))
+
+    def first_texts(self, documents: np.ndarray) -> list[str]:
+        """The beginnings of some documents; `documents` holds their indices, ascending."""
+        wanted = set(documents.tolist())
+        texts: list[str] = []
+        document, begins = 0, True
+        with self.sentences.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                if len(texts) == len(wanted):
+                    break
+                if begins and document in wanted:
+                    texts.append(line[:-1])
+                begins = line == "\n"
+                document += begins
+        return texts
+
+    def read(self, config: CorpusConfig) -> None:
+        """Read and clean the unit, and split it into sentences."""
+        counts = Counts()
+        with ExitStack() as stack:
+            sentences = self._open(stack, self.sentences)
+            digests, copies, words, characters, bands = (
+                self._open(stack, self.folder / f"{name}.bin")
+                for name in ("digests", "copies", "words", "characters", "bands")
+            )
+            for document in read_unit(self.unit, config, counts):
+                lines = split_sentences(document.text)
+                if not lines:
+                    counts.drop("document: no sentence", document.text)
+                    continue
+                text = "\n".join(lines)
+                sentences.write(text.encode() + b"\n\n")
+                digests.write(document.digest)
+                copies.write(document.copies.to_bytes(2, "little"))
+                # White space is single, so that words are what it parts.
+                words.write((text.count(" ") + len(lines)).to_bytes(4, "little"))
+                characters.write(len(text).to_bytes(4, "little"))
+                if document.bands is not None:
+                    bands.write(document.bands.tobytes())
+        write_json(self._read, counts.as_dict())
+
+    def tokenise(self, encoder: Encoder, dtype: npt.DTypeLike) -> None:
+        """Encode the sentences; a sentence or document may well have no token."""
+        with ExitStack() as stack:
+            tokens, sentence_tokens, document_sentences = (
+                self._open(stack, self.folder / f"{name}.bin")
+                for name in ("tokens", "sentence_tokens", "document_sentences")
+            )
+            for sentences, ended_documents in read_sentences(self.sentences):
+                ids, lengths = encoder.encode(sentences, dtype)
+                tokens.write(ids.tobytes())
+                sentence_tokens.write(lengths.astype(np.uint32).tobytes())
+                document_sentences.write(np.array(ended_documents, np.uint32).tobytes())
+        write_json(self._tokenised, {})
+
+    def _open(self, stack: ExitStack, path: Path) -> IO[bytes]:
+        # The file is closed before the context that names it ends.
+        return stack.enter_context(stack.enter_context(whole_file(path)).open("wb"))

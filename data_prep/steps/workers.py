@@ -1,0 +1,102 @@
+"""Jobs on several processes. What a job gives depends on its arguments alone, so their number never shows in it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from earlybert.core.errors import UserError
+from earlybert.core.progress import progress
+
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A pool of processes; with one worker everything runs in this process. To be used in a `with` statement."""
+
+    def __init__(self, count: int) -> None:
+        """Start nothing yet; processes come with the first jobs."""
+        if count < 1:
+            raise UserError(f"workers is {count}, but must be at least 1.")
+        # Spawned, as a fork of a process with threads (tokenizers, PyTorch) may never return from a lock.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker) if count > 1 else None
+        self._others = set(multiprocessing.active_children())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is None:
+            return
+        if error is not None:
+            # Files are complete or absent, so jobs may end anywhere.
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(
+        self,
+        function: Callable[..., Result],
+        jobs: Sequence[tuple[Any, ...]],
+        description: str,
+        sizes: Iterable[int] | None = None,
+    ) -> list[Result]:
+        """`function(*job)` for every job; the results in the order of the jobs.
+
+        Args:
+            function: A function of a module, called in any process.
+            jobs: Its arguments.
+            description: For the progress bar.
+            sizes: How much work each job is, for the progress bar.
+
+        Raises:
+            UserError: A job failed so, or a process was killed.
+        """
+        weights = [1] * len(jobs) if sizes is None else [max(1, size) for size in sizes]
+        if not jobs:
+            return []
+        with progress(description, sum(weights)) as advance:
+            if self._pool is None:
+                results = []
+                for job, weight in zip(jobs, weights, strict=True):
+                    results.append(function(*job))
+                    advance(weight)
+                return results
+            futures = [self._pool.submit(function, *job) for job in jobs]
+            weight_of = dict(zip(futures, weights, strict=True))
+            for future in as_completed(futures):
+                _raise_failure(future)
+                advance(weight_of[future])
+            return [future.result() for future in futures]
+
+
+def _raise_failure(future: Future[Any]) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "A worker process was killed, often for want of memory; what is finished stays: "
+            "give the same command again, with fewer workers where memory is short."
+        ) from None
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    # One process a core: the libraries' own threads would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next job for ever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

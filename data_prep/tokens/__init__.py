@@ -1,0 +1,1 @@
+"""Sentences, tokenizers, tokenised text."""

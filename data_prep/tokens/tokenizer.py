@@ -1,0 +1,175 @@
+"""Sentences to tokens: load a tokenizer, and encode with it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from earlybert.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+# SentencePiece and byte-level BPE write the space before a word as the beginning of its first token.
+WORD_BEGINNINGS = ("▁", "Ġ")
+# A code point that Unicode keeps free for such use inside programs.
+SENTENCE_END = "\ufdd0"
+SENTENCES_PER_TEXT = 64
+PROBE = ["This is one.", "and (another); \u00e9t\u00e9", "x", "\u200b", "In 1999 [MASK]s!"]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens."""
+
+    pad: int
+    unknown: int
+    cls: int
+    sep: int
+    mask: int
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        """All of them, ascending."""
+        return tuple(sorted((self.pad, self.unknown, self.cls, self.sep, self.mask)))
+
+
+def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
+    """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json` or a folder with a fast tokenizer.
+
+    Args:
+        path: The file or folder.
+        lowercase: Only for `vocab.txt`, which does not say.
+
+    Raises:
+        UserError: Nothing is there, it cannot be read, or a special token is missing.
+    """
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+
+    file = Path(path)
+    if not file.exists():
+        raise UserError(f"tokenizer: there is no file or folder {path}.")
+    try:
+        if file.is_dir():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        elif file.suffix == ".json":
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=path)
+        else:
+            tokens = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+            vocabulary = {token: index for index, token in enumerate(tokens)}
+            _check_special_tokens(SPECIAL_TOKENS.values(), vocabulary, path)
+            tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+    except UserError:
+        raise
+    # The Rust library raises plain Exception for a file that it cannot parse.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"tokenizer: {path} is not a tokenizer that can be loaded ({reason}).") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"tokenizer: {path} has no fast (tokenizer.json) form, which preparation needs.")
+    # A bare tokenizer.json does not say which of its tokens play the special parts.
+    missing: dict[str, Any] = {name: token for name, token in SPECIAL_TOKENS.items() if not getattr(tokenizer, name)}
+    _check_special_tokens(missing.values(), tokenizer.get_vocab(), path)
+    tokenizer.add_special_tokens(missing)
+    return tokenizer
+
+
+def _check_special_tokens(tokens: Iterable[str], vocabulary: dict[str, int], path: str) -> None:
+    for token in tokens:
+        if token not in vocabulary:
+            raise UserError(f"tokenizer: the vocabulary of {path} has no {token}, which masked-LM samples need.")
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> SpecialTokens:
+    """The ids of a tokenizer's special tokens."""
+    return SpecialTokens(
+        pad=tokenizer.pad_token_id,
+        unknown=tokenizer.unk_token_id,
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        mask=tokenizer.mask_token_id,
+    )
+
+
+def token_dtype(size: int) -> np.dtype:
+    """The narrowest of uint16 and uint32 that holds the ids of a vocabulary."""
+    return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The highest id plus one, added tokens included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def continues_word(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+    """For whole-word masking: bool [vocabulary size], whether a token goes on with the word of the token before it.
+
+    WordPiece marks such tokens (`##`); SentencePiece and byte-level BPE mark the others, which begin a word. So with
+    these, punctuation belongs to the word that it touches.
+
+    Raises:
+        UserError: The tokenizer marks neither.
+    """
+    vocabulary = tokenizer.get_vocab()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    flags = np.zeros(vocabulary_size(tokenizer), dtype=bool)
+    if prefix := model.get("continuing_subword_prefix"):
+        flags[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
+        return flags
+    marks = [mark for mark in WORD_BEGINNINGS if any(token.startswith(mark) for token in vocabulary)]
+    if not marks:
+        raise UserError("tokenizer: its tokens do not show where words begin, which whole-word masking needs.")
+    flags[[index for token, index in vocabulary.items() if not token.startswith(marks[0])]] = True
+    flags[list(special_tokens(tokenizer).ids)] = False
+    return flags
+
+
+class Encoder:
+    """Sentences to token ids, without what only pre-trained models need around them.
+
+    Many sentences go to the tokenizer as one text, as one call for each would cost a third more time; a token of its
+    own, which no text holds, ends each of them.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Load a `tokenizer.json`; nothing is truncated or padded, and a special token in the text is text."""
+        from tokenizers import AddedToken, Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.add_tokens([AddedToken(SENTENCE_END, normalized=False)])
+        self._end = self._tokenizer.token_to_id(SENTENCE_END)
+        self._sentences_per_text = SENTENCES_PER_TEXT
+        # To some tokenizers the beginning of a text is something else than the beginning of a sentence in it.
+        if not np.array_equal(self.encode(PROBE, np.uint32)[0], self._ids(PROBE)):
+            self._sentences_per_text = 1
+
+    def encode(self, sentences: list[str], dtype: npt.DTypeLike) -> tuple[np.ndarray, np.ndarray]:
+        """All tokens one after the other, and int64 [sentences] with their number in each sentence."""
+        step = self._sentences_per_text
+        ids = self._ids([_with_ends(sentences[first : first + step]) for first in range(0, len(sentences), step)])
+        is_end = ids == self._end
+        return ids[~is_end].astype(dtype), np.diff(np.flatnonzero(is_end), prepend=-1) - 1
+
+    def _ids(self, texts: list[str]) -> np.ndarray:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return np.fromiter(chain.from_iterable([encoding.ids for encoding in encodings]), np.uint32)
+
+
+def _with_ends(sentences: list[str]) -> str:
+    return "".join([sentence.replace(SENTENCE_END, "") + SENTENCE_END for sentence in sentences])

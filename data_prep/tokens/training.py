@@ -1,0 +1,190 @@
+"""Training a tokenizer on a file of sentences: the same file, the same result."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from earlybert.core.errors import UserError
+from earlybert.data_prep.config import TokenizerKind
+from earlybert.data_prep.tokens.tokenizer import SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+# Rarer characters become unknown, as in SentencePiece's own advice for texts in large alphabets.
+CHARACTER_COVERAGE = 0.9999
+
+
+def train_tokenizer(
+    sentences_file: Path, *, kind: TokenizerKind, vocab_size: int, lowercase: bool
+) -> "PreTrainedTokenizerFast":
+    """Train a tokenizer.
+
+    Args:
+        sentences_file: A sentence a line; blank lines between documents.
+        kind: `wordpiece` is BERT's; `unigram` and `bpe` are SentencePiece's.
+        vocab_size: Entries of the vocabulary, special tokens included; little text may give fewer.
+        lowercase: Lowercase and strip accents.
+
+    Raises:
+        UserError: There is too little text, or the vocabulary is too small for its characters.
+    """
+    if kind == "wordpiece":
+        return _train_wordpiece(sentences_file, vocab_size, lowercase)
+    return _train_sentencepiece(sentences_file, kind, vocab_size, lowercase)
+
+
+def _train_wordpiece(sentences_file: Path, vocab_size: int, lowercase: bool) -> "PreTrainedTokenizerFast":
+    """A WordPiece vocabulary with BERT's normalisation.
+
+    Left alone, the trainer numbers characters by the order of a hash table and breaks ties by these numbers, so no two
+    runs agree (huggingface/tokenizers issue 1794). Tokens that are named to it beforehand have fixed numbers: a first
+    pass finds the alphabet, and the second learns the pieces.
+    """
+    from transformers import BertTokenizer
+
+    special = list(SPECIAL_TOKENS.values())
+    # An untrained BertTokenizer brings normaliser and pre-tokeniser as BERT has them.
+    backend = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
+    alphabet = _alphabet(sentences_file, backend, limit=min(1000, vocab_size // 4))
+    letters = _train_vocabulary(sentences_file, backend, vocab_size=0, first=special, alphabet=alphabet)
+    inside_words = sorted(piece for piece in letters if piece.startswith("##"))
+    vocabulary = _train_vocabulary(
+        sentences_file, backend, vocab_size=vocab_size, first=special + inside_words, alphabet=alphabet
+    )
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+
+
+def _train_vocabulary(
+    sentences_file: Path, backend: "Tokenizer", *, vocab_size: int, first: list[str], alphabet: list[str]
+) -> dict[str, int]:
+    """A vocabulary that begins with the tokens `first`, in their order."""
+    from tokenizers import Tokenizer, trainers
+    from tokenizers.models import WordPiece
+
+    learner = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
+    learner.normalizer, learner.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=first,
+        # The most frequent characters; the trainer's own choice breaks ties by chance.
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner.train([str(sentences_file)], trainer)
+    return learner.get_vocab(with_added_tokens=False)
+
+
+def _alphabet(sentences_file: Path, backend: "Tokenizer", limit: int) -> list[str]:
+    """The most frequent characters of the normalised text, at most `limit`, ties in code point order."""
+    counts = np.zeros(0x110000, dtype=np.int64)
+    with sentences_file.open(encoding="utf-8", newline="\n") as file:
+        while lines := file.readlines(1 << 22):
+            text = backend.normalizer.normalize_str("".join(lines))
+            points, seen = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), return_counts=True)
+            counts[points] += seen
+    counts[[ord(" "), ord("\n")]] = 0
+    frequent = np.argsort(-counts, kind="stable")[:limit]
+    return [chr(point) for point in frequent if counts[point]]
+
+
+def _train_sentencepiece(
+    sentences_file: Path, kind: Literal["unigram", "bpe"], vocab_size: int, lowercase: bool
+) -> "PreTrainedTokenizerFast":
+    """SentencePiece (Kudo and Richardson 2018), trained by its own library and turned into a fast tokenizer.
+
+    The text is normalised here and not by the trainer, so that the fast tokenizer can do exactly the same.
+    """
+    import sentencepiece
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer = _sentencepiece_normalizer(lowercase)
+    special = list(SPECIAL_TOKENS.values())
+    with tempfile.TemporaryDirectory(dir=sentences_file.parent) as folder:
+        model = Path(folder) / "tokenizer"
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_normalised(sentences_file, normalizer),
+                model_prefix=str(model),
+                model_type=kind,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=CHARACTER_COVERAGE,
+                normalization_rule_name="identity",
+                pad_id=0,
+                unk_id=1,
+                bos_id=-1,
+                eos_id=-1,
+                pad_piece=special[0],
+                unk_piece=special[1],
+                control_symbols=special[2:],
+                max_sentence_length=1 << 16,
+                # Threads would add up counts in an order of their own.
+                num_threads=1,
+                minloglevel=2,
+            )
+        except (RuntimeError, OSError) as error:
+            # After the place in its source and the condition that failed, the library says what is wrong.
+            reason = " ".join(str(error).split()).rpartition("] ")[2].rstrip(".")
+            raise UserError(
+                f"vocab_size is {vocab_size}, but {kind} cannot reach it on this text ({reason})."
+            ) from None
+        trained = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
+    pieces = [(trained.id_to_piece(index), trained.get_score(index)) for index in range(len(trained))]
+    fast = _fast_sentencepiece(kind, pieces, normalizer)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=fast, model_input_names=inputs, **SPECIAL_TOKENS)
+
+
+def _sentencepiece_normalizer(lowercase: bool) -> "normalizers.Normalizer":
+    from tokenizers import Regex, normalizers
+
+    folding = [normalizers.Lowercase(), normalizers.NFD(), normalizers.StripAccents()] if lowercase else []
+    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return normalizers.Sequence([normalizers.NFKC(), *folding, *spaces])
+
+
+def _normalised(sentences_file: Path, normalizer: "normalizers.Normalizer") -> Iterator[str]:
+    with sentences_file.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if sentence := normalizer.normalize_str(line):
+                yield sentence
+
+
+def _fast_sentencepiece(
+    kind: Literal["unigram", "bpe"], pieces: list[tuple[str, float]], normalizer: "normalizers.Normalizer"
+) -> "Tokenizer":
+    """The tokenizer of the Rust library that gives what SentencePiece gives."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    ids = {piece: index for index, (piece, _) in enumerate(pieces)}
+    unknown = SPECIAL_TOKENS["unk_token"]
+    if kind == "unigram":
+        fast = Tokenizer(models.Unigram(pieces, unk_id=ids[unknown], byte_fallback=False))
+    else:
+        fast = Tokenizer(models.BPE(ids, _merges(ids), unk_token=unknown, fuse_unk=True))
+    fast.normalizer = normalizer
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()])
+    cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+    )
+    return fast
+
+
+def _merges(ids: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges that SentencePiece would make, in its order: it merges to any piece, those with low ids first."""
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ids
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]

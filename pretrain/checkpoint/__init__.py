@@ -1,0 +1,1 @@
+"""Canonical checkpoints, and exports of what they hold."""

@@ -1,0 +1,157 @@
+"""Canonical checkpoints: the full fp32 master and both moments of every parameter under its name.
+
+Nothing in the tensors depends on world size, ZeRO stage or micro-batch. A checkpoint is a folder
+
+    rank-00000.safetensors ...   each rank's share of whole tensors, as "master/NAME", "exp_avg/NAME", "exp_avg_sq/NAME"
+    state.json                   stage, step, data position, optimizer step, loss scale, ticket hash, versions
+    manifest.json                size and SHA-256 of every other file, and which file holds which tensor
+
+written under a temporary name and renamed when all ranks are done, so it is complete or absent. All ranks must see the
+same folder. Nothing in it is ever unpickled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from torch import Size, Tensor
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import content_hash, file_hash, read_json
+from earlybert.pretrain.train.engine import MOMENTS
+
+FAMILY, VERSION = "earlybert-checkpoint", 1
+FORMAT = f"{FAMILY}/{VERSION}"
+KINDS = ("master", *MOMENTS)
+STATE_FIELDS = (
+    "stage",
+    "stage_index",
+    "step",
+    "global_step",
+    "position",
+    "steps_before",
+    "finished",
+    "optimizer_step",
+    "loss_scale",
+    "ticket_sha256",
+    "corpus",
+    "optimizer",
+)
+
+
+class OtherVersionError(UserError):
+    """A checkpoint of another version of this program: not damaged, but not to be read or replaced by this one."""
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+class Tensors(Mapping[str, Tensor]):
+    """One kind of tensor of a checkpoint by parameter name, each read from disk when asked for."""
+
+    def __init__(self, checkpoint: "Checkpoint", kind: str) -> None:
+        self._checkpoint, self._kind = checkpoint, kind
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = f"{self._kind}/{name}"
+        with self._checkpoint.open_shard(self._checkpoint.files[key]) as file:
+            return file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = f"{self._kind}/"
+        return (key.removeprefix(prefix) for key in self._checkpoint.files if key.startswith(prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Checkpoint:
+    """A checkpoint on disk. Opening it reads the two JSON files; `verify` compares every byte with the manifest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_json(path / "manifest.json")
+        self.state: dict[str, Any] = read_json(path / "state.json")
+        for name, content in (("manifest.json", self.manifest), ("state.json", self.state)):
+            found = content.get("format") if isinstance(content, dict) else None
+            if found != FORMAT:
+                kind = OtherVersionError if str(found).startswith(f"{FAMILY}/") else UserError
+                raise kind(f'{path / name}: "format" is {found!r}; this version reads {FORMAT!r}')
+        stated = self.manifest.pop("sha256", None)
+        if stated != content_hash(self.manifest):
+            raise UserError(f"{path / 'manifest.json'}: its sha256 does not fit its content; the file was changed")
+        try:
+            listed = {name for name, entry in self.manifest["files"].items() if {"size", "sha256"} <= entry.keys()}
+            named = {*self.manifest["files"], *self.manifest["tensors"].values(), "state.json"}
+            strangers = sorted(name for name in named if name not in listed or Path(name).name != name)
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{path / 'manifest.json'}: lacks a table of files and their tensors") from None
+        if strangers:
+            raise UserError(f"{path / 'manifest.json'}: names the file {strangers[0]!r}, which is not in it")
+        if missing := [name for name in STATE_FIELDS if name not in self.state]:
+            raise UserError(f"{path / 'state.json'}: has no {missing[0]!r}")
+        self.files: dict[str, str] = self.manifest["tensors"]
+
+    @property
+    def weights(self) -> Tensors:
+        return Tensors(self, "master")
+
+    @property
+    def moments(self) -> dict[str, Mapping[str, Tensor]]:
+        return {kind: Tensors(self, kind) for kind in MOMENTS}
+
+    def open_shard(self, name: str) -> Any:
+        """One of the safetensors files, mapped; raises UserError for anything else."""
+        try:
+            return safetensors.safe_open(self.path / name, framework="pt")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{self.path / name}: cannot be read as safetensors ({error})") from None
+
+    def require_parameters(self, expected: Mapping[str, Size]) -> None:
+        """Raises UserError unless the tensors are exactly those of a model with these parameters."""
+        wanted = {f"{kind}/{name}": shape for name, shape in expected.items() for kind in KINDS}
+        if missing := sorted(wanted.keys() ^ self.files.keys()):
+            where = (
+                "the model has it, the checkpoint does not" if missing[0] in wanted else "the model has no such tensor"
+            )
+            raise UserError(f"{self.path}: is a checkpoint of another model than the recipe's; {missing[0]}: {where}")
+        for file in sorted(set(self.files.values())):
+            with self.open_shard(file) as shard:
+                for key in (key for key, holder in self.files.items() if holder == file):
+                    found = tuple(shard.get_slice(key).get_shape())
+                    if found != tuple(wanted[key]):
+                        raise UserError(
+                            f"{self.path}: is a checkpoint of another model than the recipe's; {key} is {found}, "
+                            f"the model's is {tuple(wanted[key])}"
+                        )
+
+    def verify(self) -> None:
+        """Raises UserError naming the first file that is missing, of another size or changed."""
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                raise UserError(f"{path}: is missing")
+            if path.stat().st_size != entry["size"]:
+                raise UserError(f"{path}: has {path.stat().st_size} bytes; the manifest says {entry['size']}")
+            if file_hash(path) != entry["sha256"]:
+                raise UserError(f"{path}: its SHA-256 is not the manifest's; the file was changed")
+
+
+def newest_intact(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as written; `warn` hears of the damaged ones it passed over.
+
+    Raises OtherVersionError where a newer one was written by another version of this program.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            checkpoint = Checkpoint(path)
+            checkpoint.verify()
+            return checkpoint
+        except OtherVersionError:
+            raise
+        except UserError as error:
+            warn(f"skipping a damaged checkpoint: {error}")
+    return None

@@ -1,0 +1,102 @@
+"""Export of a run's network, narrow as it is or zero-padded into a plain BERT."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from earlybert.core.arguments import ArgumentParser
+from earlybert.core.errors import UserError
+from earlybert.core.progress import say
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.checkpoint.checkpoint import newest_intact
+from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
+from earlybert.pretrain.network.bert_format import to_bert
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.surgery import Weights, at_depth, bake_coefficients, widen_weights
+from earlybert.pretrain.plan.recipe import Recipe, load_recipe, run_config_path
+from earlybert.pretrain.plan.stages import Stage, build_stages, model_config, stage_model, stage_ticket
+from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train.corpora import corpus_directory
+
+Form = Literal["earlybert", "bert"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run's newest checkpoint holds: its network (`config`), and the full one and the ticket of the same depth.
+
+    Coefficients of an unfinished search are multiplied into the weights.
+    """
+
+    recipe: Recipe
+    corpus: Corpus
+    stage: Stage
+    config: EarlyBertConfig
+    full: EarlyBertConfig
+    ticket: Ticket | None
+    weights: Weights
+
+    def network(self) -> EarlyBertForPreTraining:
+        """The network as narrow as it is."""
+        model = EarlyBertForPreTraining(self.config)
+        model.load_state_dict(self.weights)
+        return model
+
+
+def newest(run_dir: Path) -> Trained | None:
+    """The newest intact checkpoint of a run; None where there is none yet."""
+    recipe = load_recipe(run_config_path(run_dir), [])
+    checkpoint = newest_intact(run_dir / "checkpoints", say)
+    if checkpoint is None:
+        return None
+    corpus, stages = Corpus.open(corpus_directory(recipe)), build_stages(recipe)
+    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
+    ticket = require_run_checkpoint(checkpoint, run_dir, stages, corpus, full)
+    stage = stages[checkpoint.state["stage_index"]]
+    weights, _ = bake_coefficients(checkpoint.weights, {})
+    config = stage_model(full, stage, ticket)
+    config.searching = False
+    return Trained(recipe, corpus, stage, config, at_depth(full, stage.layers), stage_ticket(stage, ticket), weights)
+
+
+def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
+    """Writes the newest checkpoint's network and tokenizer to `out`.
+
+    "earlybert" is the narrow network (needs this package to load), "bert" the full shape with zeros where a unit was
+    cut (needs transformers only: `BertForPreTraining`, or `BertForMaskedLM` without next-sentence prediction).
+    """
+    trained = newest(run_dir)
+    if trained is None:
+        raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
+    full, ticket, weights = trained.full, trained.ticket, trained.weights
+    if form == "bert":
+        model: PreTrainedModel = to_bert(full, widen_weights(full, weights, ticket) if ticket else weights)
+    else:
+        model = trained.network()
+    temporary = out.with_name(f".{out.name}.tmp")
+    disable_progress_bar()  # a bar for one file of one shard
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    trained.corpus.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+def main(argv: list[str]) -> None:
+    """Writes a run's network and tokenizer for Hugging Face transformers."""
+    parser = ArgumentParser("earlybert export", description=main.__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument(
+        "--format", choices=("earlybert", "bert"), default="bert", help="narrow, or plain full-shape BERT"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    out: Path = arguments.out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")
+    export_checkpoint(arguments.run_dir, arguments.format, out)
+    print(f"written to {arguments.out}")

@@ -1,0 +1,1 @@
+"""The subcommands of `earlybert` about runs."""

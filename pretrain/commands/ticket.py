@@ -1,0 +1,123 @@
+"""`earlybert ticket show|compare|random|all|draw|tune`."""
+
+import dataclasses
+from argparse import Namespace
+from pathlib import Path
+
+from earlybert.core.arguments import ArgumentParser
+from earlybert.core.errors import UserError
+from earlybert.pretrain.commands.tune import add_tune, tune
+from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
+from earlybert.pretrain.plan.stages import build_stages, model_config, ticket_shape
+from earlybert.pretrain.ticket.search import draw_from_snapshot
+from earlybert.pretrain.ticket.ticket import (
+    FullShape,
+    Ticket,
+    TicketRule,
+    all_ticket,
+    mask_distance,
+    masks,
+    random_ticket,
+    random_ticket_like,
+)
+
+
+def main(argv: list[str]) -> None:
+    """Shows, compares or makes tickets."""
+    parser = ArgumentParser("earlybert ticket", description=main.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=ArgumentParser)
+    show = actions.add_parser("show", help="what a ticket keeps and where it came from")
+    show.add_argument("ticket", type=Path)
+    compare = actions.add_parser("compare", help="mask distance of two tickets, layer by layer")
+    compare.add_argument("first", type=Path)
+    compare.add_argument("second", type=Path)
+    drawn = actions.add_parser("draw", help="draw again from a run's recorded coefficients")
+    drawn.add_argument("run_dir", type=Path)
+    drawn.add_argument("--step", type=int, help="a recorded step; default the last")
+    drawn.add_argument("--out", type=Path, required=True)
+    for field in dataclasses.fields(TicketRule):
+        drawn.add_argument(f"--{field.name}", type=type(field.default), help="default: the run's")
+    for action, purpose in (("random", "a baseline chosen by chance"), ("all", "the baseline that cuts nothing")):
+        made = actions.add_parser(action, help=purpose)
+        made.add_argument("--config", help="recipe whose model and draw rule to use, with --FIELD VALUE overrides")
+        made.add_argument("--out", type=Path, required=True)
+        if action == "random":
+            made.add_argument("--like", type=Path, help="a ticket whose width in every layer to copy")
+            made.add_argument("--seed", type=int, default=0)
+    add_tune(actions)
+    arguments, overrides = parser.parse_known_args(argv)
+    if overrides and not getattr(arguments, "config", None):
+        raise UserError(f"unknown argument {overrides[0]}; see earlybert ticket {arguments.action} --help")
+    commands = {"show": _show, "compare": _compare, "draw": _draw, "random": _random, "all": _all, "tune": tune}
+    commands[arguments.action](arguments, overrides)
+
+
+def _show(arguments: Namespace, _: list[str]) -> None:
+    print_ticket(Ticket.load(arguments.ticket))
+
+
+def print_ticket(ticket: Ticket) -> None:
+    """What a ticket keeps, layer by layer, and where it came from."""
+    source = {name: value for name, value in dataclasses.asdict(ticket.source).items() if value is not None}
+    rule = dataclasses.asdict(ticket.rule)
+    print("source  " + ", ".join(f"{name} {value}" for name, value in source.items()))
+    print("rule    " + ", ".join(f"{name} {value}" for name, value in rule.items()))
+    for kind in ("heads", "neurons"):
+        print(f"{kind:<8}pruned {ticket.realised[kind]:,} (asked for {ticket.requested[kind]:,})")
+    for layer, (heads, neurons) in enumerate(zip(ticket.heads, ticket.neurons, strict=True)):
+        print(f"layer {layer:>2}  {len(neurons):>5} neurons, heads {' '.join(map(str, heads))}")
+    print(f"sha256  {ticket.sha256}")
+
+
+def _compare(arguments: Namespace, _: list[str]) -> None:
+    first, second = Ticket.load(arguments.first), Ticket.load(arguments.second)
+    second.require_model(first.model, str(arguments.second))
+    first_masks, second_masks = masks(first), masks(second)
+    for kind in ("heads", "neurons"):
+        pair = first_masks[kind], second_masks[kind]
+        shares = [1 - mask.mean() for mask in pair]
+        chance = shares[0] * (1 - shares[1]) + shares[1] * (1 - shares[0])
+        print(f"{kind:<8} mask distance {mask_distance(*pair):.4f} (two random masks: {chance:.4f})")
+        print("         by layer " + " ".join(f"{mask_distance(a, b):.3f}" for a, b in zip(*pair, strict=True)))
+
+
+def _draw(arguments: Namespace, _: list[str]) -> None:
+    recipe = load_recipe(run_config_path(arguments.run_dir), [])
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
+    rule = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
+    recipe = dataclasses.replace(recipe, draw=rule)
+    ticket = draw_from_snapshot(arguments.run_dir / "search", arguments.step, _shape(recipe), recipe)
+    _write(ticket, arguments.out)
+
+
+def _shape(recipe: Recipe) -> FullShape:
+    full = model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+    return ticket_shape(full, build_stages(recipe))
+
+
+def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
+    if arguments.config is None:
+        raise UserError("--config is missing; it must name the recipe whose model the ticket is for")
+    recipe = load_recipe(recipe_path(arguments.config), overrides)
+    check_recipe(recipe)
+    return recipe
+
+
+def _random(arguments: Namespace, overrides: list[str]) -> None:
+    if arguments.like:
+        ticket = random_ticket_like(Ticket.load(arguments.like), arguments.seed)
+    else:
+        recipe = _recipe(arguments, overrides)
+        ticket = random_ticket(_shape(recipe), recipe.draw, arguments.seed)
+    _write(ticket, arguments.out)
+
+
+def _all(arguments: Namespace, overrides: list[str]) -> None:
+    _write(all_ticket(_shape(_recipe(arguments, overrides))), arguments.out)
+
+
+def _write(ticket: Ticket, out: Path) -> None:
+    ticket.save(out)
+    print_ticket(ticket)
+    print(f"written to {out}")

@@ -1,0 +1,258 @@
+"""What a plan needs of a cluster: memory, time, disk. A model; docs/cost-model.md states and checks it.
+
+Bytes, seconds, operations; per GPU unless said otherwise. H hidden size, A attention width (kept heads times head
+size), a kept heads, F kept neurons, S sequence length, P predicted positions, V vocabulary rows.
+"""
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from earlybert.core.errors import UserError
+from earlybert.kernels.cross_entropy import CHUNK_BYTES
+from earlybert.pretrain.cost.hardware import GPUS, Gpu
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
+from earlybert.pretrain.plan.stages import Stage
+
+# DeepSpeed's default bucket of 5e8 gradient elements, in half precision; a smaller network fills less.
+BUCKET_ELEMENTS = 5e8
+# CUDA context, cuBLAS workspaces, fragmentation.
+RESERVED_BYTES = 1.5e9
+# The formulas are right within a tenth; a run that ends for want of memory costs more than a smaller micro-batch.
+USABLE_SHARE = 0.9
+# A chunk of logits is there in half precision, in fp32, as its softmax and as its gradient.
+LOGITS_COPIES = 4
+# LAMB in PyTorch's operations reads or writes master, moments, gradient and update 14 times in fp32.
+OPTIMIZER_BYTES_PER_PARAMETER = 14 * 4
+# Each collective over a ring of N waits about N times for a message to arrive.
+LATENCY_SECONDS = 10e-6
+# Share of the stated network bandwidth that a large all-reduce reaches.
+NETWORK_EFFICIENCY = 0.8
+# Attention's small matrix products are half as fast as the large ones.
+ATTENTION_EFFICIENCY = 0.5
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of equal GPUs; `network_gbit` is what a node can send to others, Gbit/s."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu_name: str
+    network_gbit: float
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def gpu(self) -> Gpu:
+        return GPUS[self.gpu_name]
+
+
+def parse_cluster(text: str, network_gbit: float) -> Cluster:
+    """From e.g. "4x8 V100-32GB"; raises UserError."""
+    match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s+(?:x\s*)?(\S+)\s*", text)
+    if match is None or int(match[1]) < 1 or int(match[2]) < 1:
+        raise UserError(f'--cluster is {text!r}; it must be NODES x GPUS-PER-NODE GPU, for example "4x8 V100-32GB"')
+    known = {name.lower(): name for name in GPUS}
+    if match[3].lower() not in known:
+        raise UserError(f"--cluster names the GPU {match[3]!r}; known are {', '.join(GPUS)}")
+    if not 0 < network_gbit < math.inf:
+        raise UserError(f"--network-gbit is {network_gbit:g}; it must be a number above 0")
+    return Cluster(int(match[1]), int(match[2]), known[match[3].lower()], network_gbit)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Bytes of elementwise memory traffic per token and layer, forward and backward, at 2 bytes a number.
+
+    `unfused` is PyTorch's operators one by one, `fused` is bias, dropout, residual and LayerNorm in one kernel each.
+    `scores` says whether attention writes its S x S scores to memory.
+    """
+
+    fused: bool
+    scores: bool
+
+    def traffic(self, hidden: int, heads: float, head_size: int, neurons: float, length: int) -> float:
+        width = heads * head_size
+        gelu, attention_io = 10 * neurons, 24 * width
+        biases = 2 * (3 * width if self.fused else neurons + 2 * hidden + 3 * width)
+        norms = (40 if self.fused else 64) * hidden
+        permutes = 32 * width if self.scores else 0
+        scores = heads * length * ((8 * 2 + 1) + (11 * 2 + 1)) if self.scores else 0
+        return gelu + attention_io + biases + norms + permutes + scores
+
+
+# What this package runs on a GPU without its optional kernels, which no GPU has run yet: PyTorch's operators, with its
+# attention that keeps no scores.
+OURS = Kernels(fused=False, scores=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the costs depend on of a stage's network and batch."""
+
+    config: EarlyBertConfig
+    length: int
+    predictions: int
+    global_batch: int
+
+    @classmethod
+    def of(cls, config: EarlyBertConfig, stage: Stage) -> "Shape":
+        return cls(config, stage.length, stage.max_predictions, stage.global_batch)
+
+    @cached_property
+    def parameters(self) -> int:
+        return count_parameters(self.config)
+
+
+def activation_bytes(shape: Shape, number: int = 2, *, keeps_scores: bool = False) -> float:
+    """What one full sequence keeps for the backward pass; `number` bytes a value (2 in half precision, 4 in fp32).
+
+    Per token and layer: inputs of the projections and of GELU, attention's operands and result, LayerNorms' inputs and
+    statistics, and (a byte each) dropout masks: number * (4 H + 4 A + 2 F) + 2 H + 16 + 4 a, and where attention keeps
+    its scores S * a * (2 number + 1). In the last layer all tokens have keys and values, number * (H + 2 A), and only
+    the P + 1 needed ones the rest. The head keeps number * 5 H for each predicted position.
+    """
+    config, length, needed = shape.config, shape.length, shape.predictions + 1
+    hidden, drops = config.hidden_size, config.hidden_dropout_prob > 0
+    drops_scores = config.attention_probs_dropout_prob > 0
+    total = length * hidden * (number + drops)  # embeddings
+    for layer, (heads, neurons) in enumerate(zip(config.heads, config.neurons, strict=True)):
+        width = heads * config.head_size
+        rows = length
+        if layer == config.num_hidden_layers - 1:
+            rows = needed
+            total += length * number * (hidden + 2 * width) - needed * number * 2 * width
+        total += rows * (number * (4 * hidden + 4 * width + 2 * neurons) + 2 * hidden * drops + 16 + 4 * heads)
+        if keeps_scores:
+            total += rows * length * heads * (number * (2 if drops_scores else 1) + drops_scores)
+    return total + shape.predictions * number * 5 * hidden
+
+
+def gradient_bytes(shape: Shape, number: int = 2) -> float:
+    """What one sequence takes on top during the backward pass: gradients inside the widest layer at one time."""
+    config = shape.config
+    widest = max(
+        4 * heads * config.head_size + 2 * neurons for heads, neurons in zip(config.heads, config.neurons, strict=True)
+    )
+    return shape.length * number * (widest + 2 * config.hidden_size)
+
+
+def head_bytes(shape: Shape, micro_batch: int, number: int = 2) -> float:
+    """What the loss takes in passing: a chunk of logits at most, and the vocabulary's gradient, once more in fp32."""
+    vocabulary = shape.config.padded_vocab_size
+    logits = 4.0 * micro_batch * shape.predictions * vocabulary
+    return LOGITS_COPIES * min(logits, CHUNK_BYTES) + (4 + number) * vocabulary * shape.config.hidden_size
+
+
+def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
+    """Weights, gradients, masters and moments under ZeRO-1, with DeepSpeed's communication bucket.
+
+    Weights and gradients are whole on every GPU, fp32 master, both moments and the averaged gradient in fp32 are shared
+    out: (2 number + 16 / GPUs) bytes a parameter.
+    """
+    bucket = number * min(parameters, BUCKET_ELEMENTS) if gpus > 1 else 0.0
+    return parameters * (2 * number + 16 / gpus) + bucket
+
+
+def peak_bytes(shape: Shape, micro_batch: int, gpus: int) -> float:
+    """Largest memory that training takes on one GPU."""
+    per_sequence = activation_bytes(shape) + gradient_bytes(shape)
+    fixed = state_bytes(shape.parameters, gpus) + head_bytes(shape, micro_batch) + RESERVED_BYTES
+    return fixed + micro_batch * per_sequence
+
+
+def fitting_micro_batch(shape: Shape, cluster: Cluster) -> int:
+    """A GPU's share of the global batch in as few equal parts as fit into memory; raises UserError where none does."""
+    budget = USABLE_SHARE * cluster.gpu.memory_gb * 1e9
+    share = math.ceil(shape.global_batch / cluster.gpus)
+    largest = bisect_right(range(1, share + 1), budget, key=lambda size: peak_bytes(shape, size, cluster.gpus))
+    if largest == 0:
+        raise UserError(
+            f"one sequence of {shape.length} tokens takes {peak_bytes(shape, 1, cluster.gpus) / 1e9:.1f} GB, but "
+            f"{cluster.gpu_name} has {budget / 1e9:.1f} GB to use; it must be a GPU with more memory or a smaller model"
+        )
+    return math.ceil(share / math.ceil(share / largest))
+
+
+def sequence_seconds(shape: Shape, gpu: Gpu, kernels: Kernels = OURS) -> float:
+    """Forward and backward pass of one sequence: matrix products, attention and elementwise traffic, one after another.
+
+    Attention without stored scores computes them again in the backward pass (7/6 of the operations).
+    """
+    config = shape.config
+    numbers = (config.hidden_size, config.head_size, config.vocab_size, shape.length, shape.predictions)
+    everything = flops_per_sequence(config.heads, config.neurons, *numbers)
+    attention = sum(12.0 * shape.length**2 * heads * config.head_size for heads in config.heads)
+    speed = gpu.tflops * 1e12 * gpu.gemm_efficiency
+    traffic = shape.length * sum(
+        kernels.traffic(config.hidden_size, heads, config.head_size, neurons, shape.length)
+        for heads, neurons in zip(config.heads, config.neurons, strict=True)
+    )
+    recomputed = 1.0 if kernels.scores else 7 / 6
+    return (
+        (everything - attention) / speed
+        + attention * recomputed / (speed * ATTENTION_EFFICIENCY)
+        + traffic / (gpu.bandwidth_gb * 1e9 * gpu.bandwidth_efficiency)
+    )
+
+
+def communication_seconds(parameters: int, cluster: Cluster) -> float:
+    """Gradients reduced and new weights gathered, once per optimizer step, in half precision over a ring.
+
+    Each is the volume of half an all-reduce; inside the nodes over their links, between them over the network.
+    """
+    if cluster.gpus == 1:
+        return 0.0
+    volume = 2 * 2.0 * parameters
+    inside = volume * (1 - 1 / cluster.gpus_per_node) / (cluster.gpu.link_gb * 1e9 * NETWORK_EFFICIENCY)
+    network = cluster.network_gbit / 8 * 1e9 * NETWORK_EFFICIENCY
+    between = volume * (1 - 1 / cluster.nodes) / network
+    return inside + between + 2 * LATENCY_SECONDS * cluster.gpus
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage needs on a cluster; seconds are of one optimizer step."""
+
+    micro_batch: int
+    accumulation: int
+    peak_bytes: float
+    compute: float
+    communication: float
+    optimizer: float
+
+    @property
+    def step_seconds(self) -> float:
+        return self.compute + self.communication + self.optimizer
+
+
+def stage_cost(shape: Shape, cluster: Cluster, kernels: Kernels = OURS) -> StageCost:
+    """Micro-batch, accumulation, memory and time of a step; raises UserError where nothing fits."""
+    micro_batch = fitting_micro_batch(shape, cluster)
+    accumulation = math.ceil(shape.global_batch / (micro_batch * cluster.gpus))
+    updated = shape.parameters / cluster.gpus * OPTIMIZER_BYTES_PER_PARAMETER
+    return StageCost(
+        micro_batch,
+        accumulation,
+        peak_bytes(shape, micro_batch, cluster.gpus),
+        accumulation * micro_batch * sequence_seconds(shape, cluster.gpu, kernels),
+        communication_seconds(shape.parameters, cluster),
+        updated / (cluster.gpu.bandwidth_gb * 1e9 * cluster.gpu.bandwidth_efficiency),
+    )
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Master and both moments in fp32."""
+    return 12 * parameters
+
+
+def disk_bytes(parameters: Sequence[int], keep: int) -> int:
+    """The kept checkpoints of the largest network and the one being written, and an export of every kind."""
+    return checkpoint_bytes(max(parameters)) * (keep + 1) + 2 * 4 * max(parameters)

@@ -1,0 +1,1 @@
+"""The network: shape, layers, parameters by name, initial weights, surgery, arithmetic."""

@@ -1,0 +1,196 @@
+"""Pure functions from (config, weights[, ticket]) to (config, weights).
+
+Weights are plain mappings from parameter name to tensor; moments have the same names and shapes and are cut alike.
+
+Shape suffixes: H hidden size, A heads, D head size, F neurons, 3 = query, key, value.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from earlybert.kernels.fold import fold_coefficients
+from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.ticket.ticket import Copy, FullShape, Ticket, source_layers
+
+Weights = Mapping[str, Tensor]
+
+# Below this a coefficient says nothing about its unit's moments any more: they start from zero instead.
+SMALLEST_COEFFICIENT = 1e-3
+
+
+def full_shape(config: EarlyBertConfig) -> FullShape:
+    """The shape that a ticket for this model must have been drawn from."""
+    return FullShape(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        head_size=config.head_size,
+        intermediate_size=config.intermediate_size,
+    )
+
+
+def layer_of(name: str) -> int:
+    """Index of the encoder layer that a parameter belongs to; -1 outside the encoder."""
+    return int(name.split(".")[1]) if name.startswith("layers.") else -1
+
+
+def depth_of(weights: Weights) -> int:
+    """Number of encoder layers that the parameters are of."""
+    return 1 + max(map(layer_of, weights))
+
+
+def unit_axis(name: str) -> tuple[str, int] | None:
+    """Which units ("heads" or "neurons") a parameter holds, and along which axis; None when it holds none."""
+    axes = {
+        "attention.qkv.weight": ("heads", 0),
+        "attention.qkv.bias": ("heads", 0),
+        "attention.output.weight": ("heads", 1),
+        "attention.output.coefficients": ("heads", 0),
+        "feed_forward.intermediate.weight": ("neurons", 0),
+        "feed_forward.intermediate.bias": ("neurons", 0),
+        "feed_forward.output.weight": ("neurons", 1),
+        "feed_forward.output.coefficients": ("neurons", 0),
+    }
+    return axes.get(name.split(".", 2)[2]) if name.startswith("layers.") else None
+
+
+def at_depth(config: EarlyBertConfig, layers: int) -> EarlyBertConfig:
+    """The same full network with another number of layers."""
+    other = copy.deepcopy(config)
+    other.num_hidden_layers = layers
+    return other
+
+
+def _unit_rows(name: str, kind: str, kept: Sequence[int], config: EarlyBertConfig) -> Tensor:
+    """Indices, along the unit axis of the full parameter, of everything that belongs to the kept units."""
+    index = torch.tensor(kept)
+    if kind == "neurons" or name.endswith("coefficients"):
+        return index
+    row_AD = index[:, None] * config.head_size + torch.arange(config.head_size)
+    if ".qkv." not in name:
+        return row_AD.flatten()
+    return (torch.arange(3)[:, None] * config.hidden_size + row_AD.flatten()).flatten()
+
+
+def _for_each_unit_tensor(weights: Weights, change: Callable[[str, Tensor, int, str], Tensor]) -> dict:
+    result = {}
+    for name, tensor in weights.items():
+        where = unit_axis(name)
+        result[name] = tensor if where is None else change(name, tensor, where[1], where[0])
+    return result
+
+
+def narrow_config(config: EarlyBertConfig, ticket: Ticket) -> EarlyBertConfig:
+    """The narrow network's configuration: kept units per layer, no coefficients."""
+    ticket.require_model(full_shape(config), "the ticket")
+    narrow = copy.deepcopy(config)
+    narrow.kept_heads = [list(kept) for kept in ticket.heads]
+    narrow.kept_neurons = [list(kept) for kept in ticket.neurons]
+    narrow.ticket_sha256 = ticket.sha256
+    narrow.searching = False
+    return narrow
+
+
+def narrow_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) -> dict[str, Tensor]:
+    """Slices a full network's tensors (weights or moments) down to the ticket; coefficients are left out.
+
+    Removed units are dropped without compensation (`prune_heads` semantics: rows of query, key and value with their
+    biases, columns of the output projection; the output biases stay whole).
+    """
+
+    def cut(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
+        kept = getattr(ticket, kind)[layer_of(name)]
+        return tensor.index_select(axis, _unit_rows(name, kind, kept, config))
+
+    without_coefficients = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
+    return _for_each_unit_tensor(without_coefficients, cut)
+
+
+class KeptUnits(Protocol):
+    """What stays in each layer, as a ticket or a narrow network's configuration says."""
+
+    @property
+    def heads(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def neurons(self) -> Sequence[Sequence[int]]: ...
+
+
+def widen_weights(config: EarlyBertConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
+    """The inverse of narrowing: every unit back in its place in the full network, zeros where one was cut.
+
+    `config` is the full network's. A unit whose output columns are zero adds nothing, so the function stays the same.
+    """
+
+    def pad(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
+        shape = list(tensor.shape)
+        units = config.intermediate_size if kind == "neurons" else config.hidden_size
+        shape[axis] = 3 * units if ".qkv." in name else units
+        kept = getattr(kept_units, kind)[layer_of(name)]
+        return tensor.new_zeros(shape).index_copy_(axis, _unit_rows(name, kind, kept, config), tensor)
+
+    return _for_each_unit_tensor(weights, pad)
+
+
+def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """Multiplies the coefficients into the weights they act on, which then compute the same function without them.
+
+    With W' = c W the gradient of W' is that of W divided by c: `exp_avg` is divided by c and `exp_avg_sq` by c squared.
+    Coefficients and their moments are left out of the result.
+    """
+    baked = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
+    baked_moments = {
+        kind: {name: tensor for name, tensor in tensors.items() if not name.endswith("coefficients")}
+        for kind, tensors in moments.items()
+    }
+    for name, coefficient_C in weights.items():
+        if not name.endswith("coefficients"):
+            continue
+        target = name.removesuffix("coefficients") + "weight"
+        baked[target] = fold_coefficients(weights[target], coefficient_C)
+        alive_C = coefficient_C.abs() >= SMALLEST_COEFFICIENT
+        inverse_C = torch.where(alive_C, coefficient_C, torch.ones_like(coefficient_C)).reciprocal() * alive_C
+        for kind, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            if kind in moments:
+                baked_moments[kind][target] = fold_coefficients(moments[kind][target], inverse_C**power)
+    return baked, baked_moments
+
+
+def stack_weights(weights: Weights, fresh: Weights, order: Copy) -> dict[str, Tensor]:
+    """A deeper network's tensors (weights or moments): every layer a copy of one of `weights`, the rest carried over.
+
+    StackingBERT's growth (Gong et al. 2019, algorithm 1) with "stacked": layer i also becomes layer i + L. `fresh` has
+    all names of the deeper network; what is no copy (the new layers of "identity", the coefficients of a search that
+    begins) is taken from there.
+    """
+    layers, target = depth_of(weights), depth_of(fresh)
+    return {name: weights.get(_copied_from(name, layers, target, order), tensor) for name, tensor in fresh.items()}
+
+
+def _copied_from(name: str, layers: int, target: int, order: Copy) -> str:
+    """Which parameter of `layers` layers `name` is a copy of in a network of `target`; with "identity" it may lack."""
+    layer = layer_of(name)
+    if layer < 0:
+        return name
+    part = name.split(".", 2)[2]
+    source = source_layers(layers, target, order)[layer]
+    if order == "identity":
+        # The LayerNorm that ended the encoder goes on doing so: what it makes, no other could pass on unchanged.
+        ends = {layers - 1: target - 1, target - 1: layers - 1} if part.startswith("feed_forward.LayerNorm") else {}
+        source = ends.get(layer, layer)
+    return f"layers.{source}.{part}"
+
+
+def identity_layers(fresh: Weights, layers: int) -> dict[str, Tensor]:
+    """Initial weights of a deeper network, the layers from number `layers` on made to add nothing: they only normalise.
+
+    What the layers below end with is normalised already, by a LayerNorm of weight 1 and bias 0 (`stack_weights`). So
+    the deeper network computes what the shallow one did.
+    """
+
+    def adds(name: str) -> bool:
+        return layer_of(name) >= layers and name.endswith(("output.weight", "output.bias"))
+
+    return {name: torch.zeros_like(tensor) if adds(name) else tensor for name, tensor in fresh.items()}

@@ -1,0 +1,1 @@
+"""The plan: recipes, stages, and what happens between them."""

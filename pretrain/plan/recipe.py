@@ -1,0 +1,403 @@
+"""The recipe: every number of a run, typed; how it is read from YAML and overridden on the command line."""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import jsonargparse
+import yaml
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import write_text
+from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
+from earlybert.pretrain.ticket.ticket import Copy, TicketRule
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_DEEPSPEED = Path(__file__).parent.parent.parent / "ds_configs" / "lamb.json"
+DEFAULT_RECIPE = "quickstart"
+
+# Words of a plan: what dense training consists of, and what happens between two stages.
+PHASES = ("phase1", "phase2")
+BORDERS = ("narrow", "stack")
+
+# What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
+LAYOUT_FIELDS = (
+    "data",
+    "deepspeed",
+    "precision",
+    "matmul_precision",
+    "deterministic",
+    "loader_workers",
+    "max_skipped_updates",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "phase1.micro_batch",
+    "phase2.micro_batch",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the full network.
+
+    Args:
+        hidden_size: width of the residual stream; num_heads must divide it.
+        num_layers: encoder layers, of a network that grows those at the end.
+        num_heads: attention heads per layer.
+        intermediate_size: FFN neurons per layer.
+        max_position_embeddings: longest sequence the position table holds.
+        hidden_dropout: dropout on embeddings and sublayer outputs.
+        attention_dropout: dropout on attention weights.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What the DeepSpeed file leaves "auto".
+
+    Args:
+        betas: decay of the two moments.
+        eps: added to the square root of the second moment.
+        weight_decay: decoupled decay of weight matrices and embeddings; biases, LayerNorms and coefficients have none.
+        max_grad_norm: global norm to which gradients are clipped.
+    """
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The search for a ticket, on the full network at phase 1's length, batch and learning-rate curve.
+
+    Args:
+        steps: optimizer steps at most. Coefficients fall by about the learning rate a step, so the search's rates must
+            add up to well below 1: around zero the order of the coefficients is noise (docs/experiments.md).
+        lambda_heads: weight of the L1 term on head coefficients.
+        lambda_neurons: weight of the L1 term on neuron coefficients.
+        snapshot_every: steps between recordings of the coefficients.
+        stop_window: stop once the newest mask agrees with this many before it; 0 never stops early.
+        stop_threshold: largest mask distance that counts as agreeing, for heads and for neurons.
+    """
+
+    steps: int = 400
+    lambda_heads: float = 1e-4
+    lambda_neurons: float = 1e-4
+    snapshot_every: int = 20
+    stop_window: int = 0
+    stop_threshold: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowConfig:
+    """What the narrow network starts from and how long it trains.
+
+    Args:
+        rewind: start from the "initial" weights (the paper) or carry on with the "searched" weights and moments.
+        step_factor: share of each phase's steps that a plan with narrow in it trains for, rounded half up.
+    """
+
+    rewind: Literal["initial", "searched"] = "initial"
+    step_factor: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """How phase 1 grows the network in depth (Gong et al. 2019); read where the plan has stack in it.
+
+    Args:
+        layers: depth before each stack; it must divide the next one, the last one model.num_layers.
+        until: share of phase 1's steps at which each stack happens.
+        copy: "stacked" puts the block on top of itself (the paper), "interleaved" every layer on top of itself,
+            "identity" adds layers that at first change nothing.
+        moments: the optimizer's are "reset" (the paper) or "copied" with the layers. Copied, its step count goes on:
+            what is new then (identity's layers, a search's coefficients) moves further in its first steps.
+        learning_rates: learning rate at each stack and at the end of phase 1, straight lines between (the paper);
+            without them phase 1 has the one curve of the schedule, whatever happens in it.
+    """
+
+    layers: list[int] = field(default_factory=list)
+    until: list[float] = field(default_factory=list)
+    copy: Copy = "stacked"
+    moments: Literal["reset", "copied"] = "reset"
+    learning_rates: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One phase of the schedule, as dense pre-training would run it.
+
+    Args:
+        length: tokens per sequence.
+        max_predictions: most masked tokens per sequence.
+        global_batch: sequences per optimizer step over all ranks; any number not below the number of ranks.
+        micro_batch: sequences per forward pass of one rank.
+        steps: optimizer steps of the dense run.
+        learning_rate: peak learning rate.
+        warmup: share of the steps over which the learning rate rises.
+    """
+
+    length: int
+    max_predictions: int
+    global_batch: int
+    micro_batch: int
+    steps: int
+    learning_rate: float
+    warmup: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss and accuracy on held-out text.
+
+    Args:
+        every: optimizer steps between validations; each stage also ends with one.
+        samples: sequences at most, the first of the validation split, always masked the same way.
+    """
+
+    every: int = 100
+    samples: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A plan and all its numbers.
+
+    Args:
+        phase1: the first phase, short sequences.
+        phase2: the second phase, long sequences.
+        plan: what runs, in order: search, narrow, phase1, phase2; stack between two parts of phase 1. With phases alone
+            it is dense training.
+        seed: everything random derives from it.
+        precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
+        matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
+        deterministic: only algorithms that give the same bits every time; slower on GPUs.
+        max_skipped_updates: fp16 updates skipped in a row, for gradients that overflow, before the run stops.
+        data: prepared corpus (`earlybert prepare`); without one the corpus section is prepared first.
+        ticket: start from this ticket file instead of searching.
+        deepspeed: DeepSpeed configuration file; default ds_configs/lamb.json.
+        model: shape of the full network.
+        corpus: the corpus to prepare when there is no data folder.
+        optimizer: numbers of the optimizer; its type stands in the DeepSpeed file.
+        search: how to search.
+        draw: how much the ticket prunes.
+        narrow: how the narrow network starts.
+        stack: how the network grows in depth.
+        schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
+            PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
+        masking: dynamic masks differ every epoch, static ones stay.
+        mask_probability: share of the tokens to predict.
+        whole_words: mask all pieces of a word together.
+        packed_rows: global and micro-batches count rows of the corpus's packing (`prepare --packing true`), each with
+            several short samples, so that all have about the same number of tokens.
+        loader_workers: processes that prepare steps ahead on every rank; with 0 a thread does.
+        validation: how often, on how much.
+        checkpoint_every: optimizer steps between checkpoints; each stage also ends with one.
+        keep_checkpoints: newest checkpoints that are kept.
+        log_every: optimizer steps between lines of metrics.jsonl.
+        export: forms written to the run directory at the end.
+    """
+
+    phase1: PhaseConfig
+    phase2: PhaseConfig
+    plan: list[Literal["search", "narrow", "stack", "phase1", "phase2"]] = field(
+        default_factory=lambda: ["search", "narrow", "phase1", "phase2"]
+    )
+    seed: int = 42
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    deterministic: bool = False
+    max_skipped_updates: int = 20
+    data: str | None = None
+    ticket: str | None = None
+    deepspeed: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    draw: TicketRule = field(default_factory=TicketRule)
+    narrow: NarrowConfig = field(default_factory=NarrowConfig)
+    stack: StackConfig = field(default_factory=StackConfig)
+    schedule: Literal["poly", "poly_continuous"] = "poly"
+    masking: Literal["dynamic", "static"] = "dynamic"
+    mask_probability: float = 0.15
+    whole_words: bool = False
+    packed_rows: bool = False
+    loader_workers: int = 0
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 3
+    log_every: int = 10
+    export: list[Literal["earlybert", "bert"]] = field(default_factory=lambda: ["earlybert"])
+
+    def phase(self, name: str) -> PhaseConfig:
+        return self.phase2 if name == "phase2" else self.phase1
+
+    def save(self, path: Path) -> None:
+        write_text(path, yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+
+
+def recipe_path(name: str) -> Path:
+    """File of a recipe given by name or by path."""
+    shipped = RECIPES / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise UserError(f"--config is {name!r}, which is neither a file nor one of the recipes {names}")
+
+
+def run_config_path(run_dir: Path) -> Path:
+    """The resolved recipe of a run; raises UserError where there is none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir}: is not a run directory; it has no config.yaml")
+    return path
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
+
+
+def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None:
+    """Refuses keys that no field has, by file and line."""
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(
+            f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys to values"
+        )
+    hints = get_type_hints(section)
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        key, line = key_node.value, key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise UserError(f"{path}:{line}: a key must be a name, not a list or mapping")
+        if key not in hints:
+            raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"{_nearest(key, list(hints))}')
+        if key in seen:
+            raise UserError(f'{path}:{line}: key "{prefix}{key}" stands there twice; keep one of them')
+        seen.add(key)
+        if dataclasses.is_dataclass(hints[key]):
+            _check_keys(value_node, hints[key], f"{prefix}{key}.", path)
+
+
+def check_recipe_file(path: Path) -> None:
+    """Raises UserError when the YAML file is malformed or holds a key that is no field of a recipe."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: is not valid YAML ({error.problem})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a UTF-8 recipe ({error})") from None
+    if node is None:
+        raise UserError(f"{path}: is empty; a recipe needs at least phase1 and phase2")
+    _check_keys(node, Recipe, "", path)
+
+
+def recipe_parser() -> jsonargparse.ArgumentParser:
+    """Command-line parser with one dotted flag per field of a recipe."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--recipe-file", action="config", help=jsonargparse.SUPPRESS)
+    parser.add_class_arguments(Recipe, nested_key=None)
+    return parser
+
+
+def field_names(section: type, prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a dataclass and of those in it."""
+    names = []
+    for name, hint in get_type_hints(section).items():
+        if dataclasses.is_dataclass(hint):
+            names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def one_sentence(error: Exception, options: list[str]) -> str:
+    """What the parser of these options found wrong, in one line."""
+    text = str(error)
+    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', text, re.DOTALL):
+        key, problem = match.groups()
+        problem = " ".join(re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "").split())
+        if union := re.search(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", problem):
+            kinds = [kind for kind in union[1].split(", ") if kind != "NoneType"]
+            return f"{key} is {union[2]}; expected {' or '.join(kinds)}"
+        expected, _, value = problem.partition(". Got value: ")
+        return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
+    if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
+        option = match[1].split()[0]
+        close = difflib.get_close_matches(option.lstrip("-").split("=")[0], options, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else "--help lists all"
+        return f"unknown option {option}; {hint}"
+    return " ".join(text.split())
+
+
+def load_recipe(file: Path, overrides: list[str]) -> Recipe:
+    """Reads a recipe file, applies `--dotted.field value` overrides, checks types; raises UserError."""
+    check_recipe_file(file)
+    try:
+        parser = recipe_parser()
+        parsed = parser.instantiate(parser.parse_args([f"--recipe-file={file}", *overrides]))
+        values = {name.name: parsed[name.name] for name in dataclasses.fields(Recipe)}
+        recipe = Recipe(**values)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(one_sentence(error, field_names(Recipe))) from None
+    if recipe.ticket:
+        # A given ticket takes the place of the search.
+        recipe = dataclasses.replace(recipe, plan=[name for name in recipe.plan if name != "search"])
+    return _with_absolute_paths(_with_corpus_lengths(recipe))
+
+
+def _with_corpus_lengths(recipe: Recipe) -> Recipe:
+    """The corpus is prepared for exactly the lengths that the plan trains at."""
+    lengths = sorted({recipe.phase(name).length for name in recipe.plan if name not in BORDERS})
+    if not lengths or lengths[0] < MINIMUM_LENGTH:
+        return recipe  # check_recipe says what is wrong with the plan or the phase
+    return dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, lengths=lengths))
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path else None
+
+    return dataclasses.replace(
+        recipe, data=absolute(recipe.data), ticket=absolute(recipe.ticket), deepspeed=absolute(recipe.deepspeed)
+    )
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def require_same_run(stored: Recipe, wanted: Recipe, path: Path) -> None:
+    """Raises UserError when a run directory is asked to go on with something else than it began with."""
+    before, after = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(wanted))
+    for name, value in after.items():
+        if value != before[name] and name not in LAYOUT_FIELDS:
+            raise UserError(
+                f"{name} is {value!r}, but this run began with {before[name]!r} ({path}); "
+                "keep that value or choose another --run-dir"
+            )

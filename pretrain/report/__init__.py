@@ -1,0 +1,1 @@
+"""What came out of a run: outcome, timeline, page and pictures."""

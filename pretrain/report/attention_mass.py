@@ -1,0 +1,54 @@
+"""Where a trained network's attention goes: on neighbouring tokens and on [CLS] (what StackingBERT's growth rests on).
+
+Shape suffixes: B sequences, S positions, A heads, D head size, 3 = query, key, value.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earlybert.pretrain.network.model import EarlyBertForPreTraining
+from earlybert.pretrain.train.batches import Batch
+
+NEIGHBOURHOOD = 2
+
+
+def attention_weights(qkv_BSI: Tensor, attended_BS: Tensor, head_size: int) -> Tensor:
+    """Softmax of the scaled scores, [B, A, S, S], fp32; the keys are the last axis."""
+    query_BASD, key_BASD, _ = qkv_BSI.float().unflatten(-1, (3, -1, head_size)).permute(2, 0, 3, 1, 4)
+    score_BASS = query_BASD @ key_BASD.transpose(-1, -2) * head_size**-0.5
+    return score_BASS.masked_fill(~attended_BS[:, None, None, :], -torch.inf).softmax(dim=-1)
+
+
+@torch.no_grad()
+def attention_mass(model: EarlyBertForPreTraining, batch: Batch) -> dict[str, Any]:
+    """Per layer the share of attention on keys within two positions (itself included) and on [CLS].
+
+    Means over heads and over the queries that are tokens. `uniform` is what evenly spread attention would give. The two
+    overlap for the first queries.
+    """
+    attended_BS = batch.attention_mask_BS.bool()
+    position_S = torch.arange(attended_BS.shape[1])
+    near_SS = (position_S[:, None] - position_S[None, :]).abs() <= NEIGHBOURHOOD
+    cls_SS = (position_S == 0).expand_as(near_SS)
+    kinds = {"near": near_SS, "cls": cls_SS}
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+
+    def share(weight_BASS: Tensor, keys_SS: Tensor) -> float:
+        mass_BAS = (weight_BASS * keys_SS).sum(-1)
+        return float(mass_BAS.mean(1)[attended_BS].mean())
+
+    def look(module: torch.nn.Module, inputs: Any, qkv_BSI: Tensor) -> None:
+        weight_BASS = attention_weights(qkv_BSI, attended_BS, model.config.head_size)
+        for kind, keys_SS in kinds.items():
+            found[kind].append(share(weight_BASS, keys_SS))
+
+    hooks = [layer.attention.qkv.register_forward_hook(look) for layer in model.encoder_layers]
+    try:
+        model.eval().encode(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    even_B1SS = (attended_BS / attended_BS.sum(1, keepdim=True))[:, None, None, :].expand(-1, 1, len(position_S), -1)
+    return {**found, "uniform": {kind: share(even_B1SS, keys_SS) for kind, keys_SS in kinds.items()}}

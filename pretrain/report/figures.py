@@ -1,0 +1,96 @@
+"""The pictures of a run, drawn with matplotlib: curves, attention, where the time went."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Masked-token loss of one run against four measures of effort; `xs` has one array per name of `EFFORTS`.
+
+    `guessing` is the loss of guessing by frequency: the unigram cross-entropy of the text.
+    """
+
+    name: str
+    stages: Sequence[str]
+    losses: NDArray[np.float64]
+    xs: Mapping[str, NDArray[np.float64]]
+    validation_losses: NDArray[np.float64]
+    validation_xs: Mapping[str, NDArray[np.float64]]
+    guessing: float
+
+
+EFFORTS = {"steps": "optimizer steps", "tokens": "tokens", "flops": "floating-point operations", "seconds": "seconds"}
+
+
+def smoothed(values: NDArray[np.float64], stages: Sequence[str]) -> NDArray[np.float64]:
+    """Mean of the latest thirtieth of the values (five at least) within the same stage."""
+    window = max(5, len(values) // 30)
+    result = np.empty_like(values)
+    first = 0
+    for index in range(len(values)):
+        if stages[index] != stages[first]:
+            first = index
+        result[index] = values[max(first, index + 1 - window) : index + 1].mean()
+    return result
+
+
+def curves_figure(curves: Sequence[Curve]) -> Figure:
+    """Training loss (line; the search dotted) and validation loss (dots) against every measure of effort.
+
+    Dashed: the loss of guessing by frequency.
+    """
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (effort, label) in zip(figure.subplots(2, 2).flat, EFFORTS.items(), strict=True):
+        for number, curve in enumerate(curves):
+            losses, searching = smoothed(curve.losses, curve.stages), np.asarray(curve.stages) == "search"
+            for part, style in ((searching, ":"), (~searching, "-")):
+                drawn = np.where(part, losses, np.nan)
+                axes.plot(curve.xs[effort], drawn, style, color=f"C{number}", linewidth=1)
+            shown = curve.validation_xs[effort], curve.validation_losses
+            axes.plot(*shown, "o", color=f"C{number}", markersize=5, label=curve.name)
+        for level in {curve.guessing for curve in curves}:
+            axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="guessing by frequency")
+        axes.set(xlabel=label, ylabel="masked-token loss, nats")
+        if effort in ("tokens", "flops"):
+            axes.xaxis.set_major_formatter(EngFormatter())
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(title="dots: validation, lines: training")
+    return figure
+
+
+def attention_figure(masses: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Per layer the share of attention on near keys and on [CLS], a line a run; dashed: evenly spread attention."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    titles = {"near": "within two positions", "cls": "on [CLS]"}
+    for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for number, (name, mass) in enumerate(masses.items()):
+            axes.plot(mass[kind], "o-", color=f"C{number}", label=name)
+            axes.axhline(mass["uniform"][kind], color=f"C{number}", linestyle="--", linewidth=1)
+        largest = max(max(*mass[kind], mass["uniform"][kind]) for mass in masses.values())
+        axes.set(title=f"attention {title}", xlabel="layer", ylabel="share of the attention", ylim=(0, 1.1 * largest))
+        axes.set_xticks(range(len(next(iter(masses.values()))[kind])))
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return figure
+
+
+def time_split_figure(splits: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A bar per run and stage: milliseconds of a step by part."""
+    figure = Figure(figsize=(9, 1.5 + 0.35 * len(splits)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(splits))
+    for part in next(iter(splits.values())):
+        milliseconds = np.array([1000 * split[part] for split in splits.values()])
+        axes.barh(list(splits), milliseconds, left=left, label=part.replace("_", " + "))
+        left += milliseconds
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds of an optimizer step")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure

@@ -1,0 +1,123 @@
+"""What metrics.jsonl says about time: the clock across restarts, what interruptions cost, what each step had seen."""
+
+import itertools
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earlybert.core.errors import UserError
+
+Lines = list[dict[str, Any]]
+
+TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
+# What is read of every line, and more of some kinds.
+COMMON_FIELDS = {"kind", "global_step", "time"}
+FIELDS = {
+    "start": {"ranks", "device"},
+    "train": {"stage", "step", "seconds", "masked_loss"},
+    "time": {"stage", *TIME_PARTS},
+    "validation": {"stage", "step", "masked_loss", "masked_accuracy", "next_sentence_accuracy"},
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """One stretch of a run between its start (or a restart) and the last sign of life: seconds since the epoch."""
+
+    began: float
+    ended: float
+    ranks: int
+    device: str
+    lost_steps: int
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+def read_lines(run_dir: Path) -> Lines:
+    """All lines of metrics.jsonl in their order; raises UserError where there is none or one that no run writes.
+
+    A last line without its end does not count: the run is just writing it, or was killed then.
+    """
+    path = run_dir / "metrics.jsonl"
+    lines: Lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: is not a line of JSON ({error})") from None
+        if not isinstance(line, dict) or not COMMON_FIELDS | FIELDS.get(line.get("kind", ""), set()) <= line.keys():
+            raise UserError(
+                f"{path}:{number}: is not what this version writes; report the run with the one that made it"
+            )
+        lines.append(line)
+    if not lines:
+        raise UserError(f"{run_dir}: has no lines in metrics.jsonl; it must be the directory of a run that has begun")
+    return lines
+
+
+def of_kind(lines: Lines, kind: str) -> Lines:
+    return [line for line in lines if line["kind"] == kind]
+
+
+def sessions(lines: Lines) -> list[Session]:
+    """The run's sessions, first to last. `lost_steps` are those that the session after it had to do again."""
+    starts = of_kind(lines, "start")
+    found = []
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        ended = following["last_alive"] if following else max(start["time"], lines[-1]["time"])
+        lost = following["lost_steps"] if following else 0
+        found.append(Session(start["time"], ended, start["ranks"], start["device"], lost))
+    return found
+
+
+def clock(lines: Lines) -> list[float]:
+    """Seconds that the run had been running when each line was written; the time between sessions does not count."""
+    seconds, before, began = [], 0.0, lines[0]["time"]
+    for line in lines:
+        if line["kind"] == "start":
+            before += line.get("last_alive", began) - began
+            began = line["time"]
+        seconds.append(before + line["time"] - began)
+    return seconds
+
+
+def accelerator_hours(found: list[Session]) -> float:
+    """Hours times ranks."""
+    return sum(session.seconds * session.ranks for session in found) / 3600
+
+
+def interruptions(lines: Lines) -> dict[str, Any]:
+    """How often the run was interrupted, and the seconds that cost: repeated steps, starting again, standing still."""
+    found = sessions(lines)
+    steps = [line["seconds"] for line in of_kind(lines, "train")]
+    lost = sum(session.lost_steps for session in found)
+    starting = []
+    for session in found[1:]:
+        first = next((line for line in of_kind(lines, "train") if line["time"] > session.began), None)
+        if first is not None and first["time"] <= session.ended:
+            starting.append(first["time"] - first["seconds"] - session.began)
+    return {
+        "restarts": len(found) - 1,
+        "lost_steps": lost,
+        "lost_seconds": lost * statistics.median(steps) if steps else 0.0,
+        "starting_seconds": sum(starting),
+        "down_seconds": sum(after.began - before.ended for before, after in itertools.pairwise(found)),
+    }
+
+
+def seen_before(plan: dict[str, Any], taken: dict[str, int], quantity: str) -> dict[str, float]:
+    """Tokens or FLOPs that the run had spent when each stage began; `taken` are the steps really made in each."""
+    spent, before = 0.0, {}
+    for stage in plan["stages"]:
+        before[stage["name"]] = spent
+        spent += taken[stage["name"]] * per_step(stage, quantity)
+    return before
+
+
+def per_step(stage: dict[str, Any], quantity: str) -> float:
+    """Tokens (full sequences) or FLOPs of one optimizer step."""
+    return stage["flops_per_step"] if quantity == "flops" else stage["global_batch"] * stage["length"]

@@ -1,0 +1,1 @@
+"""Tickets: which heads and neurons stay, how they are drawn, and the search's recordings."""

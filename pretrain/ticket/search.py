@@ -1,0 +1,149 @@
+"""The search: recordings of the fp32 coefficient masters, distances between the masks they give, when to stop.
+
+Shape suffixes: L layers, U units of one kind in a layer, K recordings.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from torch import Tensor
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import file_hash, write_json
+from earlybert.pretrain.network.surgery import layer_of, unit_axis
+from earlybert.pretrain.plan.recipe import Recipe, SearchConfig
+from earlybert.pretrain.ticket.ticket import (
+    FullShape,
+    Mask,
+    Ticket,
+    TicketRule,
+    TicketSource,
+    draw,
+    keep_mask,
+    mask_distance,
+)
+
+KINDS = ("heads", "neurons")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Coefficients [L, U] in fp32 after `step` updates."""
+
+    step: int
+    heads_LU: NDArray[np.float32]
+    neurons_LU: NDArray[np.float32]
+
+    @classmethod
+    def from_masters(cls, step: int, masters: dict[str, Tensor]) -> "Snapshot":
+        """From the gathered coefficient parameters by name."""
+        rows: dict[str, dict[int, NDArray[np.float32]]] = {kind: {} for kind in KINDS}
+        for name, tensor in masters.items():
+            where = unit_axis(name)
+            assert where is not None
+            rows[where[0]][layer_of(name)] = tensor.numpy().copy()
+        return cls(step, *(np.stack([rows[kind][layer] for layer in sorted(rows[kind])]) for kind in KINDS))
+
+    def masks(self, rule: TicketRule) -> dict[str, Mask]:
+        """What the rule would keep; without the width multiple, which is a matter of hardware."""
+        return {
+            "heads": keep_mask(self.heads_LU, rule.head_ratio, rule.head_scope),
+            "neurons": keep_mask(self.neurons_LU, rule.neuron_ratio, rule.neuron_scope),
+        }
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = snapshot_path(folder, snapshot.step)
+    temporary = path.with_suffix(".tmp")
+    try:
+        safetensors.numpy.save_file({"heads": snapshot.heads_LU, "neurons": snapshot.neurons_LU}, temporary)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+    temporary.rename(path)
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """Reads one recording; raises UserError."""
+    try:
+        tensors = safetensors.numpy.load_file(path)
+        return Snapshot(int(path.stem.removeprefix("step-")), tensors["heads"], tensors["neurons"])
+    except FileNotFoundError:
+        steps = recorded_steps(path.parent)
+        raise UserError(f"{path}: no coefficients were recorded at this step; recorded are {steps}") from None
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: is not a coefficient recording ({error})") from None
+
+
+def recorded_steps(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
+
+
+class MaskHistory:
+    """The masks drawn at each recording so far, all distances between them, and whether they have settled."""
+
+    def __init__(self, folder: Path, rule: TicketRule, search: SearchConfig, up_to_step: int) -> None:
+        """Begins with what an interrupted run recorded up to its checkpoint."""
+        self.folder, self.rule, self.search = folder, rule, search
+        self.steps: list[int] = []
+        self.masks: list[dict[str, Mask]] = []
+        self._unsaved: list[Snapshot] = []
+        for step in recorded_steps(folder):
+            if step <= up_to_step:
+                self.add(load_snapshot(snapshot_path(folder, step)))
+        self._unsaved.clear()
+
+    def add(self, snapshot: Snapshot) -> None:
+        self.steps.append(snapshot.step)
+        self.masks.append(snapshot.masks(self.rule))
+        self._unsaved.append(snapshot)
+
+    def newest_distances(self) -> dict[str, list[float]]:
+        """Distance of the newest mask to each one before it, oldest first."""
+        *older, newest = self.masks
+        return {kind: [mask_distance(masks[kind], newest[kind]) for masks in older] for kind in KINDS}
+
+    def settled(self) -> bool:
+        """Whether the newest masks agree with all of the window before them (Early-Bird tickets' criterion)."""
+        window = self.search.stop_window
+        # Before the first update all coefficients are equal and their mask says nothing.
+        if window == 0 or len([step for step in self.steps if step > 0]) <= window:
+            return False
+        return all(max(found[-window:]) <= self.search.stop_threshold for found in self.newest_distances().values())
+
+    def matrices(self) -> dict[str, list[list[float]]]:
+        """For both kinds the distance between any two recorded masks, symmetric [K, K] (EarlyBERT Figure 1)."""
+        return {
+            kind: [[mask_distance(first[kind], second[kind]) for second in self.masks] for first in self.masks]
+            for kind in KINDS
+        }
+
+    def save(self) -> None:
+        """Writes the new recordings and mask_distance.json: the steps, and for both kinds the symmetric [K, K] matrix.
+
+        Raises OSError on a full disk; what could not be written is tried again at the next call.
+        """
+        while self._unsaved:
+            save_snapshot(self.folder, self._unsaved[0])
+            self._unsaved.pop(0)
+        write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices()})
+
+
+def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, recipe: Recipe) -> Ticket:
+    """Draws a ticket from a recorded step, the last one when None; raises UserError."""
+    steps = recorded_steps(folder)
+    if not steps:
+        raise UserError(f"{folder}: holds no coefficient recordings to draw a ticket from")
+    path = snapshot_path(folder, steps[-1] if step is None else step)
+    snapshot = load_snapshot(path)
+    source = TicketSource(
+        kind="search", stage="search", step=snapshot.step, seed=recipe.seed, coefficients_sha256=file_hash(path)
+    )
+    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, recipe.draw, source)

@@ -1,0 +1,323 @@
+"""The ticket: which heads and neurons of every layer stay, and where that came from.
+
+Shape suffixes: L layers, U units of one kind (heads or neurons) in a layer of the full network.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import content_hash, read_json, write_json
+
+FORMAT = "earlybert-ticket/1"
+
+Scope = Literal["layer", "global"]
+Copy = Literal["stacked", "interleaved", "identity"]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullShape:
+    """Shape of the network that the ticket was drawn from."""
+
+    num_layers: int
+    num_heads: int
+    head_size: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TicketRule:
+    """How much is pruned and where.
+
+    Args:
+        head_ratio: share of the heads that is pruned, 0 <= ratio < 1.
+        head_scope: prune this share of every layer ("layer") or of the whole network ("global").
+        neuron_ratio: share of the FFN neurons that is pruned, 0 <= ratio < 1.
+        neuron_scope: as head_scope.
+        width_multiple: every layer keeps a multiple of this many neurons; 1 is the paper's rule.
+    """
+
+    head_ratio: float = 1 / 3
+    head_scope: Scope = "layer"
+    neuron_ratio: float = 0.3
+    neuron_scope: Scope = "global"
+    width_multiple: int = 64
+
+    def check(self, intermediate_size: int) -> None:
+        for field in ("head_ratio", "neuron_ratio"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                raise UserError(f"draw.{field} is {value:g}; it must be at least 0 and below 1")
+        for field in ("head_scope", "neuron_scope"):
+            if getattr(self, field) not in ("layer", "global"):
+                raise UserError(f'draw.{field} is {getattr(self, field)!r}; it must be "layer" or "global"')
+        if self.width_multiple < 1 or intermediate_size % self.width_multiple:
+            raise UserError(
+                f"draw.width_multiple is {self.width_multiple}; it must be a positive divisor of "
+                f"model.intermediate_size, which is {intermediate_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TicketSource:
+    """Where a ticket came from: a search (stage, step, hash of the coefficient file), chance (seed), or nothing cut."""
+
+    kind: Literal["search", "random", "all"]
+    stage: str | None = None
+    step: int | None = None
+    seed: int | None = None
+    coefficients_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """Sorted kept indices per layer, the rule that chose them, and pruned counts that were asked for and made."""
+
+    model: FullShape
+    heads: tuple[tuple[int, ...], ...]
+    neurons: tuple[tuple[int, ...], ...]
+    rule: TicketRule
+    source: TicketSource
+
+    @property
+    def requested(self) -> dict[str, int]:
+        """Units to prune by the ratios alone."""
+        model, rule = self.model, self.rule
+        return {
+            "heads": requested_count(model.num_layers, model.num_heads, rule.head_ratio, rule.head_scope),
+            "neurons": requested_count(model.num_layers, model.intermediate_size, rule.neuron_ratio, rule.neuron_scope),
+        }
+
+    @property
+    def realised(self) -> dict[str, int]:
+        """Units really pruned, after minimums and the width multiple."""
+        layers = self.model.num_layers
+        return {
+            "heads": layers * self.model.num_heads - sum(map(len, self.heads)),
+            "neurons": layers * self.model.intermediate_size - sum(map(len, self.neurons)),
+        }
+
+    def content(self) -> dict[str, Any]:
+        """The JSON content without its hash."""
+        return {
+            "format": FORMAT,
+            "model": dataclasses.asdict(self.model),
+            "heads": [list(kept) for kept in self.heads],
+            "neurons": [list(kept) for kept in self.neurons],
+            "rule": dataclasses.asdict(self.rule) | {"minimum_heads": 1, "minimum_neurons": self.rule.width_multiple},
+            "requested": self.requested,
+            "realised": self.realised,
+            "source": dataclasses.asdict(self.source),
+        }
+
+    @property
+    def sha256(self) -> str:
+        return content_hash(self.content())
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.content() | {"sha256": self.sha256})
+
+    @classmethod
+    def load(cls, path: Path) -> "Ticket":
+        """Reads a ticket and verifies its hash and indices; raises UserError."""
+        return cls.from_content(read_json(path), str(path))
+
+    @classmethod
+    def from_content(cls, content: Any, name: str) -> "Ticket":
+        """A ticket from its JSON content; `name` says in errors where that came from."""
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise UserError(f'{name}: "format" is {found!r}; a ticket has {FORMAT!r}')
+        stated = content.get("sha256")
+        actual = content_hash({key: value for key, value in content.items() if key != "sha256"})
+        if stated != actual:
+            raise UserError(f"{name}: sha256 is {stated} but the content has {actual}; the ticket was changed")
+        try:
+            rule = {key: value for key, value in content["rule"].items() if not key.startswith("minimum_")}
+            ticket = cls(
+                model=FullShape(**content["model"]),
+                heads=tuple(tuple(kept) for kept in content["heads"]),
+                neurons=tuple(tuple(kept) for kept in content["neurons"]),
+                rule=TicketRule(**rule),
+                source=TicketSource(**content["source"]),
+            )
+            ticket._check_indices(name)
+            ticket.rule.check(ticket.model.intermediate_size)
+            if ticket.source.kind not in ("search", "random", "all"):
+                raise UserError(f"{name}: source.kind is {ticket.source.kind!r}; it must be search, random or all")
+            if ticket.sha256 != stated:
+                raise UserError(f"{name}: its counts or other fields do not fit its indices and rule")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{name}: is not a complete ticket ({error})") from None
+        return ticket
+
+    def _check_indices(self, name: str) -> None:
+        sizes = {"heads": self.model.num_heads, "neurons": self.model.intermediate_size}
+        for kind, size in sizes.items():
+            layers = getattr(self, kind)
+            if len(layers) != self.model.num_layers:
+                raise UserError(f'{name}: "{kind}" has {len(layers)} layers; the model has {self.model.num_layers}')
+            for index, kept in enumerate(layers):
+                whole = all(type(unit) is int for unit in kept)
+                if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
+                    raise UserError(
+                        f'{name}: "{kind}" of layer {index} must be sorted distinct indices below {size}, at least one'
+                    )
+
+    def require_model(self, model: FullShape, name: str) -> None:
+        """Raises UserError unless the ticket belongs to this model."""
+        for field in dataclasses.fields(FullShape):
+            mine, theirs = getattr(self.model, field.name), getattr(model, field.name)
+            if mine != theirs:
+                raise UserError(f"{name}: is a ticket for a model with {field.name} {mine}; here it must be {theirs}")
+
+
+def prune_count(ratio: float, units: int) -> int:
+    """Exact count: `ratio * units` rounded half up."""
+    return math.floor(ratio * units + 0.5)
+
+
+def requested_count(layers: int, units: int, ratio: float, scope: Scope) -> int:
+    """Units that the ratio asks to prune in the whole network."""
+    return layers * prune_count(ratio, units) if scope == "layer" else prune_count(ratio, layers * units)
+
+
+def keep_mask(coefficients_LU: NDArray[np.float32], ratio: float, scope: Scope, multiple: int = 1) -> Mask:
+    """True where a unit stays.
+
+    Prunes the lowest |c| in fp32, ties by layer and then index, lowest first; `multiple` units, the largest, always
+    stay in a layer. With a multiple above 1 each layer's cut then moves to a neighbouring multiple, the layers nearest
+    to the next one going up, so that the network keeps its budget to within half a multiple.
+    """
+    magnitude_LU = np.abs(np.asarray(coefficients_LU, dtype=np.float32))
+    if not np.isfinite(magnitude_LU).all():
+        raise UserError("the coefficients hold a value that is not finite; no ticket can be drawn from them")
+    if scope == "layer" and len(magnitude_LU) > 1:
+        return np.concatenate([keep_mask(layer_1U, ratio, scope, multiple) for layer_1U in magnitude_LU[:, None]])
+    order_LU = np.argsort(magnitude_LU, axis=1, kind="stable")
+    protected_LU = np.zeros(magnitude_LU.shape, dtype=bool)
+    np.put_along_axis(protected_LU, order_LU[:, -multiple:], True, axis=1)
+    # A stable sort of the flattened array breaks ties by layer, then by index.
+    by_magnitude = np.argsort(magnitude_LU, axis=None, kind="stable")
+    candidates = by_magnitude[~protected_LU.ravel()[by_magnitude]]
+    keep_LU = np.ones(magnitude_LU.shape, dtype=bool)
+    keep_LU.ravel()[candidates[: prune_count(ratio, magnitude_LU.size)]] = False
+    if multiple == 1:
+        return keep_LU
+    widths_L = round_widths(keep_LU.sum(axis=1), multiple)
+    rank_LU = np.argsort(order_LU, axis=1)
+    return rank_LU >= magnitude_LU.shape[1] - widths_L[:, None]
+
+
+def round_widths(widths_L: NDArray[np.int_], multiple: int) -> NDArray[np.int_]:
+    """Moves each width (at least one multiple) to a neighbouring multiple, keeping the sum to within half of one."""
+    blocks_L, rest_L = np.divmod(widths_L, multiple)
+    missing = prune_count(1 / multiple, int(widths_L.sum())) - int(blocks_L.sum())
+    blocks_L[np.argsort(-rest_L, kind="stable")[:missing]] += 1
+    return blocks_L * multiple
+
+
+def _kept(mask_LU: Mask) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(index) for index in np.flatnonzero(mask_U)) for mask_U in mask_LU)
+
+
+def draw(
+    model: FullShape,
+    head_coefficients_LU: NDArray[np.float32],
+    neuron_coefficients_LU: NDArray[np.float32],
+    rule: TicketRule,
+    source: TicketSource,
+) -> Ticket:
+    """Draws the ticket that `rule` finds in the coefficients (EarlyBERT section 3.2, with exact counts)."""
+    rule.check(model.intermediate_size)
+    for kind, coefficients, units in (
+        ("head", head_coefficients_LU, model.num_heads),
+        ("neuron", neuron_coefficients_LU, model.intermediate_size),
+    ):
+        if coefficients.shape != (model.num_layers, units):
+            raise UserError(
+                f"the {kind} coefficients have shape {list(coefficients.shape)}; "
+                f"this model needs {[model.num_layers, units]}"
+            )
+    return Ticket(
+        model=model,
+        heads=_kept(keep_mask(head_coefficients_LU, rule.head_ratio, rule.head_scope)),
+        neurons=_kept(keep_mask(neuron_coefficients_LU, rule.neuron_ratio, rule.neuron_scope, rule.width_multiple)),
+        rule=rule,
+        source=source,
+    )
+
+
+def random_ticket(model: FullShape, rule: TicketRule, seed: int) -> Ticket:
+    """The baseline that keeps as much, chosen by chance: uniform scores under the same rule."""
+    generator = np.random.default_rng(seed)
+    heads_LU = generator.random((model.num_layers, model.num_heads), dtype=np.float32)
+    neurons_LU = generator.random((model.num_layers, model.intermediate_size), dtype=np.float32)
+    return draw(model, heads_LU, neurons_LU, rule, TicketSource(kind="random", seed=seed))
+
+
+def random_ticket_like(ticket: Ticket, seed: int) -> Ticket:
+    """The baseline with the same width in every layer as `ticket`, units chosen by chance."""
+    generator = np.random.default_rng(seed)
+
+    def choose(layers: tuple[tuple[int, ...], ...], units: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(int(i) for i in np.sort(generator.choice(units, len(kept), replace=False))) for kept in layers
+        )
+
+    heads = choose(ticket.heads, ticket.model.num_heads)
+    neurons = choose(ticket.neurons, ticket.model.intermediate_size)
+    source = TicketSource(kind="random", seed=seed)
+    return dataclasses.replace(ticket, heads=heads, neurons=neurons, source=source)
+
+
+def all_ticket(model: FullShape) -> Ticket:
+    """The ticket that cuts nothing."""
+    return Ticket(
+        model=model,
+        heads=(tuple(range(model.num_heads)),) * model.num_layers,
+        neurons=(tuple(range(model.intermediate_size)),) * model.num_layers,
+        rule=TicketRule(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1),
+        source=TicketSource(kind="all"),
+    )
+
+
+def source_layers(layers: int, target: int, copy: Copy) -> list[int]:
+    """For each of `target` layers the one of `layers` that it is a copy of, or takes its widths from ("identity")."""
+    if copy == "interleaved":
+        return [layer // (target // layers) for layer in range(target)]
+    return [layer % layers for layer in range(target)]
+
+
+def stack_ticket(ticket: Ticket, target: int, copy: Copy) -> Ticket:
+    """The ticket of a network grown to `target` layers: every copy of a layer keeps the same units as the layer."""
+    sources = source_layers(ticket.model.num_layers, target, copy)
+    return dataclasses.replace(
+        ticket,
+        model=dataclasses.replace(ticket.model, num_layers=target),
+        heads=tuple(ticket.heads[layer] for layer in sources),
+        neurons=tuple(ticket.neurons[layer] for layer in sources),
+    )
+
+
+def mask_distance(first_LU: Mask, second_LU: Mask) -> float:
+    """Normalised Hamming distance: the share of units on which two masks differ (EarlyBERT section 3.2, Figure 1)."""
+    return float(np.mean(first_LU != second_LU))
+
+
+def masks(ticket: Ticket) -> dict[str, Mask]:
+    """Boolean masks [L, U] of heads and neurons."""
+    sizes = {"heads": ticket.model.num_heads, "neurons": ticket.model.intermediate_size}
+    result = {}
+    for kind, size in sizes.items():
+        result[kind] = np.zeros((ticket.model.num_layers, size), dtype=bool)
+        for row_U, kept in zip(result[kind], getattr(ticket, kind), strict=True):
+            row_U[list(kept)] = True
+    return result

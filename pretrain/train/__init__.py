@@ -1,0 +1,1 @@
+"""Training one stage: data, engine, loop, health, telemetry."""

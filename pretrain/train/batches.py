@@ -1,0 +1,239 @@
+"""From sample positions to the micro-batches of one optimizer step on one rank.
+
+The position in the data is one integer: how many samples the stage has consumed. Which samples a step takes and how
+they are masked depends on it alone; world size and micro-batch size only decide who computes what.
+
+Shape suffixes: B sequences, S positions, N predicted positions.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from earlybert.data_prep.samples.corpus import Corpus, Sample
+from earlybert.data_prep.samples.masking import Masked, mask_sample
+from earlybert.data_prep.samples.order import sample_order
+from earlybert.pretrain.network.model import PackedPlaces
+from earlybert.pretrain.network.work import Work
+from earlybert.pretrain.plan.recipe import Recipe
+from earlybert.pretrain.plan.stages import Stage
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, int64 throughout. `weight` is 0 for a stand-in that only keeps the ranks in step, else 1.
+
+    With `places` the model computes the real tokens only.
+    """
+
+    input_ids_BS: Tensor
+    attention_mask_BS: Tensor
+    token_type_ids_BS: Tensor
+    masked_positions_N: Tensor
+    masked_labels_N: Tensor
+    next_sentence_labels_B: Tensor
+    weight: float = 1.0
+    places: PackedPlaces | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        moved["places"] = None if self.places is None else self.places.to(device)
+        return Batch(**moved)
+
+    def work(self) -> Work:
+        assert self.places is not None
+        return Work.of(self.places.tokens, self.places.needed, len(self.masked_labels_N))
+
+    def model_inputs(self) -> dict[str, Any]:
+        return {
+            "input_ids": self.input_ids_BS,
+            "attention_mask": self.attention_mask_BS,
+            "token_type_ids": self.token_type_ids_BS,
+            "masked_positions": self.masked_positions_N,
+            "masked_labels": self.masked_labels_N,
+            "places": self.places,
+        }
+
+
+def collate(samples: list[Sample], masked: list[Masked], pad_token_id: int, weight: float = 1.0) -> Batch:
+    """Pads to the longest sample; predicted positions are indices into the flattened [B * S]."""
+    length = max(len(mask.input_ids) for mask in masked)
+    input_ids_BS = np.full((len(masked), length), pad_token_id, dtype=np.int64)
+    token_count_B = np.array([len(mask.input_ids) for mask in masked])
+    first_length_B = np.array([sample.first_length for sample in samples])
+    for row, mask in enumerate(masked):
+        input_ids_BS[row, : len(mask.input_ids)] = mask.input_ids
+    position_1S = np.arange(length)[None]
+    attended_BS = position_1S < token_count_B[:, None]
+    second_BS = attended_BS & (position_1S >= first_length_B[:, None])
+    attention_mask_BS = torch.from_numpy(attended_BS.astype(np.int64))
+    masked_positions_N = torch.from_numpy(
+        np.concatenate([row * length + mask.positions for row, mask in enumerate(masked)]).astype(np.int64)
+    )
+    return Batch(
+        input_ids_BS=torch.from_numpy(input_ids_BS),
+        attention_mask_BS=attention_mask_BS,
+        token_type_ids_BS=torch.from_numpy(second_BS.astype(np.int64)),
+        masked_positions_N=masked_positions_N,
+        masked_labels_N=torch.from_numpy(np.concatenate([mask.labels for mask in masked]).astype(np.int64)),
+        next_sentence_labels_B=torch.tensor([sample.next_sentence_label for sample in samples]),
+        weight=weight,
+        places=PackedPlaces.of(attention_mask_BS, masked_positions_N),
+    )
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """What one rank computes in one optimizer step, and how much of it counts.
+
+    `tokens` are the real ones, padding left out; `work` says how much there is to compute.
+    """
+
+    batches: list[Batch]
+    predictions: int
+    sequences: int
+    tokens: int
+    work: Work
+
+
+class StepLoader:
+    """Hands out whole optimizer steps of one stage to one rank: a pure function of the position.
+
+    The epoch is `position // number of samples`; each epoch has its own order and, with dynamic masking, its own masks.
+    For the validation split the order is the stored one and the masks never change.
+
+    With `packed`, positions, `global_batch` and `micro_batch` count rows of the corpus's packing, each of which holds
+    several samples; the samples of a row stay together and each is a sequence of the batch.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        stage: Stage,
+        recipe: Recipe,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        whole_words: bool = False,
+        packed: bool = False,
+    ) -> None:
+        self.samples = corpus.samples(split, stage.length)
+        self.packing = corpus.packing(split, stage.length) if packed else None
+        self.continues_word = corpus.continues_word if whole_words else None
+        self.special, self.vocab_size = corpus.special_tokens, corpus.vocab_size
+        self.stage, self.recipe, self.training = stage, recipe, split == "train"
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.rank, self.world_size = rank, world_size
+        self.accumulation = -(-global_batch // (micro_batch * world_size))
+
+    def _places(self, positions: range) -> list[tuple[int, int]]:
+        """(epoch, index of the sample in the stored split) of every sample at some positions."""
+        count = len(self.samples if self.packing is None else self.packing)
+        places: list[tuple[int, int]] = []
+        for epoch in range(positions.start // count, (positions.stop - 1) // count + 1):
+            first, last = max(positions.start - epoch * count, 0), min(positions.stop - epoch * count, count)
+            indices = np.arange(first, last)
+            if self.training:
+                indices = sample_order(count, seed=self.recipe.seed, epoch=epoch, first=first, last=last)
+            rows = [indices] if self.packing is None else self.packing.rows(indices.tolist())
+            places += [(epoch, index) for row in rows for index in row.tolist()]
+        return places
+
+    def sample_indices(self, position: int, turn: int) -> list[int]:
+        """Which samples of the split this rank's micro-batch `turn` holds in the step that begins at `position`."""
+        return [index for _, index in self._places(self._positions(position, turn))]
+
+    def _positions(self, position: int, turn: int) -> range:
+        """Ranks take turns of one micro-batch each; empty where the global batch has run out."""
+        first = (turn * self.world_size + self.rank) * self.micro_batch
+        return range(position + first, position + min(first + self.micro_batch, self.global_batch))
+
+    def _batch(self, positions: range, weight: float = 1.0) -> Batch:
+        places = self._places(positions)
+        samples = self.samples.rows([index for _, index in places])
+        masked = [
+            mask_sample(
+                sample.input_ids,
+                self.special,
+                self.vocab_size,
+                seed=self.recipe.seed,
+                epoch=epoch if self.training and self.recipe.masking == "dynamic" else 0,
+                index=index,
+                probability=self.recipe.mask_probability,
+                max_predictions=self.stage.max_predictions,
+                continues_word=self.continues_word,
+            )
+            for sample, (epoch, index) in zip(samples, places, strict=True)
+        ]
+        return collate(samples, masked, self.special.pad, weight)
+
+    def load(self, position: int) -> StepBatches:
+        """This rank's micro-batches of the step that begins at `position`."""
+        batches = []
+        for turn in range(self.accumulation):
+            positions = self._positions(position, turn)
+            batches.append(self._batch(positions or range(position, position + 1), weight=float(bool(positions))))
+        real = [batch for batch in batches if batch.weight]
+        work = Work.total(batch.work() for batch in real)
+        return StepBatches(
+            batches=batches,
+            predictions=work.predictions,
+            sequences=sum(len(batch.input_ids_BS) for batch in real),
+            tokens=work.tokens,
+            work=work,
+        )
+
+
+def prefetched_steps(loader: StepLoader, position: int, workers: int = 0) -> Iterator[tuple[StepBatches, float]]:
+    """Steps from `position` on without end, each prepared while those before it train; with the seconds waited.
+
+    Args:
+        loader: What to load.
+        position: Position of the first step.
+        workers: Processes that prepare steps; with 0 a thread does, which competes with the training for Python.
+    """
+    positions = itertools.count(position, loader.global_batch)
+    if workers == 0:
+        yield from _timed(_threaded(loader, positions))
+        return
+    steps = DataLoader(_Steps(loader), batch_size=None, sampler=positions, num_workers=workers)
+    yield from _timed(iter(steps))
+
+
+class _Steps(Dataset[StepBatches]):
+    """What a `DataLoader` asks for items: an item is the step at a position."""
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, position: int) -> StepBatches:
+        return self.loader.load(position)
+
+
+def _threaded(loader: StepLoader, positions: Iterator[int]) -> Iterator[StepBatches]:
+    with ThreadPoolExecutor(1) as executor:
+        upcoming = executor.submit(loader.load, next(positions))
+        while True:
+            step, upcoming = upcoming, executor.submit(loader.load, next(positions))
+            yield step.result()
+
+
+def _timed(steps: Iterator[StepBatches]) -> Iterator[tuple[StepBatches, float]]:
+    while True:
+        began = time.perf_counter()
+        step = next(steps)
+        yield step, time.perf_counter() - began

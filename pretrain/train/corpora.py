@@ -1,0 +1,44 @@
+"""The corpus of a run: the prepared folder it names, else one prepared from the recipe, once, under `corpora/`."""
+
+import dataclasses
+import glob
+import time
+from pathlib import Path
+
+from earlybert.core import ranks
+from earlybert.core.files import content_hash
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.plan.recipe import Recipe
+
+CORPORA = Path("corpora")
+
+
+def corpus_directory(recipe: Recipe) -> Path:
+    """Where the recipe's corpus lies or will lie."""
+    if recipe.data:
+        return Path(recipe.data)
+    return CORPORA / f"{recipe.corpus.source}-{_identity(recipe.corpus)[:12]}"
+
+
+def open_corpus(recipe: Recipe) -> Corpus:
+    """Opens the corpus; rank 0 prepares it first where needed, which the other ranks wait for."""
+    directory = corpus_directory(recipe)
+    if recipe.data:
+        return Corpus.open(directory, verify_checksums=ranks.rank() == 0)
+    if ranks.rank() == 0:
+        # Imported here: reading and tokenising bring libraries that training does not need.
+        from earlybert.data_prep.prepare import prepare
+
+        return prepare(recipe.corpus, directory)
+    while not (directory / "manifest.json").is_file():
+        time.sleep(1)
+    return Corpus.open(directory)
+
+
+def _identity(config: CorpusConfig) -> str:
+    """Changes with the recipe's corpus section and, for local files, with the files."""
+    patterns = [pattern for source in config.sources for pattern in source.files]
+    files = sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
+    states = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
+    return content_hash([dataclasses.asdict(config), states])

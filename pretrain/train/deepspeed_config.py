@@ -1,0 +1,269 @@
+"""DeepSpeed configuration files: every key checked, "auto" resolved, the optimizer section taken out."""
+
+import copy
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earlybert.core.errors import UserError
+from earlybert.core.files import read_json
+from earlybert.pretrain.plan.recipe import OptimizerConfig
+from earlybert.pretrain.train.peers import PEERS
+
+OPTIMIZERS = ("Lamb", "AdamW", *PEERS)
+OPTIMIZER_NUMBERS = ("lr", "betas", "eps", "weight_decay")
+LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True)
+class DeepSpeedFile:
+    """A checked file: DeepSpeed's own sections, and the optimizer's type and numbers (those that are not "auto")."""
+
+    path: Path
+    content: dict[str, Any]
+    optimizer: str
+    optimizer_numbers: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> "DeepSpeedFile":
+        """Reads and checks a file; raises UserError."""
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
+        _check_sections(content, path)
+        section = content.pop("optimizer", {"type": "Lamb"})
+        numbers = {name: value for name, value in section.get("params", {}).items() if value != "auto"}
+        if "lr" in numbers:
+            raise UserError(
+                f'{path}: optimizer.params.lr is {numbers["lr"]}; it must be "auto": the recipe has the '
+                "learning rate of each phase"
+            )
+        return cls(path, content, section["type"], numbers)
+
+    @property
+    def zero_stage(self) -> int:
+        return self.content.get("zero_optimization", {}).get("stage", 0)
+
+    def number(self, key: str) -> Any:
+        """A top-level value, or None where it is absent or "auto"."""
+        value = self.content.get(key, "auto")
+        return None if value == "auto" else value
+
+    def batches(self, global_batch: int, micro_batch: int, world_size: int) -> tuple[int, int]:
+        """Micro-batch and accumulation steps that cover a global batch; the file's own numbers win where they agree.
+
+        The global batch need not be divisible by anything: the last micro-batches may be short.
+        """
+        micro_batch = self.number("train_micro_batch_size_per_gpu") or min(micro_batch, -(-global_batch // world_size))
+        accumulation = -(-global_batch // (micro_batch * world_size))
+        train, steps = self.number("train_batch_size"), self.number("gradient_accumulation_steps")
+        if train is not None and train != global_batch:
+            raise UserError(
+                f"{self.path}: train_batch_size is {train}, but the recipe's global_batch is {global_batch}; "
+                'they must be equal, or train_batch_size "auto"'
+            )
+        if steps is not None and steps != accumulation:
+            raise UserError(
+                f"{self.path}: gradient_accumulation_steps is {steps}, but a global batch of {global_batch} in "
+                f'micro-batches of {micro_batch} on {world_size} ranks takes {accumulation}; use "auto"'
+            )
+        return micro_batch, accumulation
+
+    def resolve(
+        self, optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int, world_size: int
+    ) -> dict:
+        """The dictionary for `deepspeed.initialize`, nothing "auto" left."""
+        content = copy.deepcopy(self.content)
+        content["train_micro_batch_size_per_gpu"] = micro_batch
+        content["gradient_accumulation_steps"] = accumulation
+        # DeepSpeed insists on this product; short micro-batches make up the difference to the recipe's global batch.
+        content["train_batch_size"] = micro_batch * accumulation * world_size
+        if content.get("gradient_clipping", "auto") == "auto":
+            content["gradient_clipping"] = optimizer.max_grad_norm
+        content["zero_allow_untested_optimizer"] = True
+        content.setdefault("steps_per_print", 2**31)
+        for name in ("fp16", "bf16"):
+            section = content.setdefault(name, {})
+            section["enabled"] = precision == name
+        if precision in ("bf16", "fp16") and self.zero_stage > 0:
+            # Hundreds of micro-batches, and the L1 gradient of 1e-4 beside a data gradient, do not survive a sum in
+            # half precision. DeepSpeed has no such sum without ZeRO.
+            content.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        if precision == "bf16" and self.zero_stage == 1:
+            # Once a step. Otherwise DeepSpeed rounds those sums to bf16 to add them up over the ranks.
+            content.setdefault("communication_data_type", "fp32")
+        return content
+
+    def precision(self) -> str | None:
+        """The precision that the file itself asks for, or None when it leaves that to the recipe."""
+        enabled = {name: self.content.get(name, {}).get("enabled", "auto") for name in ("fp16", "bf16")}
+        if set(enabled.values()) == {False}:
+            return "fp32"
+        return next((name for name, value in enabled.items() if value is True), None)
+
+    def identity(self, optimizer: OptimizerConfig) -> dict[str, Any]:
+        """What of the file decides the result of a step, and must not change within a run."""
+        numbers = {"betas": optimizer.betas, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
+        clipping = self.number("gradient_clipping")
+        clipping = optimizer.max_grad_norm if clipping is None else clipping
+        return {"type": self.optimizer, **numbers, **self.optimizer_numbers, "gradient_clipping": clipping}
+
+
+def _known_sections() -> dict[str, set[str] | None]:
+    """Top-level keys that have an effect here; for a section also the keys inside it."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    def fields(model: Any) -> set[str]:
+        return {name for key, field in model.model_fields.items() for name in (key, field.alias) if name}
+
+    plain = (
+        "gradient_clipping",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "dump_state",
+        "zero_force_ds_cpu_optimizer",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+    )
+    return {
+        **dict.fromkeys((*BATCH_KEYS, *plain)),
+        "optimizer": {"type", "params"},
+        "fp16": fields(DeepSpeedFP16Config),
+        "bf16": fields(DeepSpeedBF16Config),
+        "data_types": {"grad_accum_dtype"},
+        "zero_optimization": fields(DeepSpeedZeroConfig),
+        "comms_logger": fields(CommsLoggerConfig),
+        "flops_profiler": {
+            "enabled",
+            "recompute_fwd_factor",
+            "profile_step",
+            "module_depth",
+            "top_modules",
+            "detailed",
+            "output_file",
+        }
+        & set(vars(DeepSpeedFlopsProfilerConfig({})))
+        | {"enabled"},
+    }
+
+
+def _unknown(path: Path, key: str, known: set[str], prefix: str = "") -> UserError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f'did you mean "{prefix}{close[0]}"?' if close else f"known keys are {', '.join(sorted(known))}"
+    return UserError(f'{path}: unknown or unsupported key "{prefix}{key}"; {hint}')
+
+
+def _check_sections(content: dict[str, Any], path: Path) -> None:
+    known = _known_sections()
+    if "scheduler" in content:
+        raise UserError(f"{path}: has a scheduler section; remove it, the recipe has the learning-rate schedule")
+    for key, value in content.items():
+        if key not in known:
+            raise _unknown(path, key, set(known))
+        inside = known[key]
+        if inside is None:
+            continue
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {key} is {value!r}; it must be a JSON object")
+        for name in value:
+            if name not in inside:
+                raise _unknown(path, name, inside, f"{key}.")
+    optimizer = content.get("optimizer", {"type": "Lamb"})
+    _check_optimizer(optimizer, path)
+    _check_number(path, "gradient_clipping", content.get("gradient_clipping", "auto"))
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
+    if optimizer["type"] in PEERS and stage > 0:
+        raise UserError(
+            f"{path}: optimizer.type is {optimizer['type']!r}, which takes ZeRO's partitions for whole tensors; "
+            f'with zero_optimization.stage {stage} it must be "Lamb" or "AdamW"'
+        )
+    _check_values(content, path)
+    for name in ("offload_optimizer", "offload_param"):
+        if name in content.get("zero_optimization", {}):
+            raise UserError(f"{path}: zero_optimization.{name} is not supported: BERT fits a GPU; remove it")
+    for section in ("fp16", "bf16"):
+        if content.get(section, {}).get(f"{section}_master_weights_and_grads"):
+            raise UserError(f"{path}: {section}.{section}_master_weights_and_grads is not supported: masters are fp32")
+    _check_batches(content, path)
+
+
+def _check_optimizer(section: dict[str, Any], path: Path) -> None:
+    kind, parameters = section.get("type"), section.get("params", {})
+    if kind not in OPTIMIZERS:
+        raise UserError(f"{path}: optimizer.type is {kind!r}; it must be one of {', '.join(OPTIMIZERS)}")
+    if not isinstance(parameters, dict):
+        raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
+    lamb_only = (*LAMB_SWITCHES, "max_trust_ratio") if kind == "Lamb" else ()
+    for name, value in parameters.items():
+        if name not in (allowed := {*OPTIMIZER_NUMBERS, *lamb_only}):
+            raise _unknown(path, name, allowed, "optimizer.params.")
+        key = f"optimizer.params.{name}"
+        if name in LAMB_SWITCHES:
+            if not isinstance(value, bool) and value != "auto":
+                raise UserError(f'{path}: {key} is {value!r}; it must be true, false or "auto"')
+        elif name == "max_trust_ratio":
+            if value not in (None, "auto") and not (_is_number(value) and value > 0):
+                raise UserError(f'{path}: {key} is {value!r}; it must be a number above 0, null or "auto"')
+        else:
+            _check_number(path, key, value, pair=name == "betas")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _check_number(path: Path, name: str, value: Any, *, pair: bool = False) -> None:
+    """Refuses what is neither "auto" nor a number (with `pair`: two of them), none below 0."""
+    numbers = value if pair and isinstance(value, list) and len(value) == 2 else None if pair else [value]
+    if value == "auto" or (numbers is not None and all(map(_is_number, numbers))):
+        return
+    expected = "two numbers" if pair else "a number, at least 0,"
+    raise UserError(f'{path}: {name} is {value!r}; it must be {expected} or "auto"')
+
+
+def _check_values(content: dict[str, Any], path: Path) -> None:
+    """Lets DeepSpeed's own models judge the values in its sections."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    models = {"zero_optimization": DeepSpeedZeroConfig, "fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}
+    for section, model in models.items():
+        values = dict(content.get(section, {}))
+        if section != "zero_optimization" and values.pop("enabled", "auto") not in (True, False, "auto"):
+            enabled = content[section]["enabled"]
+            raise UserError(f'{path}: {section}.enabled is {enabled!r}; it must be true, false or "auto"')
+        try:
+            model(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, (section, *first["loc"])))
+            raise UserError(f"{path}: {name} is {first['input']!r}; {first['msg']}") from None
+    if all(content.get(name, {}).get("enabled") is True for name in ("fp16", "bf16")):
+        raise UserError(f'{path}: fp16.enabled and bf16.enabled are both true; at most one may be, or both "auto"')
+
+
+def _check_batches(content: dict[str, Any], path: Path) -> None:
+    numbers = {key: content[key] for key in BATCH_KEYS if content.get(key, "auto") != "auto"}
+    for key, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f'{path}: {key} is {value!r}; it must be a positive integer or "auto"')
+    if len(numbers) == len(BATCH_KEYS):
+        train, micro, accumulation = (numbers[key] for key in BATCH_KEYS)
+        if train % (micro * accumulation):
+            raise UserError(
+                f"{path}: train_batch_size {train} is not train_micro_batch_size_per_gpu {micro} times "
+                f"gradient_accumulation_steps {accumulation} times any number of ranks; "
+                'make them agree or leave two of them "auto"'
+            )

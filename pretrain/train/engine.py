@@ -1,0 +1,257 @@
+"""A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
+
+import contextlib
+import ctypes
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from torch import Tensor, nn
+
+from earlybert.core.errors import UserError
+from earlybert.core.ranks import world_size
+from earlybert.kernels.lamb import Lamb
+from earlybert.kernels.partition import (
+    Partition,
+    partition_layout,
+    refresh_model_weights,
+    set_step_count,
+    start_state,
+    step_count,
+)
+from earlybert.pretrain.cost.hardware import device_precision, peak_flops
+from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.surgery import Weights
+from earlybert.pretrain.plan.recipe import OptimizerConfig, Recipe
+from earlybert.pretrain.plan.stages import Stage
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.peers import PEERS, build_peer
+from earlybert.pretrain.train.timing import StepTimes
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of true fp32 products of this size; bf16 is at 2e-3.
+LARGEST_FP32_ERROR = 1e-5
+# Options of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# State of DeepSpeed's dynamic loss scaler; a static one has only the first.
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a stage starts from: fp32 weights, and (unless the optimizer starts afresh) moments and its step count.
+
+    `loss_scale` is the state of fp16's dynamic loss scale, empty in other precisions.
+    """
+
+    weights: Weights
+    moments: Mapping[str, Weights] = field(default_factory=dict)
+    optimizer_step: int = 0
+    loss_scale: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> str:
+    """fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU, unless the recipe or the DeepSpeed file names one."""
+    stated = file.precision()
+    if stated and recipe.precision not in ("auto", stated):
+        raise UserError(f"precision is {recipe.precision}, but {file.path} asks for {stated}; they must agree")
+    wanted = device_precision(stated or recipe.precision, device)
+    if wanted == "fp16" and file.zero_stage == 0:
+        # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
+        raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")
+    return wanted
+
+
+def set_matmul_precision(wanted: str, device: torch.device) -> None:
+    """ "auto" takes oneDNN's fp32 kernels, about twice as fast, on CPUs where they are found to compute true fp32."""
+    torch.set_float32_matmul_precision("medium" if wanted == "auto" else wanted)
+    if wanted == "auto" and (device.type != "cpu" or matmul_error() > LARGEST_FP32_ERROR):
+        torch.set_float32_matmul_precision("highest")
+
+
+def matmul_error() -> float:
+    """Largest error of an fp32 matrix product on the CPU, relative to the largest element; "medium" may mean bf16."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    return float((left @ right - exact).abs().max() / exact.abs().max())
+
+
+def keep_freed_memory() -> None:
+    """Has the C library give freed memory out again, not back to the system; no effect where it is not glibc.
+
+    Every tensor of more than 32 MB would otherwise be made of pages that the system first fills with zeros, which takes
+    longer than most operations on it.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    set_option(M_MMAP_THRESHOLD, 1 << 30)
+    set_option(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def set_deterministic() -> None:
+    """Only algorithms that give the same bits every time. To be called before anything is computed on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def has_decay(name: str) -> bool:
+    """Weight matrices and embeddings are decayed; biases, LayerNorms and coefficients are not."""
+    return name.endswith("weight") and "LayerNorm" not in name
+
+
+def build_optimizer(
+    model: nn.Module, kind: str, given: Mapping[str, Any], recipe: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """LAMB (or another one by its name) with one decayed group and one common group for everything else."""
+    named = list(model.named_parameters())
+    numbers: dict[str, Any] = {
+        "betas": recipe.betas,
+        "eps": recipe.eps,
+        "weight_decay": recipe.weight_decay,
+        **given,
+    }
+    groups = [
+        {"params": [p for name, p in named if has_decay(name)], "weight_decay": numbers.pop("weight_decay")},
+        {"params": [p for name, p in named if not has_decay(name)], "weight_decay": 0.0},
+    ]
+    numbers["betas"] = tuple(numbers["betas"])
+    if kind == "AdamW":
+        return torch.optim.AdamW(groups, lr=0.0, **numbers)
+    if kind in PEERS:
+        return build_peer(kind, groups, numbers)
+    fused = {p: 3 for name, p in named if name.endswith("qkv.weight")}
+    return Lamb(groups, lr=0.0, row_blocks=fused, **numbers)
+
+
+class StageEngine:
+    """DeepSpeed's engine for one stage, and the layout in which its optimizer holds every parameter."""
+
+    def __init__(
+        self,
+        config: EarlyBertConfig,
+        state: TrainingState,
+        stage: Stage,
+        recipe: Recipe,
+        file: DeepSpeedFile,
+        device: torch.device,
+    ) -> None:
+        self.precision = resolve_precision(recipe, file, device)
+        self.peak_flops = peak_flops(device, DTYPES[self.precision])
+        self.times = StepTimes(device)
+        self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
+        model = _materialised(config, state.weights)
+        optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
+        resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
+        with contextlib.redirect_stdout(None):  # its bf16 optimizer prints the memory in use, six times
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
+        if world_size() == 1 and isinstance(self.engine.optimizer, BF16_Optimizer):
+            # There is nobody to add gradients up with, yet they would be copied together and back.
+            self.engine.enable_backward_allreduce = False
+        self.optimizer = optimizer
+        if isinstance(optimizer, Lamb):
+            self.layout: list[Partition] = optimizer.bind(self.engine)
+        else:
+            self.layout = partition_layout(self.engine)
+            start_state(self.engine, self.layout)
+        self._unwrapped_norm: float | None = None
+        self.device, self.dtype = device, DTYPES[self.precision]
+        # Of the last step: what was not forward or backward. Under ZeRO that includes the optimizer's communication.
+        self._load(state)
+
+    def _load(self, state: TrainingState) -> None:
+        """Puts the fp32 values into the masters, which DeepSpeed made from weights it may have rounded."""
+        for partition in self.layout:
+            targets = [(partition.flat, state.weights)]
+            targets += [(self.optimizer.state[partition.flat][kind], state.moments[kind]) for kind in state.moments]
+            # With many ranks most pieces are empty here, and each source is read from disk when asked for.
+            for piece in (piece for piece in partition.pieces if piece.numel):
+                for flat, source in targets:
+                    partition.scatter(piece, source[piece.name], flat)
+        set_step_count(self.optimizer, state.optimizer_step)
+        if self.precision == "fp16":
+            scaler = self.engine.optimizer.loss_scaler
+            # How long to put up with overflows is the training loop's decision.
+            scaler.raise_error_at_min_scale = False
+            for name in (name for name in LOSS_SCALE if name in state.loss_scale):
+                setattr(scaler, name, state.loss_scale[name])
+        refresh_model_weights(self.engine)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Adds one micro-batch's gradient; the optimizer steps on the last one of the step, unless it is not finite."""
+        self.engine.backward(loss)
+        if self.engine.optimizer is self.optimizer and self.engine.is_gradient_accumulation_boundary():
+            # Without a wrapper (ZeRO-0 in fp32) DeepSpeed clips but reports no norm, and would step on anything.
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self._unwrapped_norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(self._unwrapped_norm):
+                return
+        with self.times.computing("optimizer"):
+            self.engine.step()
+
+    def gradient_norm(self) -> float:
+        """Global norm of the last step's gradient before clipping; infinite or NaN when it was not finite."""
+        norm = self.engine.get_global_grad_norm() if self._unwrapped_norm is None else self._unwrapped_norm
+        return float("nan") if norm is None else float(norm)
+
+    def updated(self) -> bool:
+        """Whether the last step changed the weights; it does not when the gradient was not finite."""
+        return math.isfinite(self.gradient_norm()) and self.engine.was_step_applied()
+
+    def trust_ratios(self) -> dict[str, float]:
+        """LAMB's trust ratios of the last step by parameter name; empty for other optimizers."""
+        return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
+
+    def gather(self, suffix: str) -> dict[str, Tensor]:
+        """fp32 masters of all parameters whose name ends so, whole, on every rank; all ranks must call it."""
+        found = {}
+        for partition in self.layout:
+            for piece in partition.pieces:
+                if piece.name.endswith(suffix):
+                    full = partition.gather(piece, [partition.flat])
+                    assert full is not None
+                    found[piece.name] = full[0].float().cpu()
+        return found
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """State of fp16's dynamic loss scale; empty in other precisions."""
+        if self.precision != "fp16":
+            return {}
+        scaler = self.engine.optimizer.loss_scaler
+        return {name: getattr(scaler, name) for name in LOSS_SCALE if hasattr(scaler, name)}
+
+    def loss_scale(self) -> float:
+        """What fp16's loss is multiplied with at present; 1 in other precisions."""
+        return float(self.loss_scale_state().get("cur_scale", 1.0))
+
+    def optimizer_step(self) -> int:
+        """Updates since the optimizer last started afresh."""
+        return step_count(self.optimizer)
+
+    def destroy(self) -> None:
+        self.engine.destroy()
+
+
+def _materialised(config: EarlyBertConfig, weights: Weights) -> EarlyBertForPreTraining:
+    """The model with its own copy of the weights, without initialising anything twice."""
+    with torch.device("meta"):
+        model = EarlyBertForPreTraining(config)
+    own = {
+        name: weights[name].detach().clone(memory_format=torch.contiguous_format)
+        for name, _ in model.named_parameters()
+    }
+    model.load_state_dict(own, assign=True)
+    return model

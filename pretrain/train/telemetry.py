@@ -1,0 +1,187 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and progress on the console. Only rank 0 says anything.
+
+A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time`, seconds since the epoch. Kinds:
+"start" (the run began or went on: on how many ranks, and what the interruption before it cost), "train", "time",
+"validation", "mask_distance".
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from earlybert.core.files import write_text
+from earlybert.core.progress import clock, say
+from earlybert.pretrain.ticket.text import ticket_markdown
+from earlybert.pretrain.ticket.ticket import Ticket
+
+SECONDS_BETWEEN_LINES = 10.0
+HISTOGRAM_BINS = 64
+
+
+class Telemetry:
+    """Writer of one run's curves; on ranks other than 0 every method does nothing.
+
+    A resumed run first drops what an interrupted one wrote after its checkpoint, so no step appears twice.
+    """
+
+    def __init__(self, run_dir: Path, *, enabled: bool, resume_after: int, ranks: int = 1, device: str = "cpu") -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        path = run_dir / "metrics.jsonl"
+        lines = _readable_lines(path)
+        kept = [line for line in lines if line["global_step"] <= resume_after or line["kind"] == "start"]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        # Unbuffered: what the disk has not taken stays in `_unwritten` until it does.
+        self._metrics = path.open("ab", buffering=0)
+        self._unwritten = b""
+        self._board_folder = run_dir / "tensorboard"
+        self._board: SummaryWriter | None = SummaryWriter(str(self._board_folder), purge_step=resume_after + 1)
+        self._warned = False
+        step = max(0, resume_after)
+        self._line("start", step, {"ranks": ranks, "device": device, **_costs_of_interruption(lines, step)})
+
+    def scalars(self, kind: str, global_step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and one TensorBoard series `kind/name` per number."""
+        self._line(kind, global_step, values)
+        self.board_scalars(kind, global_step, values)
+
+    def _line(self, kind: str, global_step: int, values: Mapping[str, Any]) -> None:
+        if not self.enabled:
+            return
+        line = {"kind": kind, "global_step": global_step, "time": round(time.time(), 3), **values}
+        self._unwritten += (json.dumps(line) + "\n").encode()
+        self._guarded(self._write_metrics)
+
+    def board_scalars(self, kind: str, global_step: int, values: Mapping[str, Any]) -> None:
+        """One TensorBoard series `kind/name` per number."""
+        for name, value in values.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._to_board("add_scalar", f"{kind}/{name}", value, global_step)
+
+    def histogram(self, name: str, values: Tensor, global_step: int) -> None:
+        # TensorBoard's own bins are a tenth wide at 1, where the coefficients are.
+        self._to_board("add_histogram", name, values, global_step, HISTOGRAM_BINS)
+
+    def text(self, name: str, text: str, global_step: int) -> None:
+        """Markdown."""
+        self._to_board("add_text", name, text, global_step)
+
+    def ticket(self, ticket: Ticket, global_step: int) -> None:
+        """The ticket as a picture and as text."""
+        if self.enabled:
+            from earlybert.pretrain.ticket import figures  # matplotlib, which the other ranks need not load
+
+            self._to_board("add_figure", "ticket", figures.ticket_figure(ticket), global_step)
+            self.text("ticket", ticket_markdown(ticket), global_step)
+
+    def mask_distances(self, steps: list[int], matrices: dict[str, list[list[float]]], global_step: int) -> None:
+        """The matrix of mask distances so far as a picture (EarlyBERT Figure 1)."""
+        if self.enabled:
+            from earlybert.pretrain.ticket import figures
+
+            self._to_board("add_figure", "mask_distance", figures.mask_distance_figure(steps, matrices), global_step)
+
+    def close(self) -> None:
+        """Raises OSError when lines of metrics.jsonl are left that the disk does not take."""
+        if self.enabled:
+            self._write_metrics()
+            self._metrics.close()
+            if self._board is not None:
+                self._guarded(self._board.close)
+
+    def _write_metrics(self) -> None:
+        while self._unwritten:
+            written = self._metrics.write(self._unwritten)
+            self._unwritten = self._unwritten[written:]
+
+    def _to_board(self, method: str, *arguments: Any) -> None:
+        def add() -> None:
+            if self._board is None:
+                self._board = SummaryWriter(str(self._board_folder))
+            getattr(self._board, method)(*arguments)
+
+        if not self.enabled or (self._board is None and self._unwritten):
+            return
+        if not self._guarded(add):
+            # The library's writer does not recover. Once the disk takes lines again, another event file is begun.
+            self._board = None
+
+    def _guarded(self, write: Callable[[], None]) -> bool:
+        """Curves are not worth a run: on a full disk it says so once and goes on. Returns whether it was written."""
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                say(f"curves cannot be written ({error}); training goes on, and metrics.jsonl is completed later")
+            self._warned = True
+            return False
+        return True
+
+
+def _costs_of_interruption(lines: list[dict[str, Any]], resumed_step: int) -> dict[str, Any]:
+    """When the run was last alive, and the steps that are done again; nothing for a run that begins."""
+    if not lines:
+        return {}
+    reached = max(line["global_step"] for line in lines)
+    return {"last_alive": lines[-1]["time"], "lost_steps": max(0, reached - resumed_step)}
+
+
+def _readable_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines that are whole; a killed run may leave half of one, a machine that lost its power anything."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+class StageProgress:
+    """Progress of one stage with the time left: a bar on a terminal, else a plain line every few seconds."""
+
+    def __init__(self, name: str, total: int, done: int, *, enabled: bool) -> None:
+        self.name, self.total, self.enabled = name, total, enabled
+        self._first = self._done = done
+        self._began = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        if enabled and sys.stderr.isatty():
+            # Narrow enough for 80 columns: rich would cut the time left off.
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=14),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    def update(self, done: int, note: str) -> None:
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif self.enabled and (time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self.total):
+            self._last_line = time.monotonic()
+            left = (self.total - done) * (self._last_line - self._began) / max(1, done - self._first)
+            print(f"{self.name} {done}/{self.total}  {note}  {clock(left)} left", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "StageProgress":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Gives the terminal back as it was."""
+        if self._bar is not None:
+            self._bar.stop()
