@@ -1,0 +1,136 @@
+"""Every example of docs/extending.md works: one new file and one line of registration, in a copy of the package.
+
+A section is a `## ` heading. Its blocks are fenced: "```python file=PATH" is a new file, "```python line=PATH
+after="TEXT"" a line to insert after the one line of PATH that holds TEXT; other blocks are for the reader. A test calls
+`extend` with a section's heading and runs what that section promises with `run_extended`.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, start
+
+PAGE = ROOT / "docs" / "extending.md"
+FOLDERS = ("core", "data_prep", "kernels", "pretrain", "finetune", "ds_configs")
+BLOCK = re.compile(r'^```python (?:file|line)=(\S+)(?: after="([^\n]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A new file (`after` is None) or what to insert after a line of an existing one; `path` is inside the package."""
+
+    path: str
+    after: str | None
+    text: str
+
+    @property
+    def is_import(self) -> bool:
+        return self.text.startswith(("import ", "from "))
+
+
+def blocks_of(heading: str, page: str) -> list[Block]:
+    """What a section adds: exactly one new file, one line that registers it, and perhaps the line that imports it."""
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    assert heading in sections, f"{PAGE.name} has no section {heading!r}, but {', '.join(sections)}"
+    found = [Block(path, after or None, text) for path, after, text in BLOCK.findall(sections[heading])]
+    lines = [block for block in found if block.after]
+    assert len(found) - len(lines) == 1, f"{heading}: {len(found) - len(lines)} new files; it must be one"
+    for block in lines:
+        assert block.text.count("\n") == 1, f"{heading}: more than one line for {block.path}:\n{block.text}"
+    imports = sum(block.is_import for block in lines)
+    assert len(lines) - imports == 1, f"{heading}: {len(lines) - imports} lines of registration; it must be one"
+    assert imports <= 1, f"{heading}: {imports} lines of imports; the new file's is enough"
+    return found
+
+
+def apply(block: Block, package: Path) -> None:
+    path = package / block.path
+    if block.after is None:
+        assert path.parent.is_dir() and not path.exists(), f"{block.path} must be a new file in a folder that is there"
+        path.write_text(block.text)
+        return
+    assert path.is_file(), f"{block.path}: there is no such file"
+    lines = path.read_text().splitlines(keepends=True)
+    places = [index for index, line in enumerate(lines) if block.after in line]
+    assert len(places) == 1, f"{block.path}: {len(places)} lines hold {block.after!r}; it must be one"
+    lines.insert(places[0] + 1, block.text)
+    path.write_text("".join(lines))
+
+
+def extend(heading: str, folder: Path) -> Path:
+    """A copy of the package in `folder`, with what a section of the page adds."""
+    package = folder / "earlybert"
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for block in blocks_of(heading, PAGE.read_text()):
+        apply(block, package)
+    return folder
+
+
+def run_extended(folder: Path, *arguments: str) -> str:
+    """Runs this interpreter on the copy, from its folder: `-c CODE`, or a script and its arguments.
+
+    Returns its output; the test fails where it does.
+    """
+    process = start([sys.executable, *arguments], folder, PYTHONPATH=str(folder))
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 0, output
+    return output
+
+
+def command(folder: Path, *arguments: str) -> str:
+    """Runs `earlybert ARGUMENTS` on the copy."""
+    return run_extended(folder, "-c", "from earlybert.core.cli import main; main()", *arguments)
+
+
+PAGE_WITH_A_SECTION = """# Page
+## A thing
+```python file=core/thing.py
+THING = 3
+```
+```python line=core/text.py after="{anchor}"
+from earlybert.core.thing import THING
+```
+```python line=core/text.py after="def duration"
+{line}
+```
+## Another
+"""
+
+
+def test_blocks_are_applied_and_the_copy_is_what_runs(tmp_path: Path) -> None:
+    page = PAGE_WITH_A_SECTION.format(anchor="from collections.abc", line="    seconds *= THING")
+    for name in FOLDERS:
+        (tmp_path / "earlybert" / name).mkdir(parents=True)
+    shutil.copytree(ROOT / "core", tmp_path / "earlybert" / "core", dirs_exist_ok=True)
+    for block in blocks_of("A thing", page):
+        apply(block, tmp_path / "earlybert")
+    found = run_extended(tmp_path, "-c", "from earlybert.core import text; print(text.__file__, text.duration(5))")
+    # The docstring comes after the inserted line, which Python allows.
+    assert found.split() == [str(tmp_path / "earlybert" / "core" / "text.py"), "15.0", "s"]
+
+
+@pytest.mark.parametrize(
+    ("anchor", "line", "message"),
+    [
+        ("from nowhere", "    seconds *= THING", "0 lines hold 'from nowhere'"),
+        ("return", "    seconds *= THING", "3 lines hold 'return'"),
+        ("from collections.abc", "    seconds *= THING\n    seconds += 1", "more than one line"),
+        ("from collections.abc", "from os import path", "0 lines of registration"),
+    ],
+)
+def test_a_section_that_does_not_fit_is_named(tmp_path: Path, anchor: str, line: str, message: str) -> None:
+    shutil.copytree(ROOT / "core", tmp_path / "core")
+    with pytest.raises(AssertionError, match=message):
+        for block in blocks_of("A thing", PAGE_WITH_A_SECTION.format(anchor=anchor, line=line)):
+            apply(block, tmp_path)
