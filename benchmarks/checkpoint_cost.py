@@ -47,10 +47,10 @@ def measure(arguments: list[str], out: Path) -> None:
     import torch
 
     from earlybert.core import distributed, ranks
+    from earlybert.kernels.partition import Partition
     from earlybert.pretrain import run
     from earlybert.pretrain.checkpoint.writer import CheckpointWriter
     from earlybert.pretrain.train import loop
-    from earlybert.pretrain.train.engine import StageEngine
 
     seen: dict[str, list[float]] = {"border": [], "save": [], "settle": [], "busy": [], "idle": [], "growth": []}
     allowed = 0
@@ -75,14 +75,14 @@ def measure(arguments: list[str], out: Path) -> None:
         save_checkpoint(setting)
         seen["save"].append(time.perf_counter() - began)
 
-    def begin(writer: CheckpointWriter, engine: StageEngine, *values: Any) -> None:
+    def begin(writer: CheckpointWriter, layout: list[Partition], *values: Any) -> None:
         nonlocal allowed
         reset_peak()
         before = resident("VmRSS")
-        begin_writing(writer, engine, *values)
+        begin_writing(writer, layout, *values)
         written = writer._writing.result()  # type: ignore[union-attr]
         seen["growth"].append(resident("VmHWM") - before)
-        largest = max(piece.shape.numel() for partition in engine.layout for piece in partition.pieces)
+        largest = max(piece.shape.numel() for partition in layout for piece in partition.pieces)
         allowed = written.entry["size"] + largest * torch.float32.itemsize
 
     at_step_border, train_step, save_checkpoint = loop.at_step_border, loop.train_step, loop.save_checkpoint

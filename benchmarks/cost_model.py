@@ -29,11 +29,13 @@ from earlybert.pretrain.cost.cluster import (
     stage_cost,
 )
 from earlybert.pretrain.cost.hardware import GPUS
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining, PackedPlaces
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.packed import PackedPlaces
 from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.objective import score
 
-LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 FUSED, UNFUSED = Kernels(fused=True, scores=False), Kernels(fused=False, scores=True)
 V100, A100 = "V100-32GB", "A100-80GB"
 
@@ -131,14 +133,14 @@ def print_published() -> list[dict[str, Any]]:
 SMALL = {"vocab_size": 2048, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 WIDTHS = {
     "dense": {},
-    "narrow": {"kept_heads": [list(range(5))] * 6, "kept_neurons": [list(range(1408))] * 6},
+    "narrow": {"kept_heads": (tuple(range(5)),) * 6, "kept_neurons": (tuple(range(1408)),) * 6},
 }
 
 
 def memory_shape(width: str, length: int) -> Shape:
     """Six layers of 512, 8 heads and 2,048 neurons, or 5 and 1,408."""
     sizes = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
-    return Shape(EarlyBertConfig(**SMALL, **sizes, **WIDTHS[width]), length, length * 20 // 128, 64)
+    return Shape(NetworkConfig(**SMALL, **sizes, **WIDTHS[width]), length, length * 20 // 128, 64)
 
 
 def full_batch(shape: Shape, sequences: int) -> Batch:
@@ -156,7 +158,7 @@ def train_once(width: str, length: int, micro_batch: int) -> None:
     """Prints the growth of this process' peak memory, in bytes, by two forward and backward passes."""
     torch.set_num_threads(1)
     shape = memory_shape(width, length)
-    model = EarlyBertForPreTraining(shape.config).train()
+    model = PreTrainingNetwork(shape.config).train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

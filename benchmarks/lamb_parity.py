@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.partition import partition_layout, start_state
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import PreTrainingNetwork
 
 LEGEND = """\
 fp32    The reference trains by itself: float64 weights, whole batches.
@@ -67,7 +68,7 @@ class Task(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = EarlyBertConfig(
+        config = NetworkConfig(
             vocab_size=101,
             hidden_size=33,
             num_hidden_layers=2,
@@ -77,7 +78,7 @@ class Task(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.bert = EarlyBertForPreTraining(config)
+        self.bert = PreTrainingNetwork(config)
         self.unused = nn.Parameter(torch.ones(5))
         generator = torch.Generator().manual_seed(1)
         for name, parameter in self.named_parameters():

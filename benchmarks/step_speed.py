@@ -74,13 +74,14 @@ from earlybert.kernels.cross_entropy import linear_cross_entropy_reference  # no
 from earlybert.kernels.packing import Packing  # noqa: E402
 from earlybert.pretrain.cost.hardware import measured_peak  # noqa: E402
 from earlybert.pretrain.network import model  # noqa: E402
+from earlybert.pretrain.network.config import NetworkConfig, dense_config  # noqa: E402
 from earlybert.pretrain.network.initial import initial_weights  # noqa: E402
-from earlybert.pretrain.network.model import EarlyBertConfig, PackedPlaces  # noqa: E402
-from earlybert.pretrain.network.surgery import full_shape, narrow_config  # noqa: E402
-from earlybert.pretrain.network.work import Work, dense_config, training_flops  # noqa: E402
+from earlybert.pretrain.network.packed import PackedPlaces  # noqa: E402
+from earlybert.pretrain.network.state import TrainingState  # noqa: E402
+from earlybert.pretrain.network.work import Work, training_flops  # noqa: E402
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
 from earlybert.pretrain.plan.stages import build_stages, model_config  # noqa: E402
-from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket  # noqa: E402
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket  # noqa: E402
 from earlybert.pretrain.train import engine  # noqa: E402
 from earlybert.pretrain.train.batches import Batch, StepLoader  # noqa: E402
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile  # noqa: E402
@@ -99,7 +100,7 @@ class Row:
     precision: str
     step: Callable[[Batch], None]
     setting: Callable[[], contextlib.AbstractContextManager[Any]]
-    config: EarlyBertConfig
+    config: NetworkConfig
     seconds: list[float]
 
     @property
@@ -185,10 +186,10 @@ def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = Fals
     return step
 
 
-def ours(recipe: Recipe, config: EarlyBertConfig, precision: str) -> Callable[[Batch], None]:
+def ours(recipe: Recipe, config: NetworkConfig, precision: str) -> Callable[[Batch], None]:
     """A step as a run makes it."""
     stage = build_stages(recipe)[0]
-    state = engine.TrainingState(initial_weights(config, recipe.seed))
+    state = TrainingState(initial_weights(config, recipe.seed))
     file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))
     built = engine.StageEngine(config, state, stage, dataclasses.replace(recipe, precision=precision), file, DEVICE)
     built.set_learning_rate(1e-4)
@@ -269,7 +270,7 @@ def make_rows(recipe: Recipe) -> list[Row]:
         make = functools.cache(lambda: theirs(recipe, **options))
         return lambda batch: make()(batch)
 
-    def ours_when_needed(config: EarlyBertConfig, precision: str) -> Callable[[Batch], None]:
+    def ours_when_needed(config: NetworkConfig, precision: str) -> Callable[[Batch], None]:
         make = functools.cache(lambda: ours(recipe, config, precision))
         return lambda batch: make()(batch)
 

@@ -25,7 +25,7 @@ from earlybert.finetune.squad import SquadData
 from earlybert.finetune.tasks import SQUAD
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import Stage, make_trainer, predictions, train, updates
-from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.hugging_face import EarlyBertConfig
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.telemetry import clock
 
@@ -75,10 +75,10 @@ class Cell:
         full = task_config(pretrained, data.head, recipe.dropout)
         ticket, searched = self._ticket(pretrained, full, data, rows, recipe)
         full_weights = starting_weights(data.model_class, full, pretrained.weights, self.seed)
-        config, weights = methods.cut(self.method, full, full_weights, ticket)
-        model = data.model_class(config)
+        network, weights = methods.cut(self.method, full.network, full_weights, ticket)
+        model = data.model_class(full.with_network(network))
         model.load_state_dict(weights)
-        epochs, learning_rate = methods.schedule(self.method, recipe, full)
+        epochs, learning_rate = methods.schedule(self.method, recipe, full.network)
         stage = Stage("training", self.folder, epochs, learning_rate, self.seed)
         trainer = make_trainer(model, rows, DataCollatorWithPadding(pretrained.tokenizer), recipe, stage)
         trained = train(trainer)
@@ -104,7 +104,7 @@ class Cell:
                 "training": dataclasses.asdict(trained),
                 "ticket_sha256": ticket.sha256 if ticket else None,
             }
-            write_json(self.result, content | methods.size(config, full, recipe.max_length))
+            write_json(self.result, content | methods.size(network, full.network, recipe.max_length))
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             say(f"  {listed}  ({clock(time.monotonic() - began)})")
@@ -117,7 +117,7 @@ class Cell:
         path, cost_path = self.folder / "ticket.json", self.folder / "search" / "cost.json"
         if path.is_file():
             return Ticket.load(path), Cost(**read_json(cost_path)) if cost_path.is_file() else None
-        ticket, cost = methods.given_ticket(self.method, recipe, config, self.seed), None
+        ticket, cost = methods.given_ticket(self.method, recipe, config.network, self.seed), None
         if ticket is None and self.method == "earlybert":
             ticket, cost = methods.search(pretrained, config, data.model_class, rows, recipe, self.folder, self.seed)
         if rank() == 0 and ticket:

@@ -10,7 +10,7 @@
 | layerdrop | every third layer left out | as dense |
 """
 
-import copy
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,22 @@ from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.pretrained import Pretrained, starting_weights
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import Collate, Recorder, Stage, draw_step, make_trainer, train
-from earlybert.pretrain.network.model import EarlyBertConfig
-from earlybert.pretrain.network.surgery import full_shape, layer_of, narrow_config, narrow_weights
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.hugging_face import EarlyBertConfig
+from earlybert.pretrain.network.parameters import layer_of
+from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
-from earlybert.pretrain.plan.recipe import SearchConfig
-from earlybert.pretrain.ticket.search import MaskHistory, load_snapshot, snapshot_path
-from earlybert.pretrain.ticket.ticket import Ticket, TicketSource, all_ticket, draw, random_ticket
+from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, load_snapshot, snapshot_path
+from earlybert.pretrain.ticket.ticket import (
+    Ticket,
+    TicketSource,
+    all_ticket,
+    draw,
+    full_shape,
+    narrow_config,
+    random_ticket,
+)
 
 TICKET_METHODS = ("earlybert", "random", "all")
 
@@ -46,12 +56,10 @@ def layers_to_drop(layers: int) -> list[int]:
 
 
 def drop_layers(
-    config: EarlyBertConfig, weights: Mapping[str, Tensor], dropped: list[int]
-) -> tuple[EarlyBertConfig, dict[str, Tensor]]:
+    config: NetworkConfig, weights: Mapping[str, Tensor], dropped: list[int]
+) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """The network without these layers; the others keep their order."""
     kept = [layer for layer in range(config.num_hidden_layers) if layer not in dropped]
-    shorter = copy.deepcopy(config)
-    shorter.num_hidden_layers = len(kept)
     result = {}
     for name, tensor in weights.items():
         layer = layer_of(name)
@@ -59,10 +67,10 @@ def drop_layers(
             result[name] = tensor
         elif layer in kept:
             result[name.replace(f"layers.{layer}.", f"layers.{kept.index(layer)}.", 1)] = tensor
-    return shorter, result
+    return at_depth(config, len(kept)), result
 
 
-def step_cost(config: EarlyBertConfig, length: int) -> float:
+def step_cost(config: NetworkConfig, length: int) -> float:
     """Arithmetic of training on one sequence, without embeddings and task head."""
     return flops_per_sequence(
         config.heads, config.neurons, config.hidden_size, config.head_size, vocab_size=0, length=length, predictions=0
@@ -70,8 +78,8 @@ def step_cost(config: EarlyBertConfig, length: int) -> float:
 
 
 def cut(
-    method: Method, config: EarlyBertConfig, weights: Mapping[str, Tensor], ticket: Ticket | None
-) -> tuple[EarlyBertConfig, dict[str, Tensor]]:
+    method: Method, config: NetworkConfig, weights: Mapping[str, Tensor], ticket: Ticket | None
+) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """The network that the method trains, out of the full one."""
     if ticket:
         return narrow_config(config, ticket), narrow_weights(config, weights, ticket)
@@ -80,7 +88,7 @@ def cut(
     return config, dict(weights)
 
 
-def size(config: EarlyBertConfig, full: EarlyBertConfig, length: int) -> dict[str, Any]:
+def size(config: NetworkConfig, full: NetworkConfig, length: int) -> dict[str, Any]:
     """How large a network is, and its arithmetic relative to the full one's."""
     return {
         "layers": config.num_hidden_layers,
@@ -90,7 +98,7 @@ def size(config: EarlyBertConfig, full: EarlyBertConfig, length: int) -> dict[st
     }
 
 
-def shortened_epochs(config: EarlyBertConfig, recipe: Recipe) -> float:
+def shortened_epochs(config: NetworkConfig, recipe: Recipe) -> float:
     """Epochs of dense training that cost as much arithmetic as the search and the narrow network's training.
 
     The cost depends on how many units are cut, not on which, so any ticket of the rule gives it.
@@ -100,7 +108,7 @@ def shortened_epochs(config: EarlyBertConfig, recipe: Recipe) -> float:
     return recipe.search_epochs + recipe.ticket_epochs * ratio
 
 
-def schedule(method: Method, recipe: Recipe, config: EarlyBertConfig) -> tuple[float, float]:
+def schedule(method: Method, recipe: Recipe, config: NetworkConfig) -> tuple[float, float]:
     """Epochs and peak learning rate; `config` is the full network's."""
     if method in TICKET_METHODS:
         return recipe.ticket_epochs, recipe.ticket_learning_rate
@@ -109,7 +117,7 @@ def schedule(method: Method, recipe: Recipe, config: EarlyBertConfig) -> tuple[f
     return recipe.epochs, recipe.learning_rate
 
 
-def given_ticket(method: Method, recipe: Recipe, config: EarlyBertConfig, seed: int) -> Ticket | None:
+def given_ticket(method: Method, recipe: Recipe, config: NetworkConfig, seed: int) -> Ticket | None:
     """The ticket of a method that needs no search for it; raises UserError for one of another model."""
     shape = full_shape(config)
     if method == "random":
@@ -145,14 +153,14 @@ def search(
 
     The learning rate follows the curve of the whole dense run. The step is the number of updates made.
     """
-    config = copy.deepcopy(config)
-    config.searching = True
+    network = dataclasses.replace(config.network, searching=True)
     searched: TaskModel | type[EarlyBertForMaskedTokens] = model_class
     collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
     if recipe.search_objective == "mlm":
-        searched, config.next_sentence = EarlyBertForMaskedTokens, False
+        searched, network = EarlyBertForMaskedTokens, dataclasses.replace(network, next_sentence=False)
         collate = DataCollatorForLanguageModeling(pretrained.tokenizer)
         rows = [Features(input_ids=row["input_ids"], token_type_ids=row["token_type_ids"]) for row in rows]
+    config = config.with_network(network)
     model = searched(config)
     model.load_state_dict(starting_weights(searched, config, pretrained.weights, seed))
     step = draw_step(len(rows), recipe)
@@ -167,7 +175,7 @@ def search(
         source = TicketSource(
             kind="search", stage="finetune", step=step, seed=seed, coefficients_sha256=file_hash(path)
         )
-        ticket = draw(full_shape(config), found.heads_LU, found.neurons_LU, recipe.draw, source)
+        ticket = draw(full_shape(network), found.heads_LU, found.neurons_LU, recipe.draw, source)
         content = ticket.content() | {"sha256": ticket.sha256}
     # Every rank cuts by the same ticket; its hash is verified on the way in.
     (content,) = broadcast_object_list([content])

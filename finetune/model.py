@@ -15,7 +15,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from transformers.utils import ModelOutput
 
 from earlybert.kernels.dropout import dropout
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertEncoder, EarlyBertForPreTraining
+from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertModel
+from earlybert.pretrain.network.model import Encoder
 
 NOT_MASKED = -100
 
@@ -47,11 +48,11 @@ class AnswerOutput(TaskOutput):
     end_logits: Tensor | None = None
 
 
-class EarlyBertForSequenceClassification(EarlyBertEncoder):
+class EarlyBertForSequenceClassification(EarlyBertModel):
     """Pooler, dropout and a linear layer on the first token's state; with one label it is a regression."""
 
     def __init__(self, config: EarlyBertConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, Encoder(config.network))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
         self.post_init()
@@ -64,7 +65,7 @@ class EarlyBertForSequenceClassification(EarlyBertEncoder):
         labels: Tensor | None = None,
     ) -> ClassifierOutput:
         """Token ids are [B, S]; `labels`, [B], are classes, or numbers for a regression (mean squared error)."""
-        first_BH = self.encode(input_ids, attention_mask, token_type_ids)[:, 0]
+        first_BH = self.network.encode(input_ids, attention_mask, token_type_ids)[:, 0]
         pooled_BH = torch.tanh(self.pooler(first_BH))
         pooled_BH = dropout(pooled_BH, self.config.hidden_dropout_prob if self.training else 0.0)
         logits_BC = self.classifier(pooled_BH)
@@ -73,14 +74,14 @@ class EarlyBertForSequenceClassification(EarlyBertEncoder):
             loss = F.mse_loss(logits_BC.float().squeeze(1), labels.float())
         elif labels is not None:
             loss = F.cross_entropy(logits_BC.float(), labels)
-        return ClassifierOutput(loss=loss, logits=logits_BC, **self.penalties())
+        return ClassifierOutput(loss=loss, logits=logits_BC, **self.network.penalties())
 
 
-class EarlyBertForQuestionAnswering(EarlyBertEncoder):
+class EarlyBertForQuestionAnswering(EarlyBertModel):
     """A linear layer that scores every token as the first and as the last of the answer."""
 
     def __init__(self, config: EarlyBertConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, Encoder(config.network))
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
@@ -93,9 +94,9 @@ class EarlyBertForQuestionAnswering(EarlyBertEncoder):
         end_positions: Tensor | None = None,
     ) -> AnswerOutput:
         """Token ids are [B, S], positions [B]; the loss is the mean of the two cross-entropies."""
-        logits_BS2 = self.qa_outputs(self.encode(input_ids, attention_mask, token_type_ids))
+        logits_BS2 = self.qa_outputs(self.network.encode(input_ids, attention_mask, token_type_ids))
         start_BS, end_BS = logits_BS2.unbind(-1)
-        output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.penalties())
+        output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.network.penalties())
         if start_positions is not None and end_positions is not None:
             start_loss = F.cross_entropy(start_BS.float(), start_positions)
             output.loss = (start_loss + F.cross_entropy(end_BS.float(), end_positions)) / 2

@@ -1,6 +1,6 @@
 """The network to fine-tune: a run of ours, an export, or any Hugging Face BERT, all in the form of `pretrain`."""
 
-import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from earlybert.core.errors import UserError
 from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
 from earlybert.pretrain.checkpoint.export import newest
 from earlybert.pretrain.network.bert_format import from_bert
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.network.initial import initial_tensor
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.network.surgery import Weights
+from earlybert.pretrain.network.state import Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # What a BERT may have otherwise than the networks here.
@@ -37,7 +38,7 @@ class Pretrained:
     """A network's configuration, its fp32 weights (heads of pre-training included where it has them), its tokenizer."""
 
     name: str
-    config: EarlyBertConfig
+    config: NetworkConfig
     weights: Weights
     tokenizer: PreTrainedTokenizerFast
 
@@ -112,7 +113,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[EarlyBertConfig, Weights]:
+def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[NetworkConfig, Weights]:
     """Any BERT, ours or Hugging Face's; heads that its checkpoint lacks are left out and will start afresh."""
     ours = isinstance(config, EarlyBertConfig)
     model_class = EarlyBertForPreTraining if ours else BertForPreTraining
@@ -130,18 +131,16 @@ def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[EarlyBert
     missing = sorted(loading["missing_keys"])
     if lost := [key for key in missing if not key.startswith(tuple(stored.values()))]:
         raise UserError(f"{name}: is not a complete BERT; it lacks {lost[0]} and {len(lost) - 1} more")
-    config, weights = (model.config, model.state_dict()) if ours else from_bert(model.config, model.state_dict())
+    state = model.state_dict()
+    network, weights = (model.config.network, state) if ours else from_bert(model.config, state)
     fresh = tuple(head for head, prefix in stored.items() if any(key.startswith(prefix) for key in missing))
-    return config, {key: value for key, value in weights.items() if not key.startswith(fresh)}
+    return network, {key: value for key, value in weights.items() if not key.startswith(fresh)}
 
 
 def task_config(pretrained: Pretrained, head: dict[str, object], dropout: float) -> EarlyBertConfig:
-    """The network's configuration for a task."""
-    config = copy.deepcopy(pretrained.config)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    for field, value in head.items():
-        setattr(config, field, value)
-    return config
+    """The network's configuration for a task, whose labels are `head`."""
+    network = dataclasses.replace(pretrained.config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return EarlyBertConfig.of(network, **head)
 
 
 def starting_weights(
@@ -154,6 +153,6 @@ def starting_weights(
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in model_class(config).named_parameters()}
     return {
-        name: pretrained[name].clone() if name in pretrained else initial_tensor(config, seed, name, shape)
+        name: pretrained[name].clone() if name in pretrained else initial_tensor(config.network, seed, name, shape)
         for name, shape in shapes.items()
     }

@@ -15,26 +15,27 @@ from transformers import (
 from earlybert.finetune.model import EarlyBertForQuestionAnswering
 from earlybert.pretrain.checkpoint.export import Form
 from earlybert.pretrain.network.bert_format import fill_bert
-from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.config import KeptIndices, dense_config
+from earlybert.pretrain.network.hugging_face import EarlyBertConfig
 from earlybert.pretrain.network.surgery import widen_weights
-from earlybert.pretrain.network.work import dense_config
 
 
 class Kept(NamedTuple):
     """The units of each layer that a narrow network holds."""
 
-    heads: list[list[int]]
-    neurons: list[list[int]]
+    heads: KeptIndices
+    neurons: KeptIndices
 
 
 def plain_bert(model: PreTrainedModel) -> PreTrainedModel:
     """The same function as `BertForSequenceClassification` or `BertForQuestionAnswering`."""
     config: EarlyBertConfig = model.config  # type: ignore[assignment]
-    weights = model.state_dict()
-    if config.kept_heads is not None and config.kept_neurons is not None:
-        weights = widen_weights(dense_config(config), weights, Kept(config.kept_heads, config.kept_neurons))
+    network, weights = config.network, model.state_dict()
+    if network.kept_heads is not None and network.kept_neurons is not None:
+        weights = widen_weights(dense_config(network), weights, Kept(network.kept_heads, network.kept_neurons))
     answers = isinstance(model, EarlyBertForQuestionAnswering)
-    return fill_bert(BertForQuestionAnswering if answers else BertForSequenceClassification, config, weights)
+    bert_class = BertForQuestionAnswering if answers else BertForSequenceClassification
+    return fill_bert(bert_class, network, weights, id2label=config.id2label, label2id=config.label2id)
 
 
 def save_trained(

@@ -23,7 +23,7 @@ from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import Recipe
 from earlybert.finetune.text import Features
 from earlybert.pretrain.cost.hardware import device_precision
-from earlybert.pretrain.network.surgery import unit_axis
+from earlybert.pretrain.network.parameters import unit_axis
 from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
 from earlybert.pretrain.train.telemetry import StageProgress
 

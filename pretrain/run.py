@@ -26,17 +26,14 @@ from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
 from earlybert.pretrain.checkpoint.export import export_checkpoint
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.cost.hardware import device_name
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.initial import initial_weights
-from earlybert.pretrain.network.model import EarlyBertConfig
-from earlybert.pretrain.network.surgery import (
-    at_depth,
-    bake_coefficients,
-    depth_of,
-    identity_layers,
-    narrow_weights,
-    stack_weights,
-)
+from earlybert.pretrain.network.parameters import depth_of
+from earlybert.pretrain.network.state import TrainingState
+from earlybert.pretrain.network.surgery import bake_coefficients, identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.corpora import open_corpus
 from earlybert.pretrain.plan.recipe import (
     DEFAULT_DEEPSPEED,
     DEFAULT_RECIPE,
@@ -60,11 +57,9 @@ from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary, summarise
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
-from earlybert.pretrain.train.corpora import open_corpus
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import (
     StageEngine,
-    TrainingState,
     keep_freed_memory,
     set_deterministic,
     set_matmul_precision,
@@ -86,7 +81,7 @@ class Run:
     recipe: Recipe
     deepspeed_file: DeepSpeedFile
     corpus: Corpus
-    full: EarlyBertConfig
+    full: NetworkConfig
     stages: list[Stage]
     device: "torch.device"
     stop: StopRequest
@@ -219,7 +214,8 @@ def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
         return Ticket.load(Path(setting.recipe.ticket))
     assert searched is not None
     shape = ticket_shape(setting.full, setting.stages)
-    return draw_from_snapshot(setting.run_dir / "search", searched.state["step"], shape, setting.recipe)
+    recipe, step = setting.recipe, searched.state["step"]
+    return draw_from_snapshot(setting.run_dir / "search", step, shape, recipe.draw, recipe.seed)
 
 
 def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint | None) -> tuple[TrainingState, Place]:
@@ -260,7 +256,7 @@ def narrow(setting: Run, stage: Stage, latest: Checkpoint | None) -> TrainingSta
 def stack(setting: Run, stage: Stage, latest: Checkpoint) -> TrainingState:
     """The deeper network: its layers are copies of the trained ones; the optimizer starts afresh or goes on."""
     config, ticket = at_depth(setting.full, stage.layers), stage_ticket(stage, setting.ticket)
-    config.searching = stage.searching
+    config = dataclasses.replace(config, searching=stage.searching)
     fresh = initial_weights(config, setting.recipe.seed)
     if ticket is not None:
         fresh = narrow_weights(config, fresh, ticket)

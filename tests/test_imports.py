@@ -25,11 +25,6 @@ ALLOWED["pretrain"] = {"core"}
 # Imports against the order, and in a circle, that are still to be removed.
 KNOWN_EXCEPTIONS = {
     ("data_prep.corpus_commands", "data_prep.prepare"),
-    ("pretrain.checkpoint.checkpoint", "pretrain.train.engine"),
-    ("pretrain.checkpoint.export", "pretrain.train.corpora"),
-    ("pretrain.checkpoint.writer", "pretrain.train.engine"),
-    ("pretrain.network.surgery", "pretrain.ticket.ticket"),
-    ("pretrain.ticket.search", "pretrain.plan.recipe"),
 }
 
 

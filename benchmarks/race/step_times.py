@@ -3,6 +3,7 @@
 A shared machine is faster at one hour than at another; steps taken in turn share its good and bad moments alike.
 """
 
+import dataclasses
 import statistics
 import time
 from pathlib import Path
@@ -13,14 +14,16 @@ from rich.progress import track
 from earlybert.core import distributed
 from earlybert.core.devices import synchronize
 from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.initial import initial_weights
-from earlybert.pretrain.network.surgery import at_depth, narrow_weights
+from earlybert.pretrain.network.state import TrainingState
+from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe, load_recipe
 from earlybert.pretrain.plan.stages import build_stages, model_config, stage_model, stage_ticket
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.batches import StepBatches, StepLoader
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine, TrainingState, keep_freed_memory, set_matmul_precision
+from earlybert.pretrain.train.engine import StageEngine, keep_freed_memory, set_matmul_precision
 from earlybert.pretrain.train.objective import penalty, score, step_share
 
 BATCHES = 4
@@ -47,8 +50,9 @@ class TimedShape:
         return f"heads {config.heads} neurons {config.neurons}{' searching' if config.searching else ''}"
 
     def build(self, device: torch.device) -> None:
-        self.device, self.full.searching = device, self.config.searching
-        weights = initial_weights(self.full, self.recipe.seed)
+        self.device = device
+        full = dataclasses.replace(self.full, searching=self.config.searching)
+        weights = initial_weights(full, self.recipe.seed)
         if self.ticket is not None:
             weights = narrow_weights(self.full, weights, self.ticket)
         file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))

@@ -12,14 +12,16 @@ same folder. Nothing in it is ever unpickled.
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from torch import Size, Tensor
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json
-from earlybert.pretrain.train.engine import MOMENTS
+from earlybert.pretrain.network.state import MOMENTS, Weights
+
+if TYPE_CHECKING:
+    from torch import Size, Tensor
 
 FAMILY, VERSION = "earlybert-checkpoint", 1
 FORMAT = f"{FAMILY}/{VERSION}"
@@ -49,13 +51,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-class Tensors(Mapping[str, Tensor]):
+class Tensors(Mapping[str, "Tensor"]):
     """One kind of tensor of a checkpoint by parameter name, each read from disk when asked for."""
 
     def __init__(self, checkpoint: "Checkpoint", kind: str) -> None:
         self._checkpoint, self._kind = checkpoint, kind
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         key = f"{self._kind}/{name}"
         with self._checkpoint.open_shard(self._checkpoint.files[key]) as file:
             return file.get_tensor(key)
@@ -100,7 +102,7 @@ class Checkpoint:
         return Tensors(self, "master")
 
     @property
-    def moments(self) -> dict[str, Mapping[str, Tensor]]:
+    def moments(self) -> dict[str, Weights]:
         return {kind: Tensors(self, kind) for kind in MOMENTS}
 
     def open_shard(self, name: str) -> Any:
@@ -110,7 +112,7 @@ class Checkpoint:
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"{self.path / name}: cannot be read as safetensors ({error})") from None
 
-    def require_parameters(self, expected: Mapping[str, Size]) -> None:
+    def require_parameters(self, expected: "Mapping[str, Size]") -> None:
         """Raises UserError unless the tensors are exactly those of a model with these parameters."""
         wanted = {f"{kind}/{name}": shape for name, shape in expected.items() for kind in KINDS}
         if missing := sorted(wanted.keys() ^ self.files.keys()):

@@ -5,8 +5,8 @@ from pathlib import Path
 from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import parameter_shapes
-from earlybert.pretrain.network.model import EarlyBertConfig
 from earlybert.pretrain.plan.stages import Stage, stage_model
 from earlybert.pretrain.ticket.ticket import Ticket
 
@@ -33,7 +33,7 @@ def run_ticket(run_dir: Path, checkpoint: Checkpoint) -> Ticket:
 
 
 def require_run_checkpoint(
-    checkpoint: Checkpoint, run_dir: Path, stages: list[Stage], corpus: Corpus, full: EarlyBertConfig
+    checkpoint: Checkpoint, run_dir: Path, stages: list[Stage], corpus: Corpus, full: NetworkConfig
 ) -> Ticket | None:
     """Raises UserError unless the checkpoint is one of this run; returns the ticket it was trained from, if any."""
     stage = stage_of(checkpoint, stages, corpus)

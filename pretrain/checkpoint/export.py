@@ -1,5 +1,6 @@
 """Export of a run's network, narrow as it is or zero-padded into a plain BERT."""
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,16 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
 from earlybert.pretrain.network.bert_format import to_bert
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.network.surgery import Weights, at_depth, bake_coefficients, widen_weights
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.hugging_face import hugging_face_model
+from earlybert.pretrain.network.model import PreTrainingNetwork, network_with
+from earlybert.pretrain.network.state import Weights
+from earlybert.pretrain.network.surgery import bake_coefficients, widen_weights
+from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, run_config_path
 from earlybert.pretrain.plan.stages import Stage, build_stages, model_config, stage_model, stage_ticket
 from earlybert.pretrain.ticket.ticket import Ticket
-from earlybert.pretrain.train.corpora import corpus_directory
 
 Form = Literal["earlybert", "bert"]
 
@@ -35,16 +40,14 @@ class Trained:
     recipe: Recipe
     corpus: Corpus
     stage: Stage
-    config: EarlyBertConfig
-    full: EarlyBertConfig
+    config: NetworkConfig
+    full: NetworkConfig
     ticket: Ticket | None
     weights: Weights
 
-    def network(self) -> EarlyBertForPreTraining:
+    def network(self) -> PreTrainingNetwork:
         """The network as narrow as it is."""
-        model = EarlyBertForPreTraining(self.config)
-        model.load_state_dict(self.weights)
-        return model
+        return network_with(self.config, self.weights)
 
 
 def newest(run_dir: Path) -> Trained | None:
@@ -58,8 +61,7 @@ def newest(run_dir: Path) -> Trained | None:
     ticket = require_run_checkpoint(checkpoint, run_dir, stages, corpus, full)
     stage = stages[checkpoint.state["stage_index"]]
     weights, _ = bake_coefficients(checkpoint.weights, {})
-    config = stage_model(full, stage, ticket)
-    config.searching = False
+    config = dataclasses.replace(stage_model(full, stage, ticket), searching=False)
     return Trained(recipe, corpus, stage, config, at_depth(full, stage.layers), stage_ticket(stage, ticket), weights)
 
 
@@ -76,7 +78,7 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     if form == "bert":
         model: PreTrainedModel = to_bert(full, widen_weights(full, weights, ticket) if ticket else weights)
     else:
-        model = trained.network()
+        model = hugging_face_model(trained.network())
     temporary = out.with_name(f".{out.name}.tmp")
     disable_progress_bar()  # a bar for one file of one shard
     shutil.rmtree(temporary, ignore_errors=True)

@@ -18,11 +18,13 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from earlybert.core import distributed, ranks
 from earlybert.core.files import content_hash, file_entry, write_json
+from earlybert.kernels.partition import Partition
 from earlybert.pretrain.checkpoint.checkpoint import FORMAT, KINDS, list_checkpoints
-from earlybert.pretrain.train.engine import MOMENTS, StageEngine
+from earlybert.pretrain.network.state import MOMENTS
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,14 @@ class CheckpointWriter:
         """Whether this rank's share of it is still being written."""
         return self._writing is not None and not self._writing.done()
 
-    def begin(self, engine: StageEngine, state: Mapping[str, Any]) -> None:
-        """Copies the engine's state and starts to write `folder/step-NNNNNNNN`. None may be in flight."""
+    def begin(self, layout: list[Partition], optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Copies masters and moments and starts to write `folder/step-NNNNNNNN`. None may be in flight.
+
+        `layout` says where the optimizer holds every parameter; `state` is what state.json has to say.
+        """
         assert not self.in_flight, "settle the checkpoint before"
         self._state = dict(state)
-        share = _share(engine)
+        share = _share(layout, optimizer)
         self._writing = self._thread.submit(_write, self._temporary(), share)
 
     def settle(self) -> str | None:
@@ -127,19 +132,19 @@ def _set_aside(path: Path) -> Path:
     return path.rename(path.with_name(f".{path.name}.old"))
 
 
-def _share(engine: StageEngine) -> dict[str, Tensor]:
+def _share(layout: list[Partition], optimizer: Optimizer) -> dict[str, Tensor]:
     """This rank's share: whole tensors on the CPU, each gathered to the rank that had the least before it."""
     load = [0] * ranks.world_size()
     owners: dict[str, int] = {}
-    for partition in engine.layout:
+    for partition in layout:
         for piece in partition.pieces:
             owners[piece.name] = load.index(min(load))
             load[owners[piece.name]] += piece.shape.numel()
     # One block for all of them: thousands of tensors between buffers that come and go would tear the heap to pieces.
     block = torch.empty(len(KINDS) * load[ranks.rank()])
     share: dict[str, Tensor] = {}
-    for partition in engine.layout:
-        moments = engine.optimizer.state[partition.flat]
+    for partition in layout:
+        moments = optimizer.state[partition.flat]
         sources = dict(zip(KINDS, (partition.flat, *(moments[kind] for kind in MOMENTS)), strict=True))
         for piece in partition.pieces:
             for kind, tensor in sources.items():

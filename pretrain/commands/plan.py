@@ -11,7 +11,7 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.cost.cluster import parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.hardware import GPUS
-from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages, describe_plan, model_config, ticket_shape
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         print_cluster_plan(recipe, full, ticket, cluster)
 
 
-def network(recipe: Recipe) -> tuple[EarlyBertConfig, Ticket | None]:
+def network(recipe: Recipe) -> tuple[NetworkConfig, Ticket | None]:
     """The full network for the prepared corpus's vocabulary, or for the one that the recipe would train; the ticket."""
     vocab_size, next_sentence = recipe.corpus.vocab_size, recipe.corpus.next_sentence
     if recipe.data:

@@ -86,8 +86,7 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
     recipe = load_recipe(run_config_path(arguments.run_dir), [])
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
     rule = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
-    recipe = dataclasses.replace(recipe, draw=rule)
-    ticket = draw_from_snapshot(arguments.run_dir / "search", arguments.step, _shape(recipe), recipe)
+    ticket = draw_from_snapshot(arguments.run_dir / "search", arguments.step, _shape(recipe), rule, recipe.seed)
     _write(ticket, arguments.out)
 
 

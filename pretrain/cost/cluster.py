@@ -14,7 +14,7 @@ from functools import cached_property
 from earlybert.core.errors import UserError
 from earlybert.kernels.cross_entropy import CHUNK_BYTES
 from earlybert.pretrain.cost.hardware import GPUS, Gpu
-from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.stages import Stage
 
@@ -97,13 +97,13 @@ OURS = Kernels(fused=False, scores=False)
 class Shape:
     """What the costs depend on of a stage's network and batch."""
 
-    config: EarlyBertConfig
+    config: NetworkConfig
     length: int
     predictions: int
     global_batch: int
 
     @classmethod
-    def of(cls, config: EarlyBertConfig, stage: Stage) -> "Shape":
+    def of(cls, config: NetworkConfig, stage: Stage) -> "Shape":
         return cls(config, stage.length, stage.max_predictions, stage.global_batch)
 
     @cached_property

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from earlybert.core.text import duration
 from earlybert.pretrain.cost.cluster import Cluster, Shape, StageCost, checkpoint_bytes, disk_bytes, stage_cost
-from earlybert.pretrain.network.model import EarlyBertConfig
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages, dense_stages, stage_model, ticket_shape
 from earlybert.pretrain.ticket.ticket import Ticket, random_ticket
@@ -28,7 +28,7 @@ class PlannedStage:
         return self.stage.steps * self.cost.step_seconds
 
 
-def plan_stages(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cluster: Cluster) -> list[PlannedStage]:
+def plan_stages(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None, cluster: Cluster) -> list[PlannedStage]:
     """The recipe's own stages on the cluster. A ticket that is not drawn yet has the counts of any other."""
     stages = build_stages(recipe)
     counts = ticket or random_ticket(ticket_shape(full, stages), recipe.draw, seed=0)
@@ -39,13 +39,13 @@ def plan_stages(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cl
     return found
 
 
-def plan_dense(recipe: Recipe, full: EarlyBertConfig, cluster: Cluster) -> list[PlannedStage]:
+def plan_dense(recipe: Recipe, full: NetworkConfig, cluster: Cluster) -> list[PlannedStage]:
     """The phases of the plan as dense training would run them."""
     shapes = [(stage, Shape.of(full, stage)) for stage in dense_stages(recipe)]
     return [PlannedStage(stage, shape, stage_cost(shape, cluster)) for stage, shape in shapes]
 
 
-def print_cluster_plan(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cluster: Cluster) -> None:
+def print_cluster_plan(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None, cluster: Cluster) -> None:
     """Memory and time per stage, time in all beside dense training, checkpoints, disk, and the scaling table."""
     planned, dense = plan_stages(recipe, full, ticket, cluster), plan_dense(recipe, full, cluster)
     print(
@@ -101,7 +101,7 @@ def _print_storage(recipe: Recipe, planned: list[PlannedStage]) -> None:
     )
 
 
-def print_scaling(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None, cluster: Cluster) -> None:
+def print_scaling(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None, cluster: Cluster) -> None:
     """From one such GPU to 1,024, or one per sequence. Efficiency: speed-up over one GPU, divided by their number."""
     print(f"\nscaling with {cluster.gpus_per_node} GPUs a node (a model, not measured)")
     table = _table("GPUs", "nodes", "this plan", "dense", "saved", "efficiency", "samples a GPU and step, phase 1")

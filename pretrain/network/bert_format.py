@@ -4,14 +4,14 @@ Shape suffixes: H hidden size, V vocabulary rows.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertPreTrainedModel
 
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import parameter_shapes
-from earlybert.pretrain.network.model import EarlyBertConfig
 
 Bert = TypeVar("Bert", bound=BertPreTrainedModel)
 
@@ -65,20 +65,17 @@ def bert_name(name: str) -> str:
     return f"bert.encoder.layer.{layer}." + _renamed(rest, INSIDE)
 
 
-def to_bert(config: EarlyBertConfig, weights: Mapping[str, Tensor]) -> BertForPreTraining | BertForMaskedLM:
+def to_bert(config: NetworkConfig, weights: Mapping[str, Tensor]) -> BertForPreTraining | BertForMaskedLM:
     """A Hugging Face model with the weights of a full-width network; vocabulary padding rows are left out."""
     if config.next_sentence:
         return fill_bert(BertForPreTraining, config, weights)
     return fill_bert(BertForMaskedLM, config, weights)
 
 
-def fill_bert(model_class: type[Bert], config: EarlyBertConfig, weights: Mapping[str, Tensor]) -> Bert:
-    """The same for a given class, whose heads must be those of the weights."""
+def fill_bert(model_class: type[Bert], config: NetworkConfig, weights: Mapping[str, Tensor], **labels: Any) -> Bert:
+    """The same for a given class, whose heads must be those of the weights; `labels` are its configuration's."""
     bert_config = BertConfig(
-        **{field: getattr(config, field) for field in SHARED_FIELDS},
-        tie_word_embeddings=True,
-        id2label=config.id2label,
-        label2id=config.label2id,
+        **{field: getattr(config, field) for field in SHARED_FIELDS}, tie_word_embeddings=True, **labels
     )
     state = {}
     for name, tensor in weights.items():
@@ -102,9 +99,9 @@ def fill_bert(model_class: type[Bert], config: EarlyBertConfig, weights: Mapping
     return model
 
 
-def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[EarlyBertConfig, dict[str, Tensor]]:
+def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Our configuration and fp32 weights of a Hugging Face BERT's `state_dict()` (with its pre-training heads)."""
-    config = EarlyBertConfig(
+    config = NetworkConfig(
         **{field: getattr(bert_config, field) for field in SHARED_FIELDS},
         next_sentence="cls.seq_relationship.weight" in state,
     )

@@ -4,21 +4,16 @@ import torch
 from torch import Tensor
 
 from earlybert.core.randomness import derived_seed
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import meta_network
 
 
-def meta_model(config: EarlyBertConfig) -> EarlyBertForPreTraining:
-    """The model without storage: names and shapes only."""
-    with torch.device("meta"):
-        return EarlyBertForPreTraining(config)
-
-
-def parameter_shapes(config: EarlyBertConfig) -> dict[str, torch.Size]:
+def parameter_shapes(config: NetworkConfig) -> dict[str, torch.Size]:
     """Shape of every parameter by name."""
-    return {name: parameter.shape for name, parameter in meta_model(config).named_parameters()}
+    return {name: parameter.shape for name, parameter in meta_network(config).named_parameters()}
 
 
-def initial_tensor(config: EarlyBertConfig, seed: int, name: str, shape: torch.Size) -> Tensor:
+def initial_tensor(config: NetworkConfig, seed: int, name: str, shape: torch.Size) -> Tensor:
     """fp32 initial value of one parameter: N(0, initializer_range) for weights, 1 for LayerNorms and coefficients."""
     if name.endswith(("LayerNorm.weight", "coefficients")):
         return torch.ones(shape)
@@ -31,6 +26,6 @@ def initial_tensor(config: EarlyBertConfig, seed: int, name: str, shape: torch.S
     return tensor
 
 
-def initial_weights(config: EarlyBertConfig, seed: int) -> dict[str, Tensor]:
+def initial_weights(config: NetworkConfig, seed: int) -> dict[str, Tensor]:
     """fp32 initial values of all parameters of a full (not narrowed) network."""
     return {name: initial_tensor(config, seed, name, shape) for name, shape in parameter_shapes(config).items()}

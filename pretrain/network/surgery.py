@@ -1,11 +1,10 @@
-"""Pure functions from (config, weights[, ticket]) to (config, weights).
+"""Pure functions on weights: cut, widen, bake coefficients in, stack.
 
 Weights are plain mappings from parameter name to tensor; moments have the same names and shapes and are cut alike.
 
 Shape suffixes: H hidden size, A heads, D head size, F neurons, 3 = query, key, value.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,58 +12,25 @@ import torch
 from torch import Tensor
 
 from earlybert.kernels.fold import fold_coefficients
-from earlybert.pretrain.network.model import EarlyBertConfig
-from earlybert.pretrain.ticket.ticket import Copy, FullShape, Ticket, source_layers
-
-Weights = Mapping[str, Tensor]
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.depth import Copy, source_layers
+from earlybert.pretrain.network.parameters import depth_of, layer_of, unit_axis
+from earlybert.pretrain.network.state import Weights
 
 # Below this a coefficient says nothing about its unit's moments any more: they start from zero instead.
 SMALLEST_COEFFICIENT = 1e-3
 
 
-def full_shape(config: EarlyBertConfig) -> FullShape:
-    """The shape that a ticket for this model must have been drawn from."""
-    return FullShape(
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        head_size=config.head_size,
-        intermediate_size=config.intermediate_size,
-    )
+class KeptUnits(Protocol):
+    """What stays in each layer, as a ticket or a narrow network's configuration says."""
+
+    @property
+    def heads(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def neurons(self) -> Sequence[Sequence[int]]: ...
 
 
-def layer_of(name: str) -> int:
-    """Index of the encoder layer that a parameter belongs to; -1 outside the encoder."""
-    return int(name.split(".")[1]) if name.startswith("layers.") else -1
-
-
-def depth_of(weights: Weights) -> int:
-    """Number of encoder layers that the parameters are of."""
-    return 1 + max(map(layer_of, weights))
-
-
-def unit_axis(name: str) -> tuple[str, int] | None:
-    """Which units ("heads" or "neurons") a parameter holds, and along which axis; None when it holds none."""
-    axes = {
-        "attention.qkv.weight": ("heads", 0),
-        "attention.qkv.bias": ("heads", 0),
-        "attention.output.weight": ("heads", 1),
-        "attention.output.coefficients": ("heads", 0),
-        "feed_forward.intermediate.weight": ("neurons", 0),
-        "feed_forward.intermediate.bias": ("neurons", 0),
-        "feed_forward.output.weight": ("neurons", 1),
-        "feed_forward.output.coefficients": ("neurons", 0),
-    }
-    return axes.get(name.split(".", 2)[2]) if name.startswith("layers.") else None
-
-
-def at_depth(config: EarlyBertConfig, layers: int) -> EarlyBertConfig:
-    """The same full network with another number of layers."""
-    other = copy.deepcopy(config)
-    other.num_hidden_layers = layers
-    return other
-
-
-def _unit_rows(name: str, kind: str, kept: Sequence[int], config: EarlyBertConfig) -> Tensor:
+def _unit_rows(name: str, kind: str, kept: Sequence[int], config: NetworkConfig) -> Tensor:
     """Indices, along the unit axis of the full parameter, of everything that belongs to the kept units."""
     index = torch.tensor(kept)
     if kind == "neurons" or name.endswith("coefficients"):
@@ -83,42 +49,22 @@ def _for_each_unit_tensor(weights: Weights, change: Callable[[str, Tensor, int, 
     return result
 
 
-def narrow_config(config: EarlyBertConfig, ticket: Ticket) -> EarlyBertConfig:
-    """The narrow network's configuration: kept units per layer, no coefficients."""
-    ticket.require_model(full_shape(config), "the ticket")
-    narrow = copy.deepcopy(config)
-    narrow.kept_heads = [list(kept) for kept in ticket.heads]
-    narrow.kept_neurons = [list(kept) for kept in ticket.neurons]
-    narrow.ticket_sha256 = ticket.sha256
-    narrow.searching = False
-    return narrow
-
-
-def narrow_weights(config: EarlyBertConfig, weights: Weights, ticket: Ticket) -> dict[str, Tensor]:
-    """Slices a full network's tensors (weights or moments) down to the ticket; coefficients are left out.
+def narrow_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
+    """Slices a full network's tensors (weights or moments) down to the kept units; coefficients are left out.
 
     Removed units are dropped without compensation (`prune_heads` semantics: rows of query, key and value with their
     biases, columns of the output projection; the output biases stay whole).
     """
 
     def cut(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
-        kept = getattr(ticket, kind)[layer_of(name)]
+        kept = getattr(kept_units, kind)[layer_of(name)]
         return tensor.index_select(axis, _unit_rows(name, kind, kept, config))
 
     without_coefficients = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
     return _for_each_unit_tensor(without_coefficients, cut)
 
 
-class KeptUnits(Protocol):
-    """What stays in each layer, as a ticket or a narrow network's configuration says."""
-
-    @property
-    def heads(self) -> Sequence[Sequence[int]]: ...
-    @property
-    def neurons(self) -> Sequence[Sequence[int]]: ...
-
-
-def widen_weights(config: EarlyBertConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
+def widen_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
     """The inverse of narrowing: every unit back in its place in the full network, zeros where one was cut.
 
     `config` is the full network's. A unit whose output columns are zero adds nothing, so the function stays the same.

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from earlybert.kernels.packing import Packing
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import parameter_shapes
-from earlybert.pretrain.network.model import EarlyBertConfig
 
 PRETRAINING_HEADS = ("masked_token.", "next_sentence.")
 
 
-def count_parameters(config: EarlyBertConfig, *, with_heads: bool = True) -> int:
+def count_parameters(config: NetworkConfig, *, with_heads: bool = True) -> int:
     """Trainable parameters without the padding rows of the vocabulary.
 
     `with_heads=False` counts embeddings, encoder and pooler only, as papers do.
@@ -77,7 +77,7 @@ class Work:
         return Work(*map(sum, zip(*rows, strict=True)))
 
 
-def training_flops(config: EarlyBertConfig, work: Work) -> float:
+def training_flops(config: NetworkConfig, work: Work) -> float:
     """Operations to train on a batch, from its real shapes: as `flops_per_sequence`, but nothing is spent on padding.
 
     In the last layer all tokens have keys and values; queries and everything after them only the needed positions.
@@ -93,11 +93,6 @@ def training_flops(config: EarlyBertConfig, work: Work) -> float:
         total += 4 * width * scores
     head = 2 * hidden**2 + 2 * hidden * config.vocab_size
     return 3.0 * (total + work.predictions * head)
-
-
-def dense_config(config: EarlyBertConfig) -> EarlyBertConfig:
-    """The same network with all its heads and neurons."""
-    return EarlyBertConfig.from_dict(config.to_dict() | {"kept_heads": None, "kept_neurons": None})
 
 
 def time_saved(search: float, train: float, base: float, ratio: float) -> float:

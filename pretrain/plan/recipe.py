@@ -13,7 +13,9 @@ import yaml
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
 from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
-from earlybert.pretrain.ticket.ticket import Copy, TicketRule
+from earlybert.pretrain.network.depth import Copy
+from earlybert.pretrain.ticket.search import SearchConfig
+from earlybert.pretrain.ticket.ticket import TicketRule
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DEEPSPEED = Path(__file__).parent.parent.parent / "ds_configs" / "lamb.json"
@@ -80,28 +82,6 @@ class OptimizerConfig:
     eps: float = 1e-6
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """The search for a ticket, on the full network at phase 1's length, batch and learning-rate curve.
-
-    Args:
-        steps: optimizer steps at most. Coefficients fall by about the learning rate a step, so the search's rates must
-            add up to well below 1: around zero the order of the coefficients is noise (docs/experiments.md).
-        lambda_heads: weight of the L1 term on head coefficients.
-        lambda_neurons: weight of the L1 term on neuron coefficients.
-        snapshot_every: steps between recordings of the coefficients.
-        stop_window: stop once the newest mask agrees with this many before it; 0 never stops early.
-        stop_threshold: largest mask distance that counts as agreeing, for heads and for neurons.
-    """
-
-    steps: int = 400
-    lambda_heads: float = 1e-4
-    lambda_neurons: float = 1e-4
-    snapshot_every: int = 20
-    stop_window: int = 0
-    stop_threshold: float = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

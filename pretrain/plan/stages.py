@@ -10,11 +10,11 @@ import numpy as np
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
-from earlybert.pretrain.network.model import EarlyBertConfig
-from earlybert.pretrain.network.surgery import at_depth, full_shape, narrow_config
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.depth import Copy, at_depth
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.recipe import PHASES, Recipe
-from earlybert.pretrain.ticket.ticket import Copy, FullShape, Ticket, random_ticket, stack_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, Ticket, full_shape, narrow_config, random_ticket, stack_ticket
 
 Begin = Literal["initial", "narrow", "stack", "lengthen"]
 
@@ -75,10 +75,10 @@ class Stage:
         return self.learning_rate * decay
 
 
-def model_config(recipe: Recipe, vocab_size: int, next_sentence: bool, pad_token_id: int = 0) -> EarlyBertConfig:
+def model_config(recipe: Recipe, vocab_size: int, next_sentence: bool, pad_token_id: int = 0) -> NetworkConfig:
     """Configuration of the full network."""
     model = recipe.model
-    return EarlyBertConfig(
+    return NetworkConfig(
         vocab_size=vocab_size,
         hidden_size=model.hidden_size,
         num_hidden_layers=model.num_layers,
@@ -172,7 +172,7 @@ def dense_stages(recipe: Recipe) -> list[Stage]:
     return build_stages(dataclasses.replace(recipe, plan=list(phases)))
 
 
-def ticket_shape(full: EarlyBertConfig, stages: list[Stage]) -> FullShape:
+def ticket_shape(full: NetworkConfig, stages: list[Stage]) -> FullShape:
     """The shape of the network that the plan's ticket is drawn from and cuts."""
     layers = (stage.layers for stage in stages if stage.searching or stage.narrow)
     return full_shape(at_depth(full, next(layers, full.num_hidden_layers)))
@@ -187,18 +187,15 @@ def stage_ticket(stage: Stage, ticket: Ticket | None) -> Ticket | None:
     return stack_ticket(ticket, stage.layers, stage.copy)
 
 
-def stage_model(full: EarlyBertConfig, stage: Stage, ticket: Ticket | None) -> EarlyBertConfig:
+def stage_model(full: NetworkConfig, stage: Stage, ticket: Ticket | None) -> NetworkConfig:
     """Configuration of the network that a stage trains."""
     config, own = at_depth(full, stage.layers), stage_ticket(stage, ticket)
     if own is None or ticket is None:
-        config.searching = stage.searching
-        return config
-    narrow = narrow_config(config, own)
-    narrow.ticket_sha256 = ticket.sha256
-    return narrow
+        return dataclasses.replace(config, searching=stage.searching)
+    return dataclasses.replace(narrow_config(config, own), ticket_sha256=ticket.sha256)
 
 
-def stage_flops(config: EarlyBertConfig, stage: Stage) -> float:
+def stage_flops(config: NetworkConfig, stage: Stage) -> float:
     """Operations of one optimizer step."""
     per_sequence = flops_per_sequence(
         config.heads,
@@ -212,7 +209,7 @@ def stage_flops(config: EarlyBertConfig, stage: Stage) -> float:
     return stage.global_batch * per_sequence
 
 
-def describe_plan(recipe: Recipe, full: EarlyBertConfig, ticket: Ticket | None = None) -> dict[str, Any]:
+def describe_plan(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None = None) -> dict[str, Any]:
     """Content of plan.json: per stage all its numbers, tokens, parameters and operations.
 
     Before a ticket is drawn its counts are already known, and with them parameters and operations: both depend on the

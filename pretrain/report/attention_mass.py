@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earlybert.pretrain.network.model import EarlyBertForPreTraining
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.train.batches import Batch
 
 NEIGHBOURHOOD = 2
@@ -22,7 +22,7 @@ def attention_weights(qkv_BSI: Tensor, attended_BS: Tensor, head_size: int) -> T
 
 
 @torch.no_grad()
-def attention_mass(model: EarlyBertForPreTraining, batch: Batch) -> dict[str, Any]:
+def attention_mass(model: PreTrainingNetwork, batch: Batch) -> dict[str, Any]:
     """Per layer the share of attention on keys within two positions (itself included) and on [CLS].
 
     Means over heads and over the queries that are tokens. `uniform` is what evenly spread attention would give. The two

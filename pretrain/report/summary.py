@@ -11,6 +11,7 @@ from rich.table import Table
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.network.work import time_saved
+from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.plan.recipe import BORDERS, Recipe, load_recipe, run_config_path
 from earlybert.pretrain.plan.stages import read_plan
 from earlybert.pretrain.report.timeline import (
@@ -24,7 +25,6 @@ from earlybert.pretrain.report.timeline import (
     sessions,
 )
 from earlybert.pretrain.ticket.ticket import Ticket, stack_ticket
-from earlybert.pretrain.train.corpora import corpus_directory
 
 
 def summarise(run_dir: Path) -> dict[str, Any]:

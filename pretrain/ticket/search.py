@@ -5,16 +5,15 @@ Shape suffixes: L layers, U units of one kind in a layer, K recordings.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from torch import Tensor
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash, write_json
-from earlybert.pretrain.network.surgery import layer_of, unit_axis
-from earlybert.pretrain.plan.recipe import Recipe, SearchConfig
+from earlybert.pretrain.network.parameters import layer_of, unit_axis
 from earlybert.pretrain.ticket.ticket import (
     FullShape,
     Mask,
@@ -26,7 +25,32 @@ from earlybert.pretrain.ticket.ticket import (
     mask_distance,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KINDS = ("heads", "neurons")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The search for a ticket, on the full network at phase 1's length, batch and learning-rate curve.
+
+    Args:
+        steps: optimizer steps at most. Coefficients fall by about the learning rate a step, so the search's rates must
+            add up to well below 1: around zero the order of the coefficients is noise (docs/experiments.md).
+        lambda_heads: weight of the L1 term on head coefficients.
+        lambda_neurons: weight of the L1 term on neuron coefficients.
+        snapshot_every: steps between recordings of the coefficients.
+        stop_window: stop once the newest mask agrees with this many before it; 0 never stops early.
+        stop_threshold: largest mask distance that counts as agreeing, for heads and for neurons.
+    """
+
+    steps: int = 400
+    lambda_heads: float = 1e-4
+    lambda_neurons: float = 1e-4
+    snapshot_every: int = 20
+    stop_window: int = 0
+    stop_threshold: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,7 +62,7 @@ class Snapshot:
     neurons_LU: NDArray[np.float32]
 
     @classmethod
-    def from_masters(cls, step: int, masters: dict[str, Tensor]) -> "Snapshot":
+    def from_masters(cls, step: int, masters: "dict[str, Tensor]") -> "Snapshot":
         """From the gathered coefficient parameters by name."""
         rows: dict[str, dict[int, NDArray[np.float32]]] = {kind: {} for kind in KINDS}
         for name, tensor in masters.items():
@@ -136,14 +160,14 @@ class MaskHistory:
         write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices()})
 
 
-def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, recipe: Recipe) -> Ticket:
-    """Draws a ticket from a recorded step, the last one when None; raises UserError."""
+def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, rule: TicketRule, seed: int) -> Ticket:
+    """Draws a ticket from a recorded step, the last one when None, of a run with this seed; raises UserError."""
     steps = recorded_steps(folder)
     if not steps:
         raise UserError(f"{folder}: holds no coefficient recordings to draw a ticket from")
     path = snapshot_path(folder, steps[-1] if step is None else step)
     snapshot = load_snapshot(path)
     source = TicketSource(
-        kind="search", stage="search", step=snapshot.step, seed=recipe.seed, coefficients_sha256=file_hash(path)
+        kind="search", stage="search", step=snapshot.step, seed=seed, coefficients_sha256=file_hash(path)
     )
-    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, recipe.draw, source)
+    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, rule, source)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, read_json, write_json
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.depth import Copy, source_layers
 
 FORMAT = "earlybert-ticket/1"
 
 Scope = Literal["layer", "global"]
-Copy = Literal["stacked", "interleaved", "identity"]
 Mask = NDArray[np.bool_]
 
 
@@ -30,6 +31,16 @@ class FullShape:
     num_heads: int
     head_size: int
     intermediate_size: int
+
+
+def full_shape(config: NetworkConfig) -> FullShape:
+    """The shape that a ticket for this network must have been drawn from."""
+    return FullShape(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        head_size=config.head_size,
+        intermediate_size=config.intermediate_size,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,13 +300,6 @@ def all_ticket(model: FullShape) -> Ticket:
     )
 
 
-def source_layers(layers: int, target: int, copy: Copy) -> list[int]:
-    """For each of `target` layers the one of `layers` that it is a copy of, or takes its widths from ("identity")."""
-    if copy == "interleaved":
-        return [layer // (target // layers) for layer in range(target)]
-    return [layer % layers for layer in range(target)]
-
-
 def stack_ticket(ticket: Ticket, target: int, copy: Copy) -> Ticket:
     """The ticket of a network grown to `target` layers: every copy of a layer keeps the same units as the layer."""
     sources = source_layers(ticket.model.num_layers, target, copy)
@@ -304,6 +308,14 @@ def stack_ticket(ticket: Ticket, target: int, copy: Copy) -> Ticket:
         model=dataclasses.replace(ticket.model, num_layers=target),
         heads=tuple(ticket.heads[layer] for layer in sources),
         neurons=tuple(ticket.neurons[layer] for layer in sources),
+    )
+
+
+def narrow_config(config: NetworkConfig, ticket: Ticket) -> NetworkConfig:
+    """The narrow network's configuration: kept units per layer, no coefficients. Raises UserError for another shape."""
+    ticket.require_model(full_shape(config), "the ticket")
+    return dataclasses.replace(
+        config, kept_heads=ticket.heads, kept_neurons=ticket.neurons, ticket_sha256=ticket.sha256, searching=False
     )
 
 

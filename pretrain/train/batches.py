@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from earlybert.data_prep.samples.corpus import Corpus, Sample
 from earlybert.data_prep.samples.masking import Masked, mask_sample
 from earlybert.data_prep.samples.order import sample_order
-from earlybert.pretrain.network.model import PackedPlaces
+from earlybert.pretrain.network.packed import PackedPlaces
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage

@@ -5,7 +5,6 @@ import ctypes
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
@@ -25,15 +24,15 @@ from earlybert.kernels.partition import (
     step_count,
 )
 from earlybert.pretrain.cost.hardware import device_precision, peak_flops
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.network.surgery import Weights
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import network_with
+from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import OptimizerConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.peers import PEERS, build_peer
 from earlybert.pretrain.train.timing import StepTimes
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of true fp32 products of this size; bf16 is at 2e-3.
 LARGEST_FP32_ERROR = 1e-5
@@ -41,19 +40,6 @@ LARGEST_FP32_ERROR = 1e-5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # State of DeepSpeed's dynamic loss scaler; a static one has only the first.
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a stage starts from: fp32 weights, and (unless the optimizer starts afresh) moments and its step count.
-
-    `loss_scale` is the state of fp16's dynamic loss scale, empty in other precisions.
-    """
-
-    weights: Weights
-    moments: Mapping[str, Weights] = field(default_factory=dict)
-    optimizer_step: int = 0
-    loss_scale: Mapping[str, Any] = field(default_factory=dict)
 
 
 def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> str:
@@ -138,7 +124,7 @@ class StageEngine:
 
     def __init__(
         self,
-        config: EarlyBertConfig,
+        config: NetworkConfig,
         state: TrainingState,
         stage: Stage,
         recipe: Recipe,
@@ -149,7 +135,7 @@ class StageEngine:
         self.peak_flops = peak_flops(device, DTYPES[self.precision])
         self.times = StepTimes(device)
         self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
-        model = _materialised(config, state.weights)
+        model = network_with(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
         resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
         with contextlib.redirect_stdout(None):  # its bf16 optimizer prints the memory in use, six times
@@ -243,15 +229,3 @@ class StageEngine:
 
     def destroy(self) -> None:
         self.engine.destroy()
-
-
-def _materialised(config: EarlyBertConfig, weights: Weights) -> EarlyBertForPreTraining:
-    """The model with its own copy of the weights, without initialising anything twice."""
-    with torch.device("meta"):
-        model = EarlyBertForPreTraining(config)
-    own = {
-        name: weights[name].detach().clone(memory_format=torch.contiguous_format)
-        for name, _ in model.named_parameters()
-    }
-    model.load_state_dict(own, assign=True)
-    return model

@@ -15,9 +15,9 @@ from earlybert.core.progress import say
 from earlybert.core.randomness import derived_seed
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
-from earlybert.pretrain.network.model import EarlyBertConfig
-from earlybert.pretrain.network.surgery import at_depth
-from earlybert.pretrain.network.work import Work, dense_config, training_flops
+from earlybert.pretrain.network.config import NetworkConfig, dense_config
+from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.work import Work, training_flops
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
@@ -53,7 +53,7 @@ class StageRun:
     recipe: Recipe
     stage: Stage
     place: Place
-    config: EarlyBertConfig
+    config: NetworkConfig
     engine: StageEngine
     corpus: Corpus
     telemetry: Telemetry
@@ -64,7 +64,7 @@ class StageRun:
     optimizer: dict[str, Any]
 
     @cached_property
-    def dense_config(self) -> EarlyBertConfig:
+    def dense_config(self) -> NetworkConfig:
         return at_depth(dense_config(self.config), self.recipe.model.num_layers)
 
     def loader(self, split: str) -> StepLoader:
@@ -319,7 +319,7 @@ def save_checkpoint(run: StageRun) -> None:
         "corpus": run.corpus.fingerprint,
         "optimizer": run.optimizer,
     }
-    run.checkpoints.begin(run.engine, state)
+    run.checkpoints.begin(run.engine.layout, run.engine.optimizer, state)
 
 
 def settle_checkpoint(run: StageRun) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from earlybert.pretrain.network.model import EarlyBertOutput
+from earlybert.pretrain.network.model import NetworkOutput
 from earlybert.pretrain.train.batches import Batch
 
 
@@ -28,7 +28,7 @@ class Scores:
         return torch.stack([value.detach().double() for value in values])
 
 
-def score(output: EarlyBertOutput, batch: Batch) -> Scores:
+def score(output: NetworkOutput, batch: Batch) -> Scores:
     """Sums of the losses of a micro-batch; a stand-in batch counts nothing."""
     assert output.masked_loss is not None and output.masked_correct is not None
     masked_loss, masked_correct = output.masked_loss * batch.weight, output.masked_correct * batch.weight
@@ -53,7 +53,7 @@ def step_share(scores: Scores, predictions: int, sequences: int) -> Tensor:
     return scores.masked_loss / predictions + scores.next_sentence_loss / sequences
 
 
-def penalty(output: EarlyBertOutput, lambda_heads: float, lambda_neurons: float) -> Tensor:
+def penalty(output: NetworkOutput, lambda_heads: float, lambda_neurons: float) -> Tensor:
     """lambda_heads * sum|c_heads| + lambda_neurons * sum|c_neurons| (EarlyBERT Eq. 4)."""
     assert output.head_penalty is not None and output.neuron_penalty is not None
     return lambda_heads * output.head_penalty + lambda_neurons * output.neuron_penalty

@@ -12,7 +12,8 @@ from torch import nn
 
 from earlybert.core import distributed
 from earlybert.core.errors import UserError
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.train.engine import StageEngine
 
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
@@ -20,7 +21,7 @@ WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 EXPLODED = 3.0
 
 
-def check_state(engine: StageEngine, config: EarlyBertConfig) -> None:
+def check_state(engine: StageEngine, config: NetworkConfig) -> None:
     """All checks of weights and coefficients."""
     require_same_weights(engine.engine.module)
     require_tied_embeddings(engine.engine.module)
@@ -49,13 +50,13 @@ def require_same_weights(model: nn.Module) -> None:
             )
 
 
-def require_tied_embeddings(model: EarlyBertForPreTraining) -> None:
+def require_tied_embeddings(model: PreTrainingNetwork) -> None:
     """The matrix that scores the vocabulary is the word embedding itself, not a copy that drifts away from it."""
-    if model.decoder_weight is not model.get_input_embeddings().weight:
+    if model.decoder_weight is not model.embeddings.word_embeddings.weight:
         raise UserError("decoder_weight is not the word embedding; the two must be one parameter")
 
 
-def require_zero_vocabulary_padding(engine: StageEngine, config: EarlyBertConfig) -> None:
+def require_zero_vocabulary_padding(engine: StageEngine, config: NetworkConfig) -> None:
     """Rows that pad the vocabulary are exactly zero: decay and trust ratio would see anything else."""
     for name in (WORD_EMBEDDINGS, "masked_token.bias"):
         padding = engine.gather(name)[name][config.vocab_size :]
@@ -71,7 +72,7 @@ def require_finite_coefficients(engine: StageEngine) -> None:
             raise UserError(f"{name}: coefficient {int((~values.isfinite()).nonzero()[0])} is not finite")
 
 
-def symptom(metrics: Mapping[str, Any], config: EarlyBertConfig) -> str | None:
+def symptom(metrics: Mapping[str, Any], config: NetworkConfig) -> str | None:
     """What is wrong with a step's loss or gradient norm, if anything: not finite, or exploded."""
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(metrics[name]):

@@ -1,5 +1,6 @@
 """The search and the training stages: counts, schedules, recordings, and what the released code got wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def a_stage(folder: Path, **changes: Any) -> Stage:
 def stage_trainer(bert: Path, task: GlueData, stage: Stage, used: Recipe, *, searching: bool = False) -> StageTrainer:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, task.head, used.dropout)
-    config.searching = searching
+    config = config.with_network(dataclasses.replace(config.network, searching=searching))
     model = EarlyBertForSequenceClassification(config)
     model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=1))
     return make_trainer(model, task.train(None), DataCollatorWithPadding(pretrained.tokenizer), used, stage)
@@ -105,7 +106,7 @@ def reference_search(bert: Path, batches: list[dict[str, torch.Tensor]], total: 
     pretrained = open_pretrained(str(bert))
     names = {0: "0", 1: "1"}
     config = task_config(pretrained, {"id2label": names, "label2id": {"0": 0, "1": 1}}, 0.0)
-    config.searching = True
+    config = config.with_network(dataclasses.replace(config.network, searching=True))
     start = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=7)
     model = tiny_bert().bert.train()
     for module in model.modules():
@@ -260,7 +261,7 @@ def test_a_bare_vocabulary_is_refused_for_it_does_not_say_its_casing(tmp_path: P
 
 
 def test_shortened_training_costs_what_the_ticket_costs(bert: Path) -> None:
-    config = task_config(open_pretrained(str(bert)), {}, 0.0)
+    config = task_config(open_pretrained(str(bert)), {}, 0.0).network
     rule = TicketRule(head_ratio=0.25, neuron_ratio=0.5, width_multiple=1)
     used = recipe(draw=rule)
     # Multiply-adds a token and layer: 4 d^2 + 2 s d of the heads, 2 d F of the neurons, with d 32, s 48, F 64.
@@ -273,7 +274,7 @@ def test_shortened_training_costs_what_the_ticket_costs(bert: Path) -> None:
 
 
 def test_random_tickets_come_from_their_seed(bert: Path) -> None:
-    config = task_config(open_pretrained(str(bert)), {}, 0.0)
+    config = task_config(open_pretrained(str(bert)), {}, 0.0).network
     first, again, other = (methods.given_ticket("random", recipe(), config, seed) for seed in (1, 1, 2))
     assert first == again and first is not None and other is not None and first.neurons != other.neurons
     assert first.realised == other.realised == {"heads": 3, "neurons": 77}

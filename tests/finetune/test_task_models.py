@@ -1,5 +1,6 @@
 """The networks with a task's head: Hugging Face's BERT when full, and the same everywhere when narrow."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -29,8 +30,8 @@ from earlybert.finetune.model import (
 )
 from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import plain_bert, save_trained
-from earlybert.pretrain.network.surgery import full_shape, narrow_config, narrow_weights
-from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket
+from earlybert.pretrain.network.surgery import narrow_weights
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
 
 THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
 HEADS = [(EarlyBertForSequenceClassification, THREE), (EarlyBertForQuestionAnswering, {})]
@@ -64,11 +65,11 @@ def full(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel:  #
 
 def narrow(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel:  # type: ignore[no-untyped-def, type-arg]
     config = task_config(pretrained, head, 0.0)
-    ticket = random_ticket(full_shape(config), TicketRule(neuron_ratio=0.4, width_multiple=1), seed=1)
+    ticket = random_ticket(full_shape(config.network), TicketRule(neuron_ratio=0.4, width_multiple=1), seed=1)
     assert len({len(kept) for kept in ticket.neurons}) == 3  # a width of its own in every layer
     weights = starting_weights(model_class, config, pretrained.weights, seed=3)
-    model = model_class(narrow_config(config, ticket))
-    model.load_state_dict(narrow_weights(config, weights, ticket))
+    model = model_class(config.with_network(narrow_config(config.network, ticket)))
+    model.load_state_dict(narrow_weights(config.network, weights, ticket))
     return model
 
 
@@ -151,7 +152,7 @@ def test_the_head_of_the_search_is_the_head_of_the_training(bert: Path) -> None:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, THREE, 0.0)
     training = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=5)
-    config.searching = True
+    config = config.with_network(dataclasses.replace(config.network, searching=True))
     search = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=5)
     other = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=6)
     assert search["classifier.weight"].equal(training["classifier.weight"])
@@ -163,7 +164,7 @@ def test_the_head_of_the_search_is_the_head_of_the_training(bert: Path) -> None:
 def test_masked_token_loss_is_hugging_faces(bert: Path) -> None:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, {}, 0.0)
-    config.next_sentence = False
+    config = config.with_network(dataclasses.replace(config.network, next_sentence=False))
     ours = EarlyBertForMaskedTokens(config)
     ours.load_state_dict(starting_weights(EarlyBertForMaskedTokens, config, pretrained.weights, seed=0))
     theirs = BertForMaskedLM.from_pretrained(bert)
@@ -180,8 +181,8 @@ def test_layerdrop_leaves_out_every_third_layer(bert: Path) -> None:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, THREE, 0.0)
     weights = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=3)
-    shorter, kept = drop_layers(config, weights, [0])
-    ours = EarlyBertForSequenceClassification(shorter)
+    shorter, kept = drop_layers(config.network, weights, [0])
+    ours = EarlyBertForSequenceClassification(config.with_network(shorter))
     ours.load_state_dict(kept)
     theirs = plain_bert(full(pretrained, EarlyBertForSequenceClassification, THREE))
     del theirs.bert.encoder.layer[0]

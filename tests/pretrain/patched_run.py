@@ -38,14 +38,14 @@ def on_every_model(prepare: Callable[[nn.Module], None]) -> None:
     """Calls `prepare` with every model that an engine is about to train."""
     from earlybert.pretrain.train import engine
 
-    build = engine._materialised
+    build = engine.network_with
 
     def built(*arguments: Any) -> nn.Module:
         model = build(*arguments)
         prepare(model)
         return model
 
-    engine._materialised = built
+    engine.network_with = built
 
 
 def poison_activation() -> None:

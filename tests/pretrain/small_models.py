@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import parameter_shapes
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.network.surgery import full_shape
-from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, TicketSource
+from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, TicketSource, full_shape
 
 VOCABULARY = 101
 NEVER_MASKED = 4
 
 
-def small_config(**changes: object) -> EarlyBertConfig:
+def small_config(**changes: object) -> NetworkConfig:
     """Three layers of 4 heads and 48 neurons, 101 vocabulary entries (so 27 padding rows), no dropout."""
     fields = {
         "vocab_size": VOCABULARY,
@@ -25,10 +25,10 @@ def small_config(**changes: object) -> EarlyBertConfig:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    return EarlyBertConfig(**(fields | changes))
+    return NetworkConfig(**(fields | changes))
 
 
-def random_weights(config: EarlyBertConfig, seed: int = 0) -> dict[str, Tensor]:
+def random_weights(config: NetworkConfig, seed: int = 0) -> dict[str, Tensor]:
     """Large enough that every unit matters; LayerNorm weights and coefficients around 1."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -39,10 +39,8 @@ def random_weights(config: EarlyBertConfig, seed: int = 0) -> dict[str, Tensor]:
     return weights
 
 
-def build(
-    config: EarlyBertConfig, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32
-) -> EarlyBertForPreTraining:
-    model = EarlyBertForPreTraining(config).to(dtype)
+def build(config: NetworkConfig, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> PreTrainingNetwork:
+    model = PreTrainingNetwork(config).to(dtype)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -82,7 +80,7 @@ def random_bert(*, next_sentence: bool = True, attention: str = "eager") -> Bert
     return model
 
 
-def make_ticket(config: EarlyBertConfig, heads: list[list[int]], neurons: list[list[int]]) -> Ticket:
+def make_ticket(config: NetworkConfig, heads: list[list[int]], neurons: list[list[int]]) -> Ticket:
     return Ticket(
         model=full_shape(config),
         heads=tuple(map(tuple, heads)),
@@ -92,7 +90,7 @@ def make_ticket(config: EarlyBertConfig, heads: list[list[int]], neurons: list[l
     )
 
 
-def unequal_ticket(config: EarlyBertConfig) -> Ticket:
+def unequal_ticket(config: NetworkConfig) -> Ticket:
     """Three, one and all four heads; 5, 47 and 20 neurons."""
     return make_ticket(
         config, [[0, 2, 3], [1], [0, 1, 2, 3]], [[0, 3, 17, 31, 47], [*range(1, 48)], [*range(0, 40, 2)]]

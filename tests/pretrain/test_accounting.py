@@ -1,18 +1,20 @@
 """Parameters and operations against the paper's tables, Hugging Face's BERT and PyTorch's own counter."""
 
+import dataclasses
+
 import pytest
 import torch
 from small_models import build, random_inputs, random_weights, small_config, unequal_ticket
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
-from earlybert.pretrain.network.model import EarlyBertConfig
-from earlybert.pretrain.network.surgery import full_shape, narrow_config, narrow_weights
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence, time_saved
-from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
 
-BASE = EarlyBertConfig()
-LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+BASE = NetworkConfig()
+LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 SIZES = {"base": BASE, "large": LARGE}
 # Pruned heads a layer and share of the neurons -> parameters of embeddings, encoder and pooler.
 PAPER = [
@@ -25,7 +27,7 @@ PAPER = [
 ]
 
 
-def pruned_config(size: str, heads: int, neurons: float) -> EarlyBertConfig:
+def pruned_config(size: str, heads: int, neurons: float) -> NetworkConfig:
     full = SIZES[size]
     rule = TicketRule(head_ratio=heads / full.num_attention_heads, neuron_ratio=neurons, width_multiple=1)
     return narrow_config(full, random_ticket(full_shape(full), rule, seed=3))
@@ -56,16 +58,16 @@ def test_parameters_are_those_of_bert(size: str) -> None:
 
 
 def test_parameters_without_next_sentence_are_those_of_bert_for_masked_lm() -> None:
-    assert count_parameters(EarlyBertConfig(next_sentence=False)) == on_meta(BertForMaskedLM, "base")
+    assert count_parameters(NetworkConfig(next_sentence=False)) == on_meta(BertForMaskedLM, "base")
 
 
 def test_searching_adds_one_parameter_per_coefficient() -> None:
-    assert count_parameters(EarlyBertConfig(searching=True)) - count_parameters(BASE) == 37_008
-    large = EarlyBertConfig(**(LARGE.to_dict() | {"searching": True}))
+    assert count_parameters(NetworkConfig(searching=True)) - count_parameters(BASE) == 37_008
+    large = dataclasses.replace(LARGE, searching=True)
     assert count_parameters(large) - count_parameters(LARGE) == 98_688
 
 
-def encoder_flops(config: EarlyBertConfig, length: int) -> float:
+def encoder_flops(config: NetworkConfig, length: int) -> float:
     return flops_per_sequence(
         config.heads, config.neurons, config.hidden_size, config.head_size, config.vocab_size, length, 0
     )

@@ -13,7 +13,7 @@ from small_models import build, random_weights, small_config
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.masking import mask_sample
 from earlybert.data_prep.samples.order import sample_order
-from earlybert.pretrain.network.model import EarlyBertForPreTraining
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import Batch, StepBatches, StepLoader, prefetched_steps
@@ -301,17 +301,17 @@ def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
 # --- the loss --------------------------------------------------------------------------------------------------------
 
 
-def network(corpus: Corpus, *, searching: bool = False) -> EarlyBertForPreTraining:
+def network(corpus: Corpus, *, searching: bool = False) -> PreTrainingNetwork:
     """float64, no dropout."""
     config = small_config(vocab_size=corpus.vocab_size, next_sentence=corpus.next_sentence, searching=searching)
     return build(config, random_weights(config), torch.float64)
 
 
-def score64(model: EarlyBertForPreTraining, batch: Batch) -> Any:
+def score64(model: PreTrainingNetwork, batch: Batch) -> Any:
     return score(model(**batch.model_inputs()), batch)
 
 
-def direct_loss(corpus: Corpus, model: EarlyBertForPreTraining, position: int) -> tuple[float, float]:
+def direct_loss(corpus: Corpus, model: PreTrainingNetwork, position: int) -> tuple[float, float]:
     """(mean over masked tokens, mean over sequences) of cross-entropies, one unpadded sequence at a time."""
     masked, next_sentence = [], []
     for tokens, segments, positions, labels, (label,) in expected_rows(corpus, position).elements():

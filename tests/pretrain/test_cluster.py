@@ -19,18 +19,19 @@ from earlybert.pretrain.cost.cluster import (
     peak_bytes,
     state_bytes,
 )
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.objective import score
 
-LARGE = EarlyBertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 NARROW = {
-    "kept_heads": [[0, 1, 2], [0], [1, 2, 3]],
-    "kept_neurons": [list(range(700)), list(range(64)), list(range(400))],
+    "kept_heads": ((0, 1, 2), (0,), (1, 2, 3)),
+    "kept_neurons": (tuple(range(700)), tuple(range(64)), tuple(range(400))),
 }
 
 
-def saved_bytes(model: EarlyBertForPreTraining, batch: Batch) -> int:
+def saved_bytes(model: PreTrainingNetwork, batch: Batch) -> int:
     """What autograd keeps between the forward and the backward pass, every storage counted once, weights not."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, Tensor] = {}
@@ -49,7 +50,7 @@ def saved_bytes(model: EarlyBertForPreTraining, batch: Batch) -> int:
 @pytest.mark.parametrize("kept", [{}, NARROW], ids=["dense", "narrow"])
 def test_activations_are_what_autograd_keeps(kept: dict, length: int, predictions: int) -> None:
     """The difference of five sequences and two, so that what does not depend on the batch drops out."""
-    config = EarlyBertConfig(
+    config = NetworkConfig(
         vocab_size=512,
         hidden_size=256,
         num_hidden_layers=3,
@@ -59,7 +60,7 @@ def test_activations_are_what_autograd_keeps(kept: dict, length: int, prediction
         attention_probs_dropout_prob=0.0,
         **kept,
     )
-    model = EarlyBertForPreTraining(config).train()
+    model = PreTrainingNetwork(config).train()
     shape = Shape(config, length, predictions, 64)
     five, two = (saved_bytes(model, full_batch(shape, sequences)) for sequences in (5, 2))
     # In fp32 on a CPU, whose attention keeps its scores.
@@ -90,7 +91,7 @@ def test_the_fewest_micro_batches_that_fit(gpu: str, gigabytes: int, gpus: int) 
 
 
 def test_a_network_that_does_not_fit() -> None:
-    huge = EarlyBertConfig(hidden_size=8192, num_hidden_layers=48, num_attention_heads=64, intermediate_size=32_768)
+    huge = NetworkConfig(hidden_size=8192, num_hidden_layers=48, num_attention_heads=64, intermediate_size=32_768)
     with pytest.raises(UserError, match=r"one sequence of 512 tokens takes .* V100-16GB has 15.3 GB to use"):
         fitting_micro_batch(Shape(huge, 512, 80, 64), parse_cluster("1x8 V100-16GB", 100))
 

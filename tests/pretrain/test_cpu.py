@@ -9,18 +9,13 @@ from small_models import build, random_inputs, random_weights, small_config
 from torch import Tensor, nn
 
 from earlybert.core import distributed
-from earlybert.pretrain.network.model import EarlyBertOutput
+from earlybert.pretrain.network.model import NetworkOutput
+from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.train import engine
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import (
-    LARGEST_FP32_ERROR,
-    StageEngine,
-    TrainingState,
-    matmul_error,
-    set_matmul_precision,
-)
+from earlybert.pretrain.train.engine import LARGEST_FP32_ERROR, StageEngine, matmul_error, set_matmul_precision
 from tests.conftest import free_port
 
 CPU = torch.device("cpu")
@@ -77,7 +72,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("deepspeed.comm.comm.cdb", None)
 
 
-def loss_of(output: EarlyBertOutput) -> Tensor:
+def loss_of(output: NetworkOutput) -> Tensor:
     assert output.prediction_logits is not None
     return output.prediction_logits.clamp(min=-100).float().square().sum()
 

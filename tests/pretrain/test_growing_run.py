@@ -61,7 +61,7 @@ def test_a_shallow_ticket_grows(ticket_then_stack: Path) -> None:
 def test_exports_of_a_grown_ticket_agree(ticket_then_stack: Path) -> None:
     from transformers import BertForPreTraining
 
-    from earlybert.pretrain.network.model import EarlyBertForPreTraining
+    from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
 
     narrow = EarlyBertForPreTraining.from_pretrained(ticket_then_stack / "export" / "earlybert").eval()
     bert = BertForPreTraining.from_pretrained(ticket_then_stack / "export" / "bert").eval()

@@ -1,5 +1,7 @@
 """The network against Hugging Face's BERT, its padded vocabulary, and its Auto classes."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +15,19 @@ from transformers import AutoConfig, AutoModelForPreTraining, BertForPreTraining
 
 from earlybert.kernels.lamb import Lamb
 from earlybert.pretrain.network.bert_format import from_bert
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining
-from earlybert.pretrain.network.surgery import narrow_config, narrow_weights
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, hugging_face_model
+from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.surgery import narrow_weights
+from earlybert.pretrain.ticket.ticket import narrow_config
 
 IGNORED = -100
 
 
-def matching_model(bert: torch.nn.Module, *, searching: bool = False) -> EarlyBertForPreTraining:
+def matching_model(bert: torch.nn.Module, *, searching: bool = False) -> PreTrainingNetwork:
     """Our network with the weights of Hugging Face's; with all coefficients 1 when searching."""
     config, weights = from_bert(bert.config, bert.state_dict())
-    config.searching = searching
-    model = EarlyBertForPreTraining(config)
+    model = PreTrainingNetwork(dataclasses.replace(config, searching=searching))
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert all(name.endswith("coefficients") for name in missing) and not unexpected
     assert len(missing) == (6 if searching else 0)
@@ -205,21 +209,21 @@ def test_coefficients_scale_head_outputs_and_neurons() -> None:
     torch.testing.assert_close(ours.prediction_logits, expected.prediction_logits, rtol=1e-4, atol=1e-5)
 
 
-def save_narrow(folder: Path) -> tuple[EarlyBertConfig, EarlyBertForPreTraining]:
+def save_narrow(folder: Path) -> PreTrainingNetwork:
     full = small_config()
     config = narrow_config(full, unequal_ticket(full))
-    model = build(config, narrow_weights(full, random_weights(full), unequal_ticket(full)))
-    model.save_pretrained(folder)
-    return config, model
+    network = build(config, narrow_weights(full, random_weights(full), unequal_ticket(full)))
+    hugging_face_model(network).save_pretrained(folder)
+    return network
 
 
 def test_auto_classes_reload_unequal_widths(tmp_path: Path) -> None:
-    config, model = save_narrow(tmp_path)
+    model = save_narrow(tmp_path)
     reloaded = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert isinstance(reloaded, EarlyBertForPreTraining) and not isinstance(reloaded, BertForPreTraining)
     found = AutoConfig.from_pretrained(tmp_path)
-    assert (found.heads, found.neurons) == ([3, 1, 4], [5, 47, 20])
-    assert (found.kept_heads, found.ticket_sha256) == (config.kept_heads, config.ticket_sha256)
+    assert found.kept_heads == [[0, 2, 3], [1], [0, 1, 2, 3]]
+    assert found.network == reloaded.network.config == model.config and found.ticket_sha256 is not None
     assert reloaded.state_dict().keys() == model.state_dict().keys()
     with torch.no_grad():
         before, after = model(**random_inputs()), reloaded.eval()(**random_inputs())
@@ -227,13 +231,47 @@ def test_auto_classes_reload_unequal_widths(tmp_path: Path) -> None:
     assert torch.equal(before.seq_relationship_logits, after.seq_relationship_logits)
 
 
+def test_config_json_has_the_fields_that_it_always_had(tmp_path: Path) -> None:
+    """What exports of earlier versions say, and those of this one must."""
+    network = save_narrow(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert isinstance(written.pop("transformers_version"), str)
+    assert written == {
+        "architectures": ["EarlyBertForPreTraining"],
+        "attention_probs_dropout_prob": 0.0,
+        "dtype": "float32",
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": 32,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "kept_heads": [[0, 2, 3], [1], [0, 1, 2, 3]],
+        "kept_neurons": [[0, 3, 17, 31, 47], list(range(1, 48)), list(range(0, 40, 2))],
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 40,
+        "model_type": "earlybert",
+        "next_sentence": True,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "pad_token_id": 0,
+        "searching": False,
+        "ticket_sha256": network.config.ticket_sha256,
+        "type_vocab_size": 2,
+        "vocab_size": 101,
+    }
+
+
+def test_both_configurations_have_the_same_fields_and_defaults() -> None:
+    plain = dataclasses.asdict(NetworkConfig())
+    assert {name: getattr(EarlyBertConfig(), name) for name in plain} == plain
+
+
 def test_fresh_process_reloads_unequal_widths(tmp_path: Path) -> None:
     """Importing the package is all that the Auto classes need."""
-    _, model = save_narrow(tmp_path)
+    model = save_narrow(tmp_path)
     inputs = random_inputs()
     torch.save(inputs, tmp_path / "inputs.pt")
     script = (
-        "import sys, torch, earlybert.pretrain.network.model\n"
+        "import sys, torch, earlybert.pretrain.network.hugging_face\n"
         "from transformers import AutoModelForPreTraining\n"
         "folder = sys.argv[1]\n"
         "torch.set_num_threads(1)\n"

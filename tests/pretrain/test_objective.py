@@ -5,7 +5,7 @@ import torch
 from small_models import small_config
 
 from earlybert.pretrain.network.initial import initial_weights
-from earlybert.pretrain.network.model import EarlyBertForPreTraining
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.objective import penalty, score, step_share
 
@@ -29,7 +29,7 @@ def made_up_batch(seed: int, weight: float = 1.0) -> Batch:
 def gradients(batches: list[Batch], *, with_penalty: bool) -> dict[str, torch.Tensor]:
     """Gradient of one step as the loop forms it: losses times shares, averaged over the shares."""
     config = small_config(searching=True)
-    model = EarlyBertForPreTraining(config)
+    model = PreTrainingNetwork(config)
     weights = initial_weights(config, seed=4)
     for name, tensor in weights.items():
         if name.endswith("coefficients"):

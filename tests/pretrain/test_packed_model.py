@@ -10,19 +10,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from earlybert.kernels.packing import Packing
 from earlybert.pretrain.cost.hardware import measured_peak
-from earlybert.pretrain.network.model import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertOutput, PackedPlaces
-from earlybert.pretrain.network.surgery import narrow_config, narrow_weights
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.model import NetworkOutput, PreTrainingNetwork
+from earlybert.pretrain.network.packed import PackedPlaces
+from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import Work, training_flops
+from earlybert.pretrain.ticket.ticket import narrow_config
 
 # Ragged, one-token sequences among longer ones, all of one length, a batch of one, one single token.
 LENGTHS = [(17, 9, 13, 10), (1, 12, 1, 3), (8, 8, 8), (11,), (1,)]
 
 
-def one_head_and_five_neurons(full: EarlyBertConfig) -> list[list[list[int]]]:
+def one_head_and_five_neurons(full: NetworkConfig) -> list[list[list[int]]]:
     return [[[2], [0], [3]], [[0, 5, 17, 31, 47]] * 3]
 
 
-def network(shape: str) -> EarlyBertForPreTraining:
+def network(shape: str) -> PreTrainingNetwork:
     """All units, widths that differ, the least that a layer may keep, or with coefficients."""
     full = small_config(searching=shape == "searching")
     weights = random_weights(full)
@@ -64,7 +67,7 @@ def everything(places: PackedPlaces) -> PackedPlaces:
     )
 
 
-def total(output: EarlyBertOutput) -> Tensor:
+def total(output: NetworkOutput) -> Tensor:
     """A loss that every score and penalty has a part in."""
     assert output.masked_loss is not None and output.seq_relationship_logits is not None
     loss = output.masked_loss + output.seq_relationship_logits.exp().sum()
@@ -73,7 +76,7 @@ def total(output: EarlyBertOutput) -> Tensor:
     return loss
 
 
-def results(model: EarlyBertForPreTraining, **inputs: object) -> list[Tensor]:
+def results(model: PreTrainingNetwork, **inputs: object) -> list[Tensor]:
     """Masked loss, correct predictions, next-sentence scores, and the gradients of all parameters."""
     model.zero_grad()
     output = model(**inputs)
@@ -149,7 +152,7 @@ def test_operations_are_those_that_pytorch_counts(
     config, places = model.config, places_of(batch)
     with FlopCounterMode(display=False) as counter:
         total(model(**batch, places=places)).backward()
-    counted_config = EarlyBertConfig(**(config.to_dict() | {"vocab_size": config.padded_vocab_size}))
+    counted_config = dataclasses.replace(config, vocab_size=config.padded_vocab_size)
     work = Work.of(places.tokens, places.needed, len(batch["masked_positions"]))
     pooler = 3 * len(lengths) * (2 * config.hidden_size**2 + 2 * config.hidden_size * 2)
     assert counter.get_total_flops() == training_flops(counted_config, work) + pooler

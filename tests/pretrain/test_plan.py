@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from earlybert.pretrain.network.surgery import full_shape
 from earlybert.pretrain.network.work import count_parameters
-from earlybert.pretrain.plan.recipe import ModelConfig, NarrowConfig, PhaseConfig, Recipe, SearchConfig
+from earlybert.pretrain.plan.recipe import ModelConfig, NarrowConfig, PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage, budgeted_steps, build_stages, describe_plan, model_config, stage_model
-from earlybert.pretrain.ticket.ticket import TicketRule, random_ticket
+from earlybert.pretrain.ticket.search import SearchConfig
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, random_ticket
 
 PHASE1 = PhaseConfig(
     length=128,

@@ -11,14 +11,7 @@ import yaml
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.recipe import (
-    LAYOUT_FIELDS,
-    RECIPES,
-    Recipe,
-    load_recipe,
-    recipe_path,
-    require_same_run,
-)
+from earlybert.pretrain.plan.recipe import LAYOUT_FIELDS, RECIPES, Recipe, load_recipe, recipe_path, require_same_run
 from earlybert.pretrain.plan.stages import build_stages
 
 SMALL = """\

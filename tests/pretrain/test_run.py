@@ -105,7 +105,7 @@ def test_deepspeed_launcher_gives_the_same_losses(finished_run: Path, workplace:
 
 def test_bert_export_needs_only_transformers(finished_run: Path, tmp_path: Path) -> None:
     """A process that cannot import this package loads the padded form and gives the narrow model's logits."""
-    from earlybert.pretrain.network.model import EarlyBertForPreTraining
+    from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
 
     narrow = EarlyBertForPreTraining.from_pretrained(finished_run / "export" / "earlybert").eval()
     ids = torch.randint(5, narrow.config.vocab_size, (3, 20), generator=torch.Generator().manual_seed(0))

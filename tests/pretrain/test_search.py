@@ -14,9 +14,10 @@ from small_models import small_config
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash
 from earlybert.pretrain.network.initial import parameter_shapes
-from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe, SearchConfig
+from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.ticket.search import (
     MaskHistory,
+    SearchConfig,
     Snapshot,
     draw_from_snapshot,
     load_snapshot,
@@ -242,7 +243,7 @@ def test_every_mask_of_the_window_must_agree(tmp_path: Path) -> None:
 def test_ticket_of_a_recorded_step(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save_snapshot(tmp_path, snapshot(step))
-    ticket = draw_from_snapshot(tmp_path, 10, SHAPE, RECIPE)
+    ticket = draw_from_snapshot(tmp_path, 10, SHAPE, RECIPE.draw, RECIPE.seed)
     source = ticket.source
     assert (source.kind, source.stage, source.step, source.seed) == ("search", "search", 10, 17)
     assert source.coefficients_sha256 == file_hash(snapshot_path(tmp_path, 10))
@@ -256,7 +257,8 @@ def test_ticket_of_a_recorded_step(tmp_path: Path) -> None:
 def test_last_recording_is_drawn_from_by_default(tmp_path: Path) -> None:
     for step in (5, 15, 10):
         save_snapshot(tmp_path, snapshot(step))
-    assert draw_from_snapshot(tmp_path, None, SHAPE, RECIPE) == draw_from_snapshot(tmp_path, 15, SHAPE, RECIPE)
+    found, last = (draw_from_snapshot(tmp_path, step, SHAPE, RECIPE.draw, RECIPE.seed) for step in (None, 15))
+    assert found == last
 
 
 def refusal(*arguments: Any) -> str:
@@ -269,16 +271,16 @@ def refusal(*arguments: Any) -> str:
 def test_step_that_was_not_recorded_is_refused(tmp_path: Path) -> None:
     for step in (5, 10):
         save_snapshot(tmp_path, snapshot(step))
-    message = refusal(tmp_path, 7, SHAPE, RECIPE)
+    message = refusal(tmp_path, 7, SHAPE, RECIPE.draw, RECIPE.seed)
     assert "step-000007" in message and "[5, 10]" in message
 
 
 def test_folder_without_recordings_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        assert "no coefficient recordings" in refusal(folder, None, SHAPE, RECIPE)
+        assert "no coefficient recordings" in refusal(folder, None, SHAPE, RECIPE.draw, RECIPE.seed)
 
 
 def test_recording_of_another_model_is_refused(tmp_path: Path) -> None:
     save_snapshot(tmp_path, snapshot(5))
     other = dataclasses.replace(SHAPE, num_layers=4)
-    assert "needs [4, 4]" in refusal(tmp_path, None, other, RECIPE)
+    assert "needs [4, 4]" in refusal(tmp_path, None, other, RECIPE.draw, RECIPE.seed)

@@ -24,13 +24,15 @@ from torch import Tensor, nn
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.bert_format import from_bert, to_bert
+from earlybert.pretrain.network.depth import Copy, at_depth
 from earlybert.pretrain.network.initial import initial_weights, parameter_shapes
-from earlybert.pretrain.network.surgery import at_depth, identity_layers, narrow_config, narrow_weights, stack_weights
+from earlybert.pretrain.network.surgery import identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.recipe import NarrowConfig, Recipe, SearchConfig, StackConfig, load_recipe, recipe_path
+from earlybert.pretrain.plan.recipe import NarrowConfig, Recipe, StackConfig, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages, describe_plan, model_config, stage_model, stage_ticket
-from earlybert.pretrain.ticket.ticket import Copy, stack_ticket
+from earlybert.pretrain.ticket.search import SearchConfig
+from earlybert.pretrain.ticket.ticket import narrow_config, stack_ticket
 
 ORDERS: dict[Copy, list[int]] = {"stacked": [0, 1, 2, 0, 1, 2], "interleaved": [0, 0, 1, 1, 2, 2]}
 

@@ -1,0 +1,26 @@
+"""What training begins a stage with, and a checkpoint holds. Light to import: nothing here needs PyTorch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Tensors by parameter name.
+Weights = Mapping[str, "Tensor"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a stage starts from: fp32 weights, and (unless the optimizer starts afresh) moments and its step count.
+
+    `loss_scale` is the state of fp16's dynamic loss scale, empty in other precisions.
+    """
+
+    weights: Weights
+    moments: Mapping[str, Weights] = field(default_factory=dict)
+    optimizer_step: int = 0
+    loss_scale: Mapping[str, Any] = field(default_factory=dict)
