@@ -6,7 +6,7 @@ stretches of it are unpacked apart. A plain dump is cut at its pages. Other pack
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, cast
 from xml.etree import ElementTree
@@ -24,14 +24,13 @@ from earlybert.data_prep.sources.input_files import (
     find_files,
     open_file,
 )
+from earlybert.data_prep.sources.namespaces import FILES_AND_CATEGORIES
 
 CHUNK = 1 << 16
 PAGE = b"<page>"
 # Media, files and categories; their names differ from language to language.
 DROPPED_NAMESPACES = ("-2", "6", "14")
 _NAMESPACE = re.compile(rb'<namespace key="(-?\d+)"[^>]*>([^<]+)</namespace>')
-# What the authors' mistakes leave of the markup; hardly ever a sign that is meant.
-_LEFTOVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?ref\b|\|")
 _DISAMBIGUATION = re.compile(
     r"\{\{\s*+(?:[\w ()-]*\bdisambig(?:uation)?(?: page)?|dab|disamb|hndis|geodis|numberdis|mathdab|begriffsklärung"
     r"|homonymie|desambigua(?:ción|ção)|disambigua|ujednoznacznienie|неоднозначность|багатозначність|dp|förgrening"
@@ -96,13 +95,8 @@ def read_articles(piece: Piece, counts: Counts) -> Iterator[str]:
             counts.drop("page: disambiguation", title)
         else:
             assert piece.path
-            paragraphs = []
-            for paragraph in wikitext.prose(text, _dropped_namespaces(piece.path)):
-                if _LEFTOVER.search(paragraph):
-                    counts.drop("paragraph: markup", paragraph)
-                else:
-                    paragraphs.append(paragraph)
-            yield "\n".join(paragraphs)
+            broken = partial(counts.drop, "paragraph: markup")
+            yield "\n".join(wikitext.prose(text, _dropped_namespaces(piece.path), broken))
 
 
 def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
@@ -114,7 +108,7 @@ def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
             title = page.findtext("{*}title", "")
             text = page.findtext("{*}revision/{*}text") or ""
             model = page.findtext("{*}revision/{*}model", "wikitext")
-            if page.findtext("{*}ns", "0") != "0" or model != "wikitext":
+            if _namespace(page, title, piece) != "0" or model != "wikitext":
                 counts.drop("page: no article", title)
             elif page.find("{*}redirect") is not None or text[:9].upper() == "#REDIRECT":
                 counts.drop("page: redirect", title)
@@ -130,10 +124,20 @@ def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
         raise UserError(f"{place} cannot be read {after} ({error}).") from error
 
 
+def _namespace(page: ElementTree.Element, title: str, piece: Piece) -> str:
+    """The page's own statement; old dumps have none, there the title's prefix says it."""
+    if (stated := page.findtext("{*}ns")) is not None:
+        return stated
+    assert piece.path
+    prefix, colon, _ = title.partition(":")
+    return _namespaces(piece.path).get(prefix.strip().lower(), "0") if colon else "0"
+
+
 def _page_elements(piece: Piece) -> Iterator[ElementTree.Element]:
     """The `<page>` elements of a piece; each is emptied when the next is asked for."""
     parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(("start", "end"))
     root: ElementTree.Element | None = None
+    page: ElementTree.Element | None = None
     for chunk in _xml(piece):
         parser.feed(chunk)
         for event, element in cast("Iterator[tuple[str, ElementTree.Element]]", parser.read_events()):
@@ -141,10 +145,23 @@ def _page_elements(piece: Piece) -> Iterator[ElementTree.Element]:
                 root = element
                 if _local_name(root) != "mediawiki":
                     raise UserError(f"{piece.path} is no MediaWiki dump: its root element is <{_local_name(root)}>.")
-            elif event == "end" and _local_name(element) == "page":
-                yield element
-                root.clear()
+            elif _local_name(element) == "page":
+                page = element
+                if event == "end":
+                    yield element
+                    root.clear()
+            elif event == "end" and page is not None and _local_name(element) == "revision":
+                _keep_newest_revision(page)
     parser.close()
+
+
+def _keep_newest_revision(page: ElementTree.Element) -> None:
+    """A dump with the history has thousands of a page, mostly oldest first."""
+    revisions = page.findall("{*}revision")
+    newest = max(revisions, key=lambda revision: revision.findtext("{*}timestamp") or "")
+    for revision in revisions:
+        if revision is not newest:
+            page.remove(revision)
 
 
 def _local_name(element: ElementTree.Element) -> str:
@@ -199,13 +216,17 @@ def _next_page(file: BinaryIO, start: int) -> int:
     return start
 
 
-@lru_cache
 def _dropped_namespaces(file: Path) -> frozenset[str]:
-    """Lowercase prefixes of files and categories: English, and the wiki's own language from the head of its dump."""
+    """Lowercase prefixes of files and categories: the large wikis' names, and this wiki's own."""
+    return FILES_AND_CATEGORIES | {name for name, key in _namespaces(file).items() if key in DROPPED_NAMESPACES}
+
+
+@lru_cache
+def _namespaces(file: Path) -> dict[str, str]:
+    """Number of each namespace by its lowercase name, from the head of the dump."""
     try:
         with open_file(file) as stream:
             named = _NAMESPACE.findall(stream.read(CHUNK))
     except UNPACKING_ERRORS as error:
         raise UserError(f"{file} cannot be read at its head, which names the wiki's namespaces ({error}).") from error
-    own = {name.decode().lower() for key, name in named if key.decode() in DROPPED_NAMESPACES}
-    return frozenset({"file", "image", "media", "category"} | own)
+    return {name.decode().lower(): key.decode() for key, name in named}

@@ -1,7 +1,8 @@
 """MediaWiki's markup to prose, in time linear in the page.
 
-Nothing is expanded: templates go, but for the few whose arguments are the words of the sentence. Templates and links
-nest, so one pass over their brackets keeps a stack and settles the innermost first; all else is regular.
+Nothing is expanded: templates go, but for the few whose arguments are the words of the sentence (`templates.py`).
+Templates and links nest, so one pass over their brackets keeps a stack and settles the innermost first; all else is
+regular. What goes leaves a mark, `GAP`, until the end: only gaps in the text that we made ourselves are closed.
 `mwparserfromhell` takes about ten times as long, which would make it the slowest step of all (docs/data.md).
 """
 
@@ -9,6 +10,8 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
+
+from earlybert.data_prep.sources.templates import GAP, protected, restored, template_words
 
 # MediaWiki itself stops at 40 templates inside each other.
 DEEPEST = 40
@@ -23,49 +26,121 @@ DROPPED_SECTIONS = frozenset(
 )  # fmt: skip
 
 _ELEMENTS = (
-    "ref|references|math|chem|ce|gallery|timeline|score|source|syntaxhighlight|pre|hiero|imagemap|graph|mapframe|maplink"
-    "|templatestyles|templatedata|inputbox|indicator|table|noinclude|includeonly|categorytree|ul|ol|dl"
+    "nowiki|ref|references|math|chem|ce|gallery|timeline|score|source|syntaxhighlight|pre|hiero|imagemap|graph|mapframe"
+    "|maplink|templatestyles|templatedata|inputbox|indicator|table|noinclude|includeonly|categorytree|ul|ol|dl"
 )
-_ELEMENT = re.compile(rf"<!--|<(/?)({_ELEMENTS})\b([^<>]*)>", re.IGNORECASE)
+# HTML that MediaWiki lets through, and its extensions whose content is text. What else stands in < > is text itself.
+_TAGS = (
+    "abbr|b|bdi|bdo|big|blockquote|br|caption|center|cite|code|col|colgroup|data|dd|del|dfn|div|dt|em|font|h[1-6]|hr"
+    "|i|ins|kbd|li|link|mark|meta|p|q|rb|rp|rt|rtc|ruby|s|samp|small|span|strike|strong|sub|sup|tbody|td|tfoot"
+    "|th|thead|time|tr|tt|u|var|wbr|onlyinclude|poem|section|phonos|charinsert|langconvert"
+)
+_ELEMENT = re.compile(rf"<!--|<(/?)({_ELEMENTS})(?=[\s/>])([^<>]*)>", re.IGNORECASE)
 _BRACKETS = re.compile(r"\{\{|\}\}|\[\[|\]\]")
-_TABLE = re.compile(r"^[ \t:*]*(?:(\{\|)|(\|\}))|^==", re.MULTILINE)
+_TABLE = re.compile(rf"^[ \t:*{GAP}]*(?:(\{{\|)|(\|\}}))|^==", re.MULTILINE)
 # Quantifiers that give nothing back (`++`) where two could share a run of blanks in as many ways as it is long.
 _EXTERNAL_LINK = re.compile(r"\[(?:(?:[a-zA-Z]{2,9}:)?//|mailto:)[^\s\[\]]++(?:[ \t]++([^\[\]\n]*+))?\]")
-_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-_LINE_BREAK = re.compile(r"<(?:br|p|div|/p|/div|hr)\b[^<>]*>", re.IGNORECASE)
-_EMPHASIS = re.compile(r"'{2,5}")
-_SWITCH = re.compile(r"__[A-Z]{3,}__")
+_TAG = re.compile(rf"</?(?:{_TAGS}|{_ELEMENTS})(?=[\s/>])[^<>]*>", re.IGNORECASE)
+_LINE_BREAK = re.compile(r"<(?:br|p|div|/p|/div|hr)(?=[\s/>])[^<>]*>", re.IGNORECASE)
+_APOSTROPHES = re.compile(r"(''+)")
+_SWITCH = re.compile(r"__(\w{1,60}?)__")
+# In small letters only these are switches, or `__init__` would be one.
+_SWITCHES = frozenset(
+    {
+        "notoc", "forcetoc", "toc", "noeditsection", "nogallery", "notitleconvert", "notc", "nocontentconvert", "nocc",
+        "newsectionlink", "nonewsectionlink", "hiddencat", "expectunusedcategory", "index", "noindex", "staticredirect",
+        "disambig", "archivedtalk", "notalk", "noglobal", "kein_inhaltsverzeichnis", "keininhaltsverzeichnis",
+        "inhaltsverzeichnis", "inhaltsverzeichnis_erzwingen", "abschnitte_nicht_bearbeiten", "aucunetdm",
+        "aucunsommaire", "sommaire", "tdm", "sectionnoneditable", "notdc", "nosommario", "indice", "sinindice", "tdc",
+    }
+)  # fmt: skip
+_VARIANTS = re.compile(r"-\{(?!\{)([^{}]*)\}-")
+_VARIANT = re.compile(r"(?:[^;]*=>)?\s*([a-z]{2,3}(?:-[a-z]+)*)\s*:(.*)", re.DOTALL)
+_VARIANT_BORDER = re.compile(r";(?=\s*(?:[^;:]*=>)?\s*[a-z]{2,3}(?:-[a-z]+)*\s*:|\s*$)")
 _HEADING = re.compile(r"(={1,6})(.*)\1")
-_INTERLANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*")
+_INTERLANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[a-z]+)*|simple)")
 
-_NAMED_ARGUMENT = re.compile(r"\s*([\w-]+)\s*=(?!=)")
-
-_EMPTY_BRACKETS = re.compile(r"\((?:[\s,;:–/]|or|and)*\)|\[\s*\]")
-_GAP_AFTER_BRACKET = re.compile(r"\((?:\s|[,;:](?=[\s,;:]))+")
-_GAP_BEFORE_BRACKET = re.compile(r"(?:\s?[,;:])*\s\)")
-_GAP_BEFORE_STOP = re.compile(r"\s+([,;.!?](?:\s|$))")
+_EMPTY_BRACKETS = re.compile(rf"\((?:[\s,;:–/{GAP}]|or|and)*\)|\[[\s{GAP}]*\]")
+_GAP_AFTER_BRACKET = re.compile(rf"\((?:[\s{GAP}]|[,;:](?=[\s,;:{GAP}]))+")
+# A comma or a full stop has no space before it in any language; French has one before the others.
+_GAP_BEFORE_STOP = re.compile(rf"([\s{GAP}]+)([,;.!?])(?=[\s{GAP}]|$)")
 _DOUBLE_STOP = re.compile(r"[,;](?:\s?[,;])*\s?([,;]|\.(?!\.))")
+# What the authors' mistakes leave of the markup; hardly ever a sign that is meant.
+_LEFTOVER = re.compile(r"\{\{|\}\}|\[\[|\]\]|</?ref\b|\|")
 
 
-def prose(wikitext: str, dropped_namespaces: frozenset[str]) -> Iterator[str]:
+def prose(
+    wikitext: str, dropped_namespaces: frozenset[str], broken: Callable[[str], None] | None = None
+) -> Iterator[str]:
     """The paragraphs of a page: no headings, tables, lists, pictures, references, formulas; see `DROPPED_SECTIONS`.
 
     Args:
         wikitext: The page as its authors wrote it.
         dropped_namespaces: Lowercase prefixes of links that stand for no words (`file`, `image`, `category`).
+        broken: Gets the paragraphs that still hold markup, in place of the caller.
     """
     text = _drop_elements(wikitext)
     text = _settle_brackets(text, dropped_namespaces)
     text = _drop_tables(text)
-    text = _EXTERNAL_LINK.sub(lambda link: link[1] or "", text)
-    text = _SWITCH.sub("", _EMPHASIS.sub("", _TAG.sub("", _LINE_BREAK.sub("\n", text))))
+    text = _VARIANTS.sub(lambda found: _variant(found[1]), text)
+    text = _EXTERNAL_LINK.sub(lambda link: link[1] or GAP, text)
+    text = _TAG.sub("", _LINE_BREAK.sub("\n", text))
+    text = "\n".join(_without_emphasis(line) if "''" in line else line for line in text.split("\n"))
+    text = _SWITCH.sub(_without_switch, text)
     for paragraph in _paragraphs(text):
-        if tidied := _tidy(html.unescape(paragraph)):
+        tidied = _tidy(html.unescape(paragraph))
+        if broken is not None and _LEFTOVER.search(tidied):
+            broken(restored(tidied))
+        elif tidied := restored(tidied).strip():
             yield tidied
 
 
+def _without_emphasis(line: str) -> str:
+    """A line without the apostrophes that mark bold and italic: MediaWiki's rule (`doQuotes` in its parser).
+
+    Of four one is text, of more than five all but five. Where both bold and italic stay open at the line's end, one
+    bold mark is an apostrophe and an italic mark: the first after a word of one letter, else after a longer word, else
+    after a space.
+    """
+    # Text and marks take turns.
+    parts = _APOSTROPHES.split(line)
+    bold = italic = 0
+    for index in range(1, len(parts), 2):
+        length = len(parts[index])
+        marks = 3 if length == 4 else min(length, 5)
+        parts[index - 1] += "'" * (length - marks)
+        parts[index] = "'" * marks
+        bold += marks in (3, 5)
+        italic += marks in (2, 5)
+    if bold % 2 and italic % 2:
+        ends = {index: parts[index - 1][-2:] for index in range(1, len(parts), 2) if len(parts[index]) == 3}
+        one_letter = [index for index, end in ends.items() if end[-1:] != " " and end[:-1] == " "]
+        longer = [index for index, end in ends.items() if end[-1:] != " " and end[:-1] != " "]
+        if chosen := (one_letter or longer or list(ends))[:1]:
+            parts[chosen[0] - 1] += "'"
+    return "".join(parts[::2])
+
+
+def _without_switch(found: re.Match[str]) -> str:
+    """`__NOTOC__` and its like in any language vanish; what has small letters is mostly none."""
+    word = found[1]
+    return "" if word.upper() == word or word.lower() in _SWITCHES else found[0]
+
+
+def _variant(inside: str) -> str:
+    """The words of `-{zh-hans:a;zh-hant:b}-`, which is text in several scripts: those of the first."""
+    flags, bar, rules = inside.rpartition("|")
+    if bar and set("TH-") & {flag.strip() for flag in flags.split(";")}:
+        return GAP  # a title, or a rule for the rest of the page
+    found = _VARIANT.fullmatch(_VARIANT_BORDER.split(rules)[0])
+    return found[2].strip() if found else rules
+
+
 def _drop_elements(text: str) -> str:
-    """Drop comments and the elements whose content is no prose; of one that is never closed, the tag only."""
+    """Drop comments and the elements whose content is no prose; of one that is never closed, the tag only.
+
+    What `<nowiki>` holds is text, whatever it looks like; so are brackets that the author left empty after a word.
+    """
     kept: list[str] = []
     position = 0
     # Names with no further closing tag; each is searched to the end once, which keeps the time linear.
@@ -76,9 +151,13 @@ def _drop_elements(text: str) -> str:
         if found[0] == "<!--":
             end = text.find("-->", position)
             position = len(text) if end < 0 else end + 3
-        elif not found[1] and not found[3].endswith("/") and (name := found[2].lower()) not in never_closed:
+            continue
+        kept.append(GAP)
+        if not found[1] and not found[3].endswith("/") and (name := found[2].lower()) not in never_closed:
             close = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(text, position)
             if close:
+                if name == "nowiki":
+                    kept[-1] = protected(text[position : close.start()])
                 position = close.end()
             else:
                 never_closed.add(name)
@@ -112,7 +191,7 @@ def _settle_brackets(text: str, dropped_namespaces: frozenset[str]) -> str:
         del opened[depth:], levels[depth + 1 :]
         templates -= partner == "{{"
         if depth < DEEPEST:
-            words = _template_words(inside) if partner == "{{" else _link_words(inside, dropped_namespaces)
+            words = template_words(inside) if partner == "{{" else _link_words(inside, dropped_namespaces)
             levels[-1].append(words)
     levels[-1].append(text[position:])
     return "".join(chain.from_iterable(levels))
@@ -123,77 +202,8 @@ def _link_words(inside: str, dropped_namespaces: frozenset[str]) -> str:
     prefix, colon, _ = target.partition(":")
     prefix = prefix.strip()
     if colon and (prefix.lower() in dropped_namespaces or (not bar and _INTERLANGUAGE.fullmatch(prefix))):
-        return ""
+        return GAP
     return label.rpartition("|")[2] if bar else target.lstrip(": ").partition("#")[0] or target
-
-
-def _template_words(inside: str) -> str:
-    name, _, rest = inside.partition("|")
-    words = INLINE_TEMPLATES.get(name.strip().lower().replace("_", " "))
-    return words(_arguments(rest)) if words else ""
-
-
-def _arguments(text: str) -> dict[str, str]:
-    """A template's arguments by name; those without one are called 1, 2, and so on, as in MediaWiki."""
-    arguments: dict[str, str] = {}
-    unnamed = 0
-    for part in text.split("|"):
-        named = _NAMED_ARGUMENT.match(part)
-        if not named:
-            unnamed += 1
-        arguments[named[1] if named else str(unnamed)] = part[named.end() if named else 0 :].strip()
-    return arguments
-
-
-def _argument(*names: str) -> Callable[[dict[str, str]], str]:
-    """The first of these arguments that is there."""
-    return lambda arguments: next((arguments[name] for name in names if arguments.get(name)), "")
-
-
-def _constant(words: str) -> Callable[[dict[str, str]], str]:
-    return lambda arguments: words
-
-
-def _quantity(arguments: dict[str, str]) -> str:
-    """`convert|5|km|mi` is "5 km", `convert|5|to|6|km` is "5 to 6 km", `convert|5|-|6|km` is "5–6 km"."""
-    first, second, third, fourth = (arguments.get(str(number), "") for number in range(1, 5))
-    if second in ("-", "–"):
-        return f"{first}–{third} {fourth}"
-    if second in ("to", "and", "by", "x", "or", "to(-)", "and(-)"):
-        return f"{first} {second.removesuffix('(-)')} {third} {fourth}"
-    return f"{first} {second}"
-
-
-def _fraction(arguments: dict[str, str]) -> str:
-    numbers = [arguments[name] for name in ("1", "2", "3") if arguments.get(name)]
-    if len(numbers) == 3:
-        return f"{numbers[0]} {numbers[1]}/{numbers[2]}"
-    return "/".join(["1", *numbers] if len(numbers) == 1 else numbers)
-
-
-def _as_of(arguments: dict[str, str]) -> str:
-    words = "as of" if "lc" in arguments else "As of"
-    return " ".join([words, *(arguments[name] for name in ("3", "2", "1") if arguments.get(name))])
-
-
-INLINE_TEMPLATES: dict[str, Callable[[dict[str, str]], str]] = {
-    **dict.fromkeys(("nowrap", "nobr", "small", "smaller", "big", "em", "strong", "abbr", "sic"), _argument("1")),
-    **dict.fromkeys(("val", "formatnum", "angbr", "mvar", "vanchor", "visible anchor"), _argument("1")),
-    **dict.fromkeys(("not a typo", "as written", "linktext", "ill", "interlanguage link", "nihongo"), _argument("1")),
-    **dict.fromkeys(("quote", "blockquote", "quotation", "cquote"), _argument("text", "quote", "1")),
-    **dict.fromkeys(("lang", "transl", "transliteration", "tooltip", "color"), _argument("3", "text", "2")),
-    **dict.fromkeys(("convert", "cvt", "unit"), _quantity),
-    **dict.fromkeys(("frac", "fraction", "sfrac"), _fraction),
-    **dict.fromkeys(("snd", "spaced ndash", "spnd", "spaced en dash", "ndash", "–"), _constant(" – ")),
-    **dict.fromkeys(("mdash", "mdashb", "emdash", "em dash", "—"), _constant("—")),
-    **dict.fromkeys(("nbsp", "space", "spaces", "thinsp", "zwsp"), _constant(" ")),
-    **dict.fromkeys(("'", "`", "apostrophe"), _constant("'")),
-    **dict.fromkeys(("circa", "c.", "ca."), lambda arguments: f"c. {arguments.get('1', '')}"),
-    "'s": _constant("'s"),
-    **dict.fromkeys(("chem", "chem2"), lambda arguments: "".join(arguments.values())),
-    "as of": _as_of,
-    "e": lambda arguments: f"×10^{arguments.get('1', '')}",
-}
 
 
 def _drop_tables(text: str) -> str:
@@ -222,7 +232,8 @@ def _paragraphs(text: str) -> Iterator[str]:
     """Runs of plain lines; headings, lists and remains of tables end them, dropped sections are left out."""
     lines: list[str] = []
     dropped_at = 0
-    for line in text.split("\n"):
+    for marked in text.split("\n"):
+        line = marked.replace(GAP, "") if GAP in marked else marked
         heading = _HEADING.fullmatch(line.rstrip()) if line.startswith("=") else None
         if heading:
             level = len(heading[1])
@@ -230,7 +241,7 @@ def _paragraphs(text: str) -> Iterator[str]:
                 dropped_at = level if heading[2].strip().lower() in DROPPED_SECTIONS else 0
         if not heading and line.strip() and line[0] not in "*#:;|!{}" and not line.startswith("----"):
             if not dropped_at:
-                lines.append(line)
+                lines.append(marked)
         elif lines:
             yield " ".join(lines)
             lines = []
@@ -239,12 +250,26 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _tidy(paragraph: str) -> str:
-    """Close the gaps that templates, formulas and references leave."""
+    """Close the gaps that templates, formulas and references leave; what the author left empty stays."""
     paragraph = " ".join(paragraph.split())
-    if "(" in paragraph or "[" in paragraph:
-        paragraph = _GAP_AFTER_BRACKET.sub("(", _EMPTY_BRACKETS.sub("", paragraph))
-    # Looking first costs a hundredth of trying the expression at every letter.
-    if " )" in paragraph:
-        paragraph = _GAP_BEFORE_BRACKET.sub(")", paragraph)
-    paragraph = _DOUBLE_STOP.sub(r"\1", _GAP_BEFORE_STOP.sub(r"\1", paragraph))
-    return paragraph.replace("  ", " ").strip()
+    if GAP in paragraph:
+        paragraph = _EMPTY_BRACKETS.sub(lambda found: GAP if GAP in found[0] else found[0], paragraph)
+    if "(" in paragraph:
+        paragraph = _GAP_AFTER_BRACKET.sub("(", paragraph)
+    if ")" in paragraph:
+        *before, last = paragraph.split(")")
+        paragraph = ")".join([*map(_without_gap_at_end, before), last])
+    paragraph = _GAP_BEFORE_STOP.sub(_close_gap, paragraph)
+    paragraph = _DOUBLE_STOP.sub(r"\1", paragraph.replace(GAP, ""))
+    return " ".join(paragraph.split())
+
+
+def _without_gap_at_end(text: str) -> str:
+    """What stands before a closing bracket; stops before a gap go with it."""
+    return text.rstrip(f" ,;:{GAP}") if text[-1:] in (" ", GAP) else text
+
+
+def _close_gap(found: re.Match[str]) -> str:
+    """A stop right after the sentence. The author's own space stays where French wants it: before ! ? and ;"""
+    gap, stop = found.groups()
+    return stop if stop in ",." or (gap[0] == " " and gap[-1] == GAP) else gap + stop

@@ -90,6 +90,34 @@ def test_articles_only(tmp_path: Path) -> None:
     }
 
 
+def test_of_several_revisions_the_newest_counts(tmp_path: Path) -> None:
+    def revision(time: str, text: str) -> str:
+        return f"<revision><timestamp>{time}</timestamp><model>wikitext</model><text>{text}</text></revision>"
+
+    first, second, third = (f"This is version {word} of an article." for word in ("one", "two", "three"))
+    for order in ((first, second, third), (third, first, second)):
+        times = {first: "2001-01-01T00:00:00Z", second: "2009-05-01T00:00:00Z", third: "2024-01-01T00:00:00Z"}
+        revisions = "".join(revision(times[text], text) for text in order)
+        (tmp_path / "history.xml").write_text(
+            f"{HEAD}<page><title>A</title><ns>0</ns>{revisions}</page>{page('B', 'The last article of all.')}{FOOT}"
+        )
+        assert read_texts(config_for(tmp_path / "history.xml")) == [third, "The last article of all."]
+
+
+def test_a_page_without_a_namespace_is_judged_by_its_title(tmp_path: Path) -> None:
+    titles = ("Kategorie:Ort", "Datei:A.jpg", "Ort", "2001: Odyssee", "kategorie: X")
+    content = "".join(page(title, f"This text is about {title}.").replace("<ns>0</ns>", "") for title in titles)
+    (tmp_path / "old.xml").write_text(HEAD + content + FOOT)
+    expected = ["This text is about Ort.", "This text is about 2001: Odyssee."]
+    assert read_texts(config_for(tmp_path / "old.xml")) == expected
+
+
+def test_files_have_names_that_the_head_does_not_list(tmp_path: Path) -> None:
+    text = "[[Bild:Haus.jpg|miniatur|Ein [[Haus]]]]Das Haus steht. [[Afbeelding:X.png]][[ファイル:Y.jpg|右]]Ende."
+    (tmp_path / "old.xml").write_text(HEAD + page("Haus", text) + FOOT)
+    assert read_texts(config_for(tmp_path / "old.xml")) == ["Das Haus steht. Ende."]
+
+
 def test_every_packing_gives_the_same_articles(tmp_path: Path) -> None:
     content = HEAD + "".join(pages(30)) + FOOT
     expected = [f"Article {number}" for number in range(30)]

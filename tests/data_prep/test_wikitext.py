@@ -34,7 +34,7 @@ def plain(wikitext: str) -> list[str]:
         ("[[Datei:A.jpg|mini]]Text [[de:Sprache]] and [[Category:Things]]", "Text and"),
         ("A <math>a < b</math> and H<sub>2</sub>O &amp; more&nbsp;&ndash; &lt;b&gt;.", "A and H2O & more – <b>."),
         ("{{convert|5|km|mi|abbr=on}} or {{cvt|5|-|6|kg}} or {{convert|5|to|6|m}}", "5 km or 5–6 kg or 5 to 6 m"),
-        ("As {{lang|fr|mot ''juste''}} {{as of|2010|5|lc=y}} {{nowrap|1=a b}}.", "As mot juste as of 5 2010 a b."),
+        ("As {{lang|fr|mot ''juste''}} {{as of|2010|5|lc=y}} {{nowrap|1=a b}}.", "As mot juste as of May 2010 a b."),
         ("{{circa|1900}}{{mdashb}}{{chem|H|2|O}}{{snd}}{{frac|1|2}}", "c. 1900—H2O – 1/2"),
         ("Name ({{IPA|x}}; born {{b|1900}}, died) lived ({{flag|y}}, {{z}}) here.", "Name (born, died) lived here."),
         ("Broken {{template and [[link|text.", "Broken template and link|text."),
@@ -47,6 +47,78 @@ def plain(wikitext: str) -> list[str]:
 )  # fmt: skip
 def test_inside_a_paragraph(wikitext: str, words: str) -> None:
     assert plain(wikitext) == [words]
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "words"),
+    [
+        # MediaWiki's doQuotes: four apostrophes are one and bold, over five are five and the rest.
+        ("l'''Iliade'' d'Homère", "l'Iliade d'Homère"),
+        ("L''''armonium''' suona", "L'armonium suona"),
+        ("The ''Titanic'''s band", "The Titanic's band"),
+        ("The ''Eagle''{{'s}} flight and {{'}}tis {{'re}}", "The Eagle's flight and 'tis 're"),
+        ("'''<nowiki>'</nowiki>twas''' so", "'twas so"),
+        ("''Titanic''<nowiki/>'s", "Titanic's"),
+        ("a '''''''seven''''' b", "a ''seven b"),
+        ("L'''équipe'' d'une ''saison''", "L'équipe d'une saison"),
+        ("è l'''Eneide'', poi '''testo'''", "è l'Eneide, poi testo"),
+        ("one '''bold line\nanother'' line", "one bold line another line"),
+    ],
+)
+def test_apostrophes_are_what_mediawiki_takes_them_for(wikitext: str, words: str) -> None:
+    assert plain(wikitext) == [words]
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "words"),
+    [
+        ("{{formatnum:1234}}, {{formatnum:-1234567.5}}, {{formatnum:1,234|R}}", "1,234, -1,234,567.5, 1234"),
+        ("{{formatnum: 12x }}, {{formatnum:{{formatnum:9876|R}}}}, {{formatnum|4000}}", "12x, 9,876, 4,000"),
+        ("{{lc:ABC}} {{uc:abc}} {{ucfirst:éa}} {{lcfirst:Ab}} {{plural:1|day|days}} {{plural:2|day|days}}",
+         "abc ABC Éa ab day days"),
+        ("{{convert|6|ft|4|in|cm|0}} tall", "6 ft 4 in tall"),
+        ("{{convert|10|x|20|x|30|cm|in}}", "10 x 20 x 30 cm"),
+        ("{{convert|1|±|0.5|km}}", "1 ± 0.5 km"),
+        ("{{convert|11|st|4|lb|kg}}, {{convert|5|ft|0|m}}, {{convert|100|km|mi|0}}", "11 st 4 lb, 5 ft, 100 km"),
+        ("{{convert|3|to|5|ft|2|in}}, {{convert|5|by(x)|6|m}}", "3 to 5 ft 2 in, 5 by 6 m"),
+        ("{{as of|2009|12|31}} it was", "As of 31 December 2009 it was"),
+        ("{{as of|2009|12|31|df=US|lc=y}} and {{as of|2009|since=y}} and {{as of|2009|12|bare=y}}",
+         "as of December 31, 2009 and Since 2009 and December 2009"),
+    ],
+)  # fmt: skip
+def test_numbers_are_kept(wikitext: str, words: str) -> None:
+    assert plain(wikitext) == [words]
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "words"),
+    [
+        ("use <nowiki>{{stub}}</nowiki> and <nowiki>[[x|y]]</nowiki> and <nowiki>&amp;</nowiki>",
+         "use {{stub}} and [[x|y]] and &"),
+        ("<nowiki>* no list</nowiki> and <nowiki><!-- no comment --></nowiki>", "* no list and <!-- no comment -->"),
+        ("<!-- <nowiki> -->Text [[goes]] on<!-- </nowiki> -->.", "Text goes on."),
+        ("a List<String> and x <y and z> w and 1 < 2 > 0", "a List<String> and x <y and z> w and 1 < 2 > 0"),
+        ("H<sub >2</sub >O, <STRONG>loud</STRONG>, a<br/>b, <ref-like>", "H2O, loud, a b, <ref-like>"),
+        ("call f() or a[] or g( ) but (<ref>x</ref>) not (, {{x}})", "call f() or a[] or g() but not"),
+        ("Comment ? Oui ! Bien ; soit : là", "Comment ? Oui ! Bien ; soit : là"),
+        ("Comment<ref>a</ref> ? Word {{x}}? Word {{x}}, and {{x}} .", "Comment ? Word? Word, and."),
+        ("A [http://x y] b [https://x.org/a_(b) c (d)]", "A y b c (d)"),
+        ("Text [[simple:Text]] and [[:simple:Text]] and [[simple:Text|a label]]", "Text and simple:Text and a label"),
+        ("def __init__(self) and __notoc__ a__b__c", "def __init__(self) and a__b__c"),
+        ("__KEIN_INHALTSVERZEICHNIS__ Text __目次非表示__ und __kein_inhaltsverzeichnis__ mehr __ÍNDICE__",
+         "Text und mehr"),
+        ("他在-{zh-hans:计算机;zh-hant:電腦}-前，-{zh:甲; zh-tw:乙;}-，-{原文}--{T|标题}-", "他在计算机前，甲，原文"),
+        ("用-{H|zh-cn:甲;zh-tw:乙}--{A|zh-cn:软件;zh-tw:軟體}-和-{博客=>zh-tw:部落格;}-。", "用软件和部落格。"),
+    ],
+)  # fmt: skip
+def test_what_is_text_stays(wikitext: str, words: str) -> None:
+    assert plain(wikitext) == [words]
+
+
+@pytest.mark.parametrize("sign", "[](){}<>|'=_,;:.!?-*#&/\"~ \n")
+@pytest.mark.parametrize("form", ["{}", "{} ", "a{}", "{}{}", "({} "])
+def test_time_is_linear_in_runs_of_every_sign(sign: str, form: str) -> None:
+    require_linear_time(plain, lambda copies: form.format(sign, sign) * copies + "x")
 
 
 def test_structure_of_a_page() -> None:
