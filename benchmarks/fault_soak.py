@@ -4,9 +4,9 @@
 
 First an undisturbed run on one rank under ZeRO-1. Then rounds: each a fresh run directory, driven to its end through as
 many starts of the same command as the faults make necessary. Ranks get SIGKILL, SIGTERM and SIGUSR1, one or two of
-them, at random moments, also while a checkpoint is written, the ticket is drawn, or the run ends; the disk is full for
-a while; files of the newest checkpoint rot between two starts. Every other round has other ranks, launcher, ZeRO stage
-and micro-batch at every start.
+them, at random moments, also while a checkpoint is written, the ticket is drawn, the run ends, or one that was stopped
+leaves; the disk is full for a while; files of the newest checkpoint rot between two starts. Every other round has other
+ranks, launcher, ZeRO stage and micro-batch at every start.
 
 What must hold: a run that was asked to stop ends with status 0 and has a checkpoint of its last step; every step stands
 in metrics.jsonl once; metrics, recordings, ticket, weights and exports are the undisturbed run's bit for bit or, where
@@ -36,6 +36,7 @@ from soak.faults import (
     ENDING,
     FAULTS,
     FULL_DISK,
+    LEAVING,
     MOMENTS,
     STARTING,
     TRAINING,
@@ -128,9 +129,11 @@ def train_reference(recipe: Recipe, training: list[str], work_dir: Path) -> Refe
             seconds[DRAWING] = time.monotonic() - drawing
         run.wait_until(lambda: max(ends.values()) in checkpoint_steps(run.run_dir))
         ending = time.monotonic()
+        run.wait_until((run.run_dir / "DONE").is_file)
+        leaving = time.monotonic()
         if run.end():
             sys.exit(f"the undisturbed run failed; its output is in {run.log}")
-        seconds[ENDING] = time.monotonic() - ending
+        seconds |= {ENDING: time.monotonic() - ending, LEAVING: time.monotonic() - leaving}
     finally:
         run.destroy()
     step_seconds = statistics.median(line["seconds"] for line in of_kind(read_lines(run.run_dir), "train"))

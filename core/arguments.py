@@ -1,13 +1,80 @@
-"""Argument parsing whose errors are one sentence, as all of a user's errors are."""
+"""The one convention of all commands: dashes or underscores in an option's name, and errors that are one sentence."""
 
 import argparse
-from typing import NoReturn
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from earlybert.core.errors import UserError
 
+if TYPE_CHECKING:
+    import jsonargparse
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Options named as they are declared: `--run-dir=a-b` becomes `--run_dir=a-b`. Values stay as they are."""
+    return [re.sub(r"^--[A-Za-z][^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant, if any is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return close[0] if close else None
+
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without its usage text in front of an error."""
+    """argparse with the commands' convention: options are declared with underscores and never abbreviated."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False} | settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; what it does not know has underscores, too."""
+        return super().parse_known_args(with_underscores(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError in place of printing the usage and leaving."""
+        if match := re.match(r"unrecognized arguments: (--\S+)", message):
+            raise UserError(_unknown_option(match[1], self, self.prog))
+        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            choice = nearest(match[1], re.findall(r"[^\s,']+", match[2]))
+            if choice:
+                raise UserError(f'{message}; did you mean "{choice}"?')
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str]) -> Any:
+    """What a jsonargparse parser (with exit_on_error=False) makes of the arguments, its classes instantiated.
+
+    Raises UserError.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.instantiate(parser.parse_args(with_underscores(argv)))
+    except ArgumentError as error:
+        raise UserError(_one_sentence(error, parser)) from None
+
+
+def _one_sentence(error: Exception, parser: argparse.ArgumentParser) -> str:
+    text = str(error)
+    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', text, re.DOTALL):
+        key, problem = match.groups()
+        problem = " ".join(re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "").split())
+        if union := re.search(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", problem):
+            kinds = [kind for kind in union[1].split(", ") if kind != "NoneType"]
+            return f"{key} is {union[2]}; expected {' or '.join(kinds)}"
+        expected, _, value = problem.partition(". Got value: ")
+        return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
+    if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
+        return _unknown_option(match[1].split()[0], parser)
+    return " ".join(text.split())
+
+
+def _unknown_option(option: str, parser: argparse.ArgumentParser, prog: str = "") -> str:
+    names = (name.lstrip("-") for name in parser._option_string_actions if name.startswith("--"))
+    close = nearest(option.lstrip("-").split("=")[0], names)
+    hint = f'did you mean "{close}"?' if close else f"{prog} --help lists all".lstrip()
+    return f"unknown option {option}; {hint}"

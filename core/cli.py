@@ -1,12 +1,17 @@
-"""The `earlybert` command: one subcommand per thing one does beside training."""
+"""The `earlybert` command: one subcommand for each thing that one does."""
 
 import importlib
+import importlib.metadata
 import sys
+import time
 
+from earlybert.core.arguments import nearest
 from earlybert.core.errors import UserError
+from earlybert.core.ranks import rank
 
-# Imported when called, so that `earlybert --help` does not wait for torch.
+# A command's `main` gets the arguments after its name. Imported when called: none waits for what another one needs.
 COMMANDS = {
+    "train": ("earlybert.pretrain.commands.train", "pre-train: search, draw a ticket, train narrow; or resume"),
     "prepare": ("earlybert.data_prep.prepare", "make sample shards from text"),
     "plan": (
         "earlybert.pretrain.commands.plan",
@@ -14,29 +19,51 @@ COMMANDS = {
     ),
     "ticket": ("earlybert.pretrain.commands.ticket", "show, compare or draw tickets, or make random ones"),
     "checkpoint": ("earlybert.pretrain.commands.checkpoint", "list or verify the checkpoints of a run"),
-    "report": ("earlybert.pretrain.report.report", "write report and pictures of one run, or of several side by side"),
-    "export": ("earlybert.pretrain.checkpoint.export", "write a run's network for Hugging Face transformers"),
+    "report": (
+        "earlybert.pretrain.commands.report",
+        "write report and pictures of one run, or of several in comparison",
+    ),
+    "export": ("earlybert.pretrain.commands.export", "write a run's network for Hugging Face transformers"),
     "finetune": ("earlybert.finetune.command", "fine-tune and score on GLUE and SQuAD, dense or with an early ticket"),
 }
 
 
-def main() -> None:
-    """Entry of the console command: exit status 2 and one sentence for what a user can put right."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: earlybert COMMAND [ARGUMENTS]    (earlybert COMMAND --help says more)\n")
-        for name, (_, purpose) in COMMANDS.items():
-            print(f"  {name:<12}{purpose}")
-        print("\nTraining itself is pretrain/run.py, under deepspeed, torchrun, srun or plain python.")
+def main(argv: list[str] | None = None) -> None:
+    """Entry of the console command: exit status 2 and one sentence for what a user can put right.
+
+    Args:
+        argv: The command's name and its arguments; without them those of the process.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print_help()
+        return
+    if name == "--version":
+        print(f"earlybert {importlib.metadata.version('earlybert')}")
         return
     try:
-        if arguments[0] not in COMMANDS:
-            raise UserError(f"unknown command {arguments[0]!r}; it must be one of {', '.join(COMMANDS)}")
-        module = COMMANDS[arguments[0]][0]
-        if not module.startswith("earlybert.data_prep"):
-            # Before DeepSpeed: it says which accelerator there is.
-            importlib.import_module("earlybert.core.distributed")
-        importlib.import_module(module).main(arguments[1:])
+        importlib.import_module(module_of(name)).main(arguments)
     except (UserError, OSError) as error:
-        print(f"earlybert: error: {error}", file=sys.stderr)
+        # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
+        if rank() > 0:
+            time.sleep(3)
+        print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def module_of(command: str) -> str:
+    """Name of the module with the command's `main`; raises UserError."""
+    if command not in COMMANDS:
+        close = nearest(command, COMMANDS)
+        hint = f"did you mean {close}?" if close else f"it must be one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}; {hint}")
+    return COMMANDS[command][0]
+
+
+def print_help() -> None:
+    print("usage: earlybert COMMAND [ARGUMENTS]    (earlybert COMMAND --help says more, earlybert --version which)\n")
+    for name, (_, purpose) in COMMANDS.items():
+        print(f"  {name:<12}{purpose}")
+    print("\nOptions may be written with dashes or underscores. Training on several GPUs or nodes:")
+    print("  torchrun --nproc_per_node 8 -m earlybert.pretrain.run [ARGUMENTS OF train]")
+    print("  deepspeed --module earlybert.pretrain.run [ARGUMENTS OF train]")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
 from earlybert.core.progress import progress
 from earlybert.data_prep.samples.corpus import Corpus
@@ -30,19 +31,14 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: An argument or the directory is wrong.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
     command = argv[0]
-    parser = ArgumentParser(prog=f"earlybert prepare {command}", description=PURPOSES[command], exit_on_error=False)
+    parser = ArgumentParser(f"earlybert prepare {command}", description=PURPOSES[command])
     parser.add_argument("directory", type=Path, help="directory of the corpus")
     if command == "merge":
         parser.add_argument("--workers", type=int, default=1, help="processes")
     if command == "stats":
         parser.add_argument("--png", type=Path, help="where the picture goes; DIR/stats.png if not given")
-    try:
-        options = parser.parse_args(argv[1:])
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from None
+    options = parser.parse_args(argv[1:])
     if command == "merge":
         from earlybert.data_prep.prepare import merge
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from earlybert.core.arguments import parse
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: An argument, the text or the directory is wrong.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     from earlybert.data_prep import corpus_commands
 
@@ -117,16 +118,14 @@ def main(argv: list[str]) -> None:
         description="Make a corpus of samples from text. Lists are written '[128,512]' or --files+ ONE --files+ TWO.",
         epilog="earlybert prepare merge DIR joins parts; verify DIR checks a corpus; stats DIR describes one.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_argument("--out", type=Path, required=True, help="new or empty directory for the corpus")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--part", type=str, help="as 3/8: only the third of eight parts of reading and tokenising")
     parser.add_class_arguments(CorpusConfig, as_group=False)
-    try:
-        options = parser.instantiate(parser.parse_args(argv))
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from None
+    options = parse(parser, argv)
     own = ("config", "out", "workers", "part")
     config = CorpusConfig(**{name: value for name, value in options.items() if name not in own})
     if options.part is None:

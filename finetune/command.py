@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import transformers
-from jsonargparse import ArgumentError
 
+from earlybert.core.arguments import parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.ranks import rank, warn_once
@@ -20,7 +19,6 @@ from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
 from earlybert.finetune.tasks import TASKS, require_known
 from earlybert.finetune.training import layout
-from earlybert.pretrain.plan.recipe import field_names, one_sentence
 
 # What to compute; all other options say how.
 WHAT = ("model", "data", "out", "task", "method", "seed")
@@ -44,15 +42,9 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def parse(argv: list[str]) -> tuple[dict[str, Any], Settings]:
+def parse_arguments(argv: list[str]) -> tuple[dict[str, Any], Settings]:
     """The six arguments that say what to compute, and the settings that say how; raises UserError."""
-    # Options may be written with hyphens, too.
-    argv = [re.sub(r"^--[\w-]+", lambda found: "--" + found[0][2:].replace("-", "_"), word) for word in argv]
-    try:
-        parser = _parser()
-        parsed = parser.instantiate(parser.parse_args(argv))
-    except ArgumentError as error:
-        raise UserError(one_sentence(error, [*WHAT, *field_names(Settings)])) from None
+    parsed = parse(_parser(), argv)
     settings = Settings(**{field.name: parsed[field.name] for field in dataclasses.fields(Settings)})
     settings.check()
     what = {name: parsed[name] for name in WHAT}
@@ -83,7 +75,7 @@ def require_same(out: Path, given: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """Computes the cells that are missing and prints the tables; raises UserError."""
-    what, settings = parse(argv)
+    what, settings = parse_arguments(argv)
     warn_once()
     transformers.logging.set_verbosity_error()
     out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])

@@ -4,19 +4,18 @@
     torchrun --nproc_per_node 4 pretrain/run.py --config bert_base --data CORPUS --run-dir RUN
     python pretrain/run.py
 
-Called again with the same run directory, it goes on where it was.
+Without a checkout it is `earlybert train`, and `-m earlybert.pretrain.run` for the launchers. Called again with the
+same run directory, it goes on where it was.
 """
 
 import dataclasses
 import sys
 import time
-from argparse import SUPPRESS
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlybert.core import distributed, ranks
-from earlybert.core.arguments import ArgumentParser
+from earlybert.core import cli, distributed, ranks
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_json, write_text
 from earlybert.core.progress import say
@@ -34,15 +33,7 @@ from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.network.surgery import bake_coefficients, identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.corpora import open_corpus
-from earlybert.pretrain.plan.recipe import (
-    DEFAULT_DEEPSPEED,
-    DEFAULT_RECIPE,
-    Recipe,
-    load_recipe,
-    recipe_parser,
-    recipe_path,
-    require_same_run,
-)
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe
 from earlybert.pretrain.plan.stages import (
     Stage,
     build_stages,
@@ -54,7 +45,7 @@ from earlybert.pretrain.plan.stages import (
 )
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.report import write_report
-from earlybert.pretrain.report.summary import print_summary, summarise
+from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
@@ -322,46 +313,9 @@ def finish(setting: Run, latest: Checkpoint | None) -> None:
     distributed.on_rank_0(conclude)
 
 
-def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
-    """The recipe with all overrides, and the run directory; raises UserError."""
-    usage = "run.py [--config RECIPE] [--run-dir DIR] [--FIELD VALUE ...]"
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, usage=usage)
-    parser.add_argument("--config", help="a recipe's name or a YAML file; default quickstart")
-    parser.add_argument("--run-dir", "--run_dir", type=Path, help="default runs/RECIPE")
-    parser.add_argument("--local_rank", "--local-rank", help=SUPPRESS)
-    parser.add_argument("-h", "--help", action="store_true")
-    arguments, overrides = parser.parse_known_args(argv)
-    if arguments.help:
-        parser.print_help()
-        recipe_parser().print_help()
-        sys.exit(0)
-    run_dir = arguments.run_dir or Path("runs") / Path(arguments.config or DEFAULT_RECIPE).stem
-    stored = run_dir / "config.yaml"
-    if not stored.is_file():
-        return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir
-    recipe = load_recipe(recipe_path(arguments.config) if arguments.config else stored, overrides)
-    begun = load_recipe(stored, [])
-    require_same_run(begun, recipe, stored)
-    return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir
-
-
-def main() -> None:
-    """Entry of the script: exit status 2 and one sentence for what a user can put right."""
-    ranks.warn_once()
-    try:
-        recipe, run_dir = parse_arguments(sys.argv[1:])
-        if (run_dir / "DONE").is_file():
-            if ranks.rank() == 0:
-                print_summary(summarise(run_dir))
-                print(f"{run_dir} is done. Another --run-dir starts a new run.")
-            return
-        run(recipe, run_dir)
-    except (UserError, OSError) as error:
-        # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
-        if ranks.rank() > 0:
-            time.sleep(3)
-        print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+def main(argv: list[str] | None = None) -> None:
+    """Entry of the script: `earlybert train` with these arguments, without them with those of the process."""
+    cli.main(["train", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

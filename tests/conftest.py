@@ -2,9 +2,11 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ RUN = ROOT / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """What runs in this process listens to signals, and ignores them when it is about to leave."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def write_text(path: Path, documents: int = 120, seed: int = 0) -> None:

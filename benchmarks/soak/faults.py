@@ -12,7 +12,8 @@ from soak.full_disk import Disk
 from soak.incarnation import Incarnation, checkpoint_steps, newest_step, send
 
 SIGNALS = (("SIGKILL",), ("SIGTERM",), ("SIGUSR1",), ("SIGUSR1", "SIGTERM"), ("SIGTERM", "SIGKILL"))
-STARTING, TRAINING, WRITING, DRAWING, ENDING = MOMENTS = ("starting", "training", "writing", "drawing", "ending")
+MOMENTS = ("starting", "training", "writing", "drawing", "ending", "leaving")
+STARTING, TRAINING, WRITING, DRAWING, ENDING, LEAVING = MOMENTS
 FULL_DISK = "full disk"
 DAMAGES = ("flipped bit", "truncated file", "removed file")
 REFUSED = re.compile(r"checkpoint (at step .*)?could not be written")
@@ -32,6 +33,8 @@ class Fault:
 
 FAULTS = [Fault(signals, moment) for signals in SIGNALS for moment in (TRAINING, WRITING, DRAWING, ENDING)]
 FAULTS += [Fault(("SIGKILL",), STARTING), Fault((), TRAINING)]
+# To a run that a SIGTERM has stopped, between its word and its end.
+FAULTS += [Fault(signals, LEAVING) for signals in SIGNALS if "SIGKILL" not in signals]
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Injector:
 
     def choose(self, resumed: int) -> list[Fault]:
         """What happens to a start that goes on from a step; a full disk is followed by signals."""
-        moments = {STARTING, TRAINING, WRITING}
+        moments = {STARTING, TRAINING, WRITING, LEAVING}
         if self._reference.search_end / 2 <= resumed < self._reference.search_end:
             moments.add(DRAWING)
         if self._reference.steps - 15 <= resumed < self._reference.steps:
@@ -112,6 +115,8 @@ class Injector:
         at_second = time.monotonic() - self._began
         strike = Strike(fault.kind, fault.moment, str(run.layout), "the disk", max(resumed, run.step()), at_second)
         self.strikes.append(strike)
+        if fault.moment == LEAVING:
+            self._ask_to_stop(run)
         if fault.signals:
             strike.target = self._send(run, fault)
         else:
@@ -130,12 +135,19 @@ class Injector:
         reached = {
             STARTING: lambda: len(run.ranks()) == run.layout.ranks,
             TRAINING: lambda: run.step() >= aim,
+            LEAVING: lambda: run.step() >= aim,
             # What a killed start left unfinished is gone once this one trains.
             WRITING: lambda: run.step() > 0 and any(int(path.name[6:14]) >= aim for path in checkpoints.glob(".*.tmp")),
             DRAWING: lambda: complete(self._reference.search_end),
             ENDING: lambda: complete(self._reference.steps),
         }
         return run.wait_until(reached[moment])
+
+    def _ask_to_stop(self, run: Incarnation) -> None:
+        """Until the run has said that it does, and a random part of the time in which it leaves."""
+        send("SIGTERM", self._generator.choice(run.ranks() or [run.process]))
+        run.wait_until(lambda: "stopped as asked" in run.output())
+        time.sleep(self._generator.uniform(0, self._reference.seconds[LEAVING]))
 
     def _send(self, run: Incarnation, fault: Fault) -> str:
         """Sends each signal to a random rank; a SIGTERM alone now and then to torchrun, which passes it on."""

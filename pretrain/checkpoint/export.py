@@ -9,7 +9,6 @@ from typing import Literal
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
@@ -86,19 +85,3 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     trained.corpus.tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
-
-
-def main(argv: list[str]) -> None:
-    """Writes a run's network and tokenizer for Hugging Face transformers."""
-    parser = ArgumentParser("earlybert export", description=main.__doc__)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument(
-        "--format", choices=("earlybert", "bert"), default="bert", help="narrow, or plain full-shape BERT"
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    out: Path = arguments.out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")
-    export_checkpoint(arguments.run_dir, arguments.format, out)
-    print(f"written to {arguments.out}")

@@ -21,14 +21,12 @@ from earlybert.pretrain.ticket.ticket import Ticket
 
 def main(argv: list[str]) -> None:
     """Prints the stages with steps, tokens, parameters and operations; with a cluster also memory, time and disk."""
-    parser = ArgumentParser("earlybert plan", allow_abbrev=False, description=main.__doc__)
+    parser = ArgumentParser("earlybert plan", description=main.__doc__)
     parser.add_argument("--config", default=DEFAULT_RECIPE, help="a recipe's name or a YAML file; default quickstart")
     parser.add_argument(
         "--cluster", nargs="+", help=f'NODES x GPUS-PER-NODE GPU, for example "4x8 V100-32GB"; GPUs: {", ".join(GPUS)}'
     )
-    parser.add_argument(
-        "--network-gbit", "--network_gbit", type=float, default=100.0, help="network of a node, Gbit/s; default 100"
-    )
+    parser.add_argument("--network_gbit", type=float, default=100.0, help="network of a node, Gbit/s; default 100")
     parser.epilog = "Every field of the recipe can be overridden, e.g. --phase1.steps 100."
     arguments, overrides = parser.parse_known_args(argv)
     recipe = load_recipe(recipe_path(arguments.config), overrides)

@@ -23,7 +23,7 @@ def add_tune(actions: Any) -> None:
     """Adds the action to the `earlybert ticket` parser."""
     parser = actions.add_parser("tune", help="find the width multiple that a device runs fastest")
     # No positional argument: argparse would take an override's value for it.
-    parser.add_argument("--run-dir", type=Path, help="a run whose recorded coefficients say the widths")
+    parser.add_argument("--run_dir", type=Path, help="a run whose recorded coefficients say the widths")
     parser.add_argument("--config", help="without a run: a recipe, with --FIELD VALUE overrides, and widths by chance")
     parser.add_argument("--device", choices=DEVICES, help="default: this machine's")
     parser.add_argument("--tokens", type=_positive, help="tokens of a micro-batch; default: phase 1's")

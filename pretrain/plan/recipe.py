@@ -1,8 +1,6 @@
 """The recipe: every number of a run, typed; how it is read from YAML and overridden on the command line."""
 
 import dataclasses
-import difflib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -10,6 +8,7 @@ from typing import Any, Literal, get_type_hints
 import jsonargparse
 import yaml
 
+from earlybert.core.arguments import nearest, parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
 from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
@@ -252,11 +251,6 @@ def run_config_path(run_dir: Path) -> Path:
     return path
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
-
-
 def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None:
     """Refuses keys that no field has, by file and line."""
     if not isinstance(node, yaml.MappingNode):
@@ -270,7 +264,9 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
         if not isinstance(key_node, yaml.ScalarNode):
             raise UserError(f"{path}:{line}: a key must be a name, not a list or mapping")
         if key not in hints:
-            raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"{_nearest(key, list(hints))}')
+            close = nearest(key, hints)
+            hint = f'did you mean "{close}"?' if close else f"known are {', '.join(hints)}"
+            raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"; {hint}')
         if key in seen:
             raise UserError(f'{path}:{line}: key "{prefix}{key}" stands there twice; keep one of them')
         seen.add(key)
@@ -297,51 +293,16 @@ def check_recipe_file(path: Path) -> None:
 def recipe_parser() -> jsonargparse.ArgumentParser:
     """Command-line parser with one dotted flag per field of a recipe."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--recipe-file", action="config", help=jsonargparse.SUPPRESS)
+    parser.add_argument("--recipe_file", action="config", help=jsonargparse.SUPPRESS)
     parser.add_class_arguments(Recipe, nested_key=None)
     return parser
-
-
-def field_names(section: type, prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a dataclass and of those in it."""
-    names = []
-    for name, hint in get_type_hints(section).items():
-        if dataclasses.is_dataclass(hint):
-            names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            names.append(prefix + name)
-    return names
-
-
-def one_sentence(error: Exception, options: list[str]) -> str:
-    """What the parser of these options found wrong, in one line."""
-    text = str(error)
-    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', text, re.DOTALL):
-        key, problem = match.groups()
-        problem = " ".join(re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "").split())
-        if union := re.search(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", problem):
-            kinds = [kind for kind in union[1].split(", ") if kind != "NoneType"]
-            return f"{key} is {union[2]}; expected {' or '.join(kinds)}"
-        expected, _, value = problem.partition(". Got value: ")
-        return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
-    if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
-        option = match[1].split()[0]
-        close = difflib.get_close_matches(option.lstrip("-").split("=")[0], options, n=1)
-        hint = f'did you mean "{close[0]}"?' if close else "--help lists all"
-        return f"unknown option {option}; {hint}"
-    return " ".join(text.split())
 
 
 def load_recipe(file: Path, overrides: list[str]) -> Recipe:
     """Reads a recipe file, applies `--dotted.field value` overrides, checks types; raises UserError."""
     check_recipe_file(file)
-    try:
-        parser = recipe_parser()
-        parsed = parser.instantiate(parser.parse_args([f"--recipe-file={file}", *overrides]))
-        values = {name.name: parsed[name.name] for name in dataclasses.fields(Recipe)}
-        recipe = Recipe(**values)
-    except jsonargparse.ArgumentError as error:
-        raise UserError(one_sentence(error, field_names(Recipe))) from None
+    parsed = parse(recipe_parser(), [f"--recipe_file={file}", *overrides])
+    recipe = Recipe(**{field.name: parsed[field.name] for field in dataclasses.fields(Recipe)})
     if recipe.ticket:
         # A given ticket takes the place of the search.
         recipe = dataclasses.replace(recipe, plan=[name for name in recipe.plan if name != "search"])

@@ -1,4 +1,4 @@
-"""`earlybert report RUN...`: report.md, report.json and pictures of one run, or of several side by side."""
+"""report.md, report.json and pictures of one run, or of several side by side."""
 
 import io
 from collections.abc import Mapping
@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json, write_text
 from earlybert.pretrain.checkpoint.export import newest
@@ -24,19 +23,6 @@ from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.batches import StepLoader
 
 ATTENTION_SAMPLES = 32
-
-
-def main(argv: list[str]) -> None:
-    """Writes report.md, report.json and pictures of one run, or of several side by side."""
-    parser = ArgumentParser("earlybert report", description=main.__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, finished or not")
-    parser.add_argument("--out", type=Path, help="default: the run directory; for several runs report-NAME-NAME...")
-    arguments = parser.parse_args(argv)
-    runs: list[Path] = arguments.runs
-    names = [run.resolve().name for run in runs]
-    out = arguments.out or (runs[0] if len(runs) == 1 else runs[0].parent / f"report-{'-'.join(names)}")
-    write_report(runs, out)
-    print(f"written to {out / 'report.md'}")
 
 
 def write_report(runs: list[Path], out: Path) -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """What users get wrong: one sentence on standard error, exit status 2, nothing half-written."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from earlybert.core import cli
 from earlybert.pretrain import run
+from earlybert.pretrain.commands.train import parse_arguments
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED
 from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import RUN, free_port, small_recipe, start, write_text
+from tests.pretrain.signals import signal_until_gone
 
 SHAPE = FullShape(num_layers=2, num_heads=4, head_size=16, intermediate_size=96)
 RULE = TicketRule(head_ratio=0.25, neuron_ratio=0.3, width_multiple=8)
@@ -139,11 +141,11 @@ def test_ticket_with_a_changed_byte(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_another_recipe_in_the_same_run_directory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, _ = run.parse_arguments(["--config", "good.yaml"])
+    recipe, _ = parse_arguments(["--config", "good.yaml"])
     recipe.save(place / "begun" / "config.yaml")
     sentence = refusal(capsys, "--run-dir", "begun", "--seed", "43")
     assert "seed is 43" in sentence and "42" in sentence
-    again, _ = run.parse_arguments(["--run-dir", "begun", "--phase1.micro_batch", "5"])
+    again, _ = parse_arguments(["--run-dir", "begun", "--phase1.micro_batch", "5"])
     assert again.phase1.micro_batch == 5
 
 
@@ -173,12 +175,17 @@ def test_bad_commands(
 
 
 def test_exit_status_of_the_real_process(place: Path) -> None:
-    finished = subprocess.run(
-        [sys.executable, str(RUN), "--config", "good.yaml", "--model.num_heads", "5"], capture_output=True, text=True
-    )
-    assert finished.returncode == 2
-    assert finished.stderr.strip().splitlines()[-1].startswith("earlybert: error: model.num_heads is 5")
-    assert "Traceback" not in finished.stderr
+    """Also with signals that come as soon as the sentence is said."""
+    process = start([sys.executable, str(RUN), "--config", "good.yaml", "--model.num_heads", "5"], place)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "error" in line:
+            signal_until_gone(psutil.Process(process.pid))
+    assert process.wait() == 2
+    assert lines[-1].startswith("earlybert: error: model.num_heads is 5")
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_run_directory_that_cannot_be_written_to_ends_all_ranks(workplace: Path) -> None:

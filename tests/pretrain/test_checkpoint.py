@@ -13,8 +13,8 @@ import torch
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, newest_intact
-from earlybert.pretrain.checkpoint.export import main as export_command
 from earlybert.pretrain.commands.checkpoint import main as checkpoint_command
+from earlybert.pretrain.commands.export import main as export_command
 from tests.conftest import ROOT, run_training
 from tests.pretrain.run_files import losses
 

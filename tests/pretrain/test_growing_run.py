@@ -11,7 +11,7 @@ import yaml
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.checkpoint.export import newest
-from earlybert.pretrain.report.report import main as report_command
+from earlybert.pretrain.commands.report import main as report_command
 from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 from tests.pretrain.run_files import losses, metrics

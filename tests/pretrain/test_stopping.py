@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 
@@ -18,28 +17,25 @@ from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 from tests.pretrain.run_files import last_step, losses, metrics
+from tests.pretrain.signals import end_under_signals, rank_process, signal_until_gone
 
 PLAIN = (sys.executable,)
 
 
 def stop_after(process: subprocess.Popen[str], run_dir: Path, step: int, number: signal.Signals, rank: int = 0) -> str:
-    """Waits until a step is logged, sends the signal to one rank (twice, which must do no harm); returns the output."""
+    """Waits until a step is logged and sends the signal to one rank, and more until it is gone; returns the output.
+
+    What comes later must do no harm, not even to the exit status.
+    """
     while process.poll() is None and last_step(run_dir) < step:
         time.sleep(0.01)
     target = rank_process(process.pid, rank)
     target.send_signal(number)
     time.sleep(0.02)
-    target.send_signal(number)
+    signal_until_gone(target)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     return output
-
-
-def rank_process(launcher: int, rank: int) -> psutil.Process:
-    """The process of a rank, which is the launcher itself when there is none."""
-    everyone = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
-    ranks = [process for process in everyone if process.environ().get("RANK") == str(rank)]
-    return ranks[-1] if ranks else everyone[0]
 
 
 def require_stopped_at_last_step(run_dir: Path, output: str) -> None:
@@ -62,8 +58,8 @@ def test_stopped_by_signals_a_run_loses_no_step(finished_run: Path, workplace: P
         process = start([*PLAIN, str(RUN), "--config", "small.yaml", "--run-dir", "asked"], workplace)
         require_stopped_at_last_step(workplace / "asked", stop_after(process, workplace / "asked", reached, number))
         reached = last_step(workplace / "asked")
-    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "asked")
-    assert status == 0, output
+    process = start([*PLAIN, str(RUN), "--config", "small.yaml", "--run-dir", "asked"], workplace)
+    end_under_signals(process, workplace / "asked")
     assert losses(workplace / "asked") == losses(finished_run)
 
 

@@ -1,0 +1,26 @@
+"""`earlybert export`: a run's network for Hugging Face transformers."""
+
+from pathlib import Path
+
+from earlybert.core.arguments import ArgumentParser
+from earlybert.core.errors import UserError
+
+
+def main(argv: list[str]) -> None:
+    """Writes a run's network and tokenizer for Hugging Face transformers."""
+    parser = ArgumentParser("earlybert export", description=main.__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument(
+        "--format", choices=("earlybert", "bert"), default="bert", help="narrow, or plain full-shape BERT"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    out: Path = arguments.out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")
+
+    # It imports PyTorch and transformers, which --help should not wait for.
+    from earlybert.pretrain.checkpoint.export import export_checkpoint
+
+    export_checkpoint(arguments.run_dir, arguments.format, out)
+    print(f"written to {arguments.out}")

@@ -1,0 +1,65 @@
+"""`earlybert train`, which is `python pretrain/run.py`, too: reads the arguments, then trains."""
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+from earlybert.core import ranks
+from earlybert.core.arguments import ArgumentParser
+from earlybert.pretrain.plan.recipe import (
+    DEFAULT_RECIPE,
+    Recipe,
+    load_recipe,
+    recipe_parser,
+    recipe_path,
+    require_same_run,
+)
+from earlybert.pretrain.train.stopping import ignore_signals
+
+
+def main(argv: list[str]) -> None:
+    """Trains the recipe's plan in the run directory, or says what came of it where it is done; raises UserError."""
+    ranks.warn_once()
+    try:
+        recipe, run_dir = parse_arguments(argv)
+        if (run_dir / "DONE").is_file():
+            print_done(run_dir)
+        else:
+            # By name, because the script stands above the commands. Only now, because it imports PyTorch and DeepSpeed.
+            importlib.import_module("earlybert.pretrain.run").run(recipe, run_dir)
+    finally:
+        # How the process ends is decided.
+        ignore_signals()
+
+
+def print_done(run_dir: Path) -> None:
+    from earlybert.pretrain.report.summary import print_summary, summarise
+
+    if ranks.rank() == 0:
+        print_summary(summarise(run_dir))
+        print(f"{run_dir} is done. Another --run-dir starts a new run.")
+
+
+def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
+    """The recipe with all overrides, and the run directory; raises UserError."""
+    usage = "earlybert train [--config RECIPE] [--run_dir DIR] [--FIELD VALUE ...]"
+    parser = ArgumentParser("earlybert train", add_help=False, usage=usage)
+    parser.add_argument("--config", help="a recipe's name or a YAML file; default quickstart")
+    parser.add_argument("--run_dir", type=Path, help="default runs/RECIPE")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the deepspeed launcher
+    parser.add_argument("-h", "--help", action="store_true", help="show this and every field")
+    arguments, overrides = parser.parse_known_args(argv)
+    if arguments.help:
+        parser.print_help()
+        recipe_parser().print_help()
+        sys.exit(0)
+    run_dir = arguments.run_dir or Path("runs") / Path(arguments.config or DEFAULT_RECIPE).stem
+    stored = run_dir / "config.yaml"
+    if not stored.is_file():
+        return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir
+    recipe = load_recipe(recipe_path(arguments.config) if arguments.config else stored, overrides)
+    begun = load_recipe(stored, [])
+    require_same_run(begun, recipe, stored)
+    return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir
