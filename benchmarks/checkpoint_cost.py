@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from provenance import measured_on
 
@@ -87,9 +88,10 @@ def measure(arguments: list[str], out: Path) -> None:
 
     at_step_border, train_step, save_checkpoint = loop.at_step_border, loop.train_step, loop.save_checkpoint
     begin_writing = CheckpointWriter.begin
-    loop.at_step_border, loop.train_step, loop.save_checkpoint = border, step, save
+    for name, measured in {"at_step_border": border, "train_step": step, "save_checkpoint": save}.items():
+        setattr(loop, name, measured)
     if os.environ.get("MEASURE_MEMORY"):
-        CheckpointWriter.begin = begin  # type: ignore[method-assign]
+        mock.patch.object(CheckpointWriter, "begin", begin).start()
     sys.argv[1:] = arguments
     run.main()
     if ranks.rank() == 0:

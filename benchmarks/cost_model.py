@@ -130,8 +130,16 @@ def print_published() -> list[dict[str, Any]]:
     return rows
 
 
-SMALL = {"vocab_size": 2048, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-WIDTHS = {
+SMALL: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+WIDTHS: dict[str, dict[str, Any]] = {
     "dense": {},
     "narrow": {"kept_heads": (tuple(range(5)),) * 6, "kept_neurons": (tuple(range(1408)),) * 6},
 }
@@ -139,8 +147,7 @@ WIDTHS = {
 
 def memory_shape(width: str, length: int) -> Shape:
     """Six layers of 512, 8 heads and 2,048 neurons, or 5 and 1,408."""
-    sizes = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
-    return Shape(NetworkConfig(**SMALL, **sizes, **WIDTHS[width]), length, length * 20 // 128, 64)
+    return Shape(NetworkConfig(**SMALL, **WIDTHS[width]), length, length * 20 // 128, 64)
 
 
 def full_batch(shape: Shape, sequences: int) -> Batch:

@@ -29,6 +29,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,22 +92,32 @@ class Steps:
 
     def all(self) -> dict[str, Callable[[], object]]:
         """By name, in an order in which each finds what it needs."""
-        units, dtype = self.preparation.units, self.vocabulary.dtype
+        units = self.preparation.units
         steps: dict[str, Callable[[], object]] = {
             "encode_batch, documents": lambda: self.encode_batch(self.documents, DOCUMENTS_PER_CALL),
             "encode_batch, sentences": lambda: self.encode_batch(self.sentences, SENTENCES_PER_CALL),
             "read and clean": lambda: [sum(1 for _ in read_unit(unit.unit, self.config, Counts())) for unit in units],
             "split sentences": lambda: [len(split_sentences(text)) for text in self.documents],
-            "read, clean, split, write": lambda: [unit.read(self.config) for unit in units],
-            "tokenise": lambda: [unit.tokenise(self.encoder, dtype) for unit in units],
+            "read, clean, split, write": self.read,
+            "tokenise": self.tokenise,
             "duplicates and join": self.join,
         }
         for length in LENGTHS:
-            steps[f"samples of {length}"] = lambda length=length: self.spill(length)
-            steps[f"shuffle of {length}"] = lambda length=length: write_shard(
-                self.samples(length), 0, [self.samples(length).spill(0, block) for block in range(len(self.blocks))]
-            )
+            steps[f"samples of {length}"] = partial(self.spill, length)
+            steps[f"shuffle of {length}"] = partial(self.shuffle, length)
         return steps
+
+    def read(self) -> None:
+        for unit in self.preparation.units:
+            unit.read(self.config)
+
+    def tokenise(self) -> None:
+        for unit in self.preparation.units:
+            unit.tokenise(self.encoder, self.vocabulary.dtype)
+
+    def shuffle(self, length: int) -> None:
+        samples = self.samples(length)
+        write_shard(samples, 0, [samples.spill(0, block) for block in range(len(self.blocks))])
 
     def encode_batch(self, texts: list[str], size: int) -> int:
         batches = (texts[first : first + size] for first in range(0, len(texts), size))
@@ -150,7 +161,7 @@ def measure_speeds(documents: list[str], config: CorpusConfig, folder: Path) -> 
     for turn in range(TURNS):
         for name, run in steps.all().items():
             times.setdefault(name, []).append(seconds(run))
-        whole = seconds(lambda turn=turn: prepare(config, folder / f"whole-{turn}"))
+        whole = seconds(partial(prepare, config, folder / f"whole-{turn}"))
         times.setdefault("earlybert prepare", []).append(whole)
     samples = Corpus.open(folder / "whole-0").manifest["counts"]["train"]["samples"]
     return {name: statistics.median(found) for name, found in times.items()}, samples
@@ -238,7 +249,7 @@ def loader_speeds(corpus: Corpus) -> dict[str, Any]:
     print("loader, masking included")
     for length, predictions in zip(LENGTHS, (20, 80), strict=True):
         loader = _loader(corpus, length, predictions, 256)
-        turns = [seconds(lambda loader=loader: [loader.load(256 * step) for step in range(4)]) for _ in range(TURNS)]
+        turns = [seconds(partial(load_four_steps, loader)) for _ in range(TURNS)]
         spent = statistics.median(turns)
         found[f"samples/s, length {length}"] = 1024 / spent
         print(f"  length {length}: {1024 / spent:,.0f} samples/s of one core")
@@ -253,6 +264,11 @@ def loader_speeds(corpus: Corpus) -> dict[str, Any]:
         found[f"wait, {name}"] = statistics.median(waits[1:])
         print(f"  {name}, {pace} sequences/s: a step of one second waits {1000 * found[f'wait, {name}']:.1f} ms")
     return found
+
+
+def load_four_steps(loader: "StepLoader") -> None:
+    for step in range(4):
+        loader.load(256 * step)
 
 
 def _loader(corpus: Corpus, length: int, predictions: int, batch: int) -> "StepLoader":
@@ -272,8 +288,7 @@ def _loader(corpus: Corpus, length: int, predictions: int, batch: int) -> "StepL
     )
     recipe = Recipe(phase1=phase, phase2=phase, plan=["phase1"])
     stage = build_stages(recipe)[0]
-    options = {"global_batch": batch, "micro_batch": batch, "rank": 0, "world_size": 1}
-    return StepLoader(corpus, "train", stage, recipe, **options)
+    return StepLoader(corpus, "train", stage, recipe, global_batch=batch, micro_batch=batch, rank=0, world_size=1)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def documents(config: CorpusConfig) -> Iterator[str]:
             yield document.text
 
 
+def read_through(config: CorpusConfig) -> None:
+    drain(documents(config))
+
+
 def dump_speeds(dump: Path) -> dict[str, float]:
     """Each step of reading a dump, and mwparserfromhell on the same pages."""
     with open_file(dump) as stream:
@@ -88,8 +93,8 @@ def dump_speeds(dump: Path) -> dict[str, float]:
         "markup to prose (wikitext)": wikitext / seconds(lambda: [list(prose(text, NAMESPACES)) for text in pages]),
         "  mwparserfromhell (wikitext)": wikitext
         / seconds(lambda: [mwparserfromhell.parse(text).strip_code() for text in pages]),
-        "dump to clean documents (XML)": whole / seconds(lambda: drain(documents(config))),
-        "dump to clean documents (prose)": size(documents(config)) / seconds(lambda: drain(documents(config))),
+        "dump to clean documents (XML)": whole / seconds(partial(read_through, config)),
+        "dump to clean documents (prose)": size(documents(config)) / seconds(partial(read_through, config)),
     }
 
 
@@ -109,7 +114,7 @@ def text_speeds(texts: list[str]) -> dict[str, float]:
             file = Path(folder) / f"text{ending}"
             file.write_bytes(content)
             config = CorpusConfig(source="text", files=[str(file)])
-            speeds[f"{ending} to clean documents"] = total / seconds(lambda config=config: drain(documents(config)))
+            speeds[f"{ending} to clean documents"] = total / seconds(partial(read_through, config))
     rules = CleaningConfig()
     speeds["  cleaning alone"] = total / seconds(lambda: [clean(text, rules, Counts()) for text in texts])
     speeds["near duplicates: MinHash"] = total / seconds(lambda: [minhash_bands(text) for text in texts])
@@ -153,7 +158,8 @@ def _peak_megabytes(dump: Path, queue: "multiprocessing.Queue[float]") -> None:
 def _memory(field: str) -> float:
     """Memory of this process in MiB, from Linux; `getrusage` would count what its parent had."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s*(\d+)", status)[1]) / 1024
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 def peak_memory(dump: Path, megabytes: float) -> float:

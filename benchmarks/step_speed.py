@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 MODELS = {
@@ -89,7 +89,8 @@ from earlybert.pretrain.train.objective import score, step_share  # noqa: E402
 
 DEVICE = torch.device(OPTIONS.device)
 CLOCK = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
-HALF = "bf16" if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+Precision = Literal["fp32", "bf16", "fp16"]
+HALF: Precision = "bf16" if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 0) else "fp16"
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Row:
     """One contender: its step, the settings it runs under, and what its steps took."""
 
     name: str
-    precision: str
+    precision: Precision
     step: Callable[[Batch], None]
     setting: Callable[[], contextlib.AbstractContextManager[Any]]
     config: NetworkConfig
@@ -151,17 +152,17 @@ def real_batches(recipe: Recipe, folder: Path) -> list[Batch]:
 def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = False) -> Callable[[Batch], None]:
     """A step of `BertForPreTraining` with AdamW, scores of all positions as it computes them."""
     shape = recipe.model
-    network = BertForPreTraining(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            intermediate_size=shape.intermediate_size,
-            max_position_embeddings=shape.max_position_embeddings,
-            attn_implementation="sdpa",
-        )
-    ).to(DEVICE)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.max_position_embeddings,
+    )
+    with torch.device(DEVICE):
+        network = BertForPreTraining(config)
+    network.set_attn_implementation("sdpa")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=fused or None)
     network.train()
     if compiled:
@@ -186,7 +187,7 @@ def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = Fals
     return step
 
 
-def ours(recipe: Recipe, config: NetworkConfig, precision: str) -> Callable[[Batch], None]:
+def ours(recipe: Recipe, config: NetworkConfig, precision: Precision) -> Callable[[Batch], None]:
     """A step as a run makes it."""
     stage = build_stages(recipe)[0]
     state = TrainingState(initial_weights(config, recipe.seed))
@@ -270,7 +271,7 @@ def make_rows(recipe: Recipe) -> list[Row]:
         make = functools.cache(lambda: theirs(recipe, **options))
         return lambda batch: make()(batch)
 
-    def ours_when_needed(config: NetworkConfig, precision: str) -> Callable[[Batch], None]:
+    def ours_when_needed(config: NetworkConfig, precision: Precision) -> Callable[[Batch], None]:
         make = functools.cache(lambda: ours(recipe, config, precision))
         return lambda batch: make()(batch)
 
@@ -370,7 +371,8 @@ def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
         if slow in by_name and fast in by_name:
             found[name] = by_name[slow].median / by_name[fast].median
             print(f"{name:51}{found[name]:.2f}x")
-    for precision in ("fp32", HALF):
+    precisions: tuple[Precision, Precision] = ("fp32", HALF)
+    for precision in precisions:
         narrow, dense = by_name.get(("ours, ticket", precision)), by_name.get(("ours, dense", precision))
         if narrow and dense:
             flops = training_flops(narrow.config, work) / training_flops(dense.config, work)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 RUN = ROOT / "pretrain" / "run.py"
@@ -105,6 +106,12 @@ def run_training(cwd: Path, *arguments: str, launcher: tuple[str, ...] = (sys.ex
     process = start([*launcher, str(RUN), *arguments], cwd)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """What a backward pass left; fails where it left nothing."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 @pytest.fixture(scope="session")

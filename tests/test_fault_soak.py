@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from soak.comparison import compare
 
-from benchmarks.soak.comparison import compare
 from tests.conftest import ROOT
 
 

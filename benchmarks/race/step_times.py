@@ -61,10 +61,18 @@ class TimedShape:
         self.engine.engine.train()
 
     def batches(self) -> list[StepBatches]:
-        micro_batch = self.engine.micro_batch
-        numbers = {"global_batch": self.stage.global_batch, "micro_batch": micro_batch, "rank": 0, "world_size": 1}
-        loader = StepLoader(self.corpus, "train", self.stage, self.recipe, **numbers)
-        return [loader.load(step * self.stage.global_batch) for step in range(BATCHES)]
+        batch = self.stage.global_batch
+        loader = StepLoader(
+            self.corpus,
+            "train",
+            self.stage,
+            self.recipe,
+            global_batch=batch,
+            micro_batch=self.engine.micro_batch,
+            rank=0,
+            world_size=1,
+        )
+        return [loader.load(step * batch) for step in range(BATCHES)]
 
     def step(self, batches: StepBatches) -> None:
         """One optimizer step, as the training loop makes it; loading the data is left out."""

@@ -54,10 +54,9 @@ def different_bits(reference: Path, run_dir: Path) -> list[str]:
     problems = [f"{len(lines)} lines of metrics.jsonl differ, the first is {lines[0]}"] if lines else []
     expected, found = _files(reference), _files(run_dir)
     problems += [f"{name} differs" for name in expected if file_hash(expected[name]) != file_hash(found[name])]
-    first, second = (Checkpoint(list_checkpoints(run / "checkpoints")[-1]) for run in (reference, run_dir))
-    weights_and_moments = {"master": first.weights, **first.moments}, {"master": second.weights, **second.moments}
-    for kind, tensors in weights_and_moments[0].items():
-        others = weights_and_moments[1][kind]
+    ours, theirs = (Checkpoint(list_checkpoints(run / "checkpoints")[-1]) for run in (run_dir, reference))
+    for kind, tensors in {"master": theirs.weights, **theirs.moments}.items():
+        others = {"master": ours.weights, **ours.moments}[kind]
         changed = [name for name in tensors if not torch.equal(tensors[name], others[name])]
         problems += [f"{kind}/{name} of the last checkpoint differs" for name in changed]
     return problems

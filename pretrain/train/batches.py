@@ -8,7 +8,7 @@ Shape suffixes: B sequences, S positions, N predicted positions.
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -198,7 +198,9 @@ class StepLoader:
         )
 
 
-def prefetched_steps(loader: StepLoader, position: int, workers: int = 0) -> Iterator[tuple[StepBatches, float]]:
+def prefetched_steps(
+    loader: StepLoader, position: int, workers: int = 0
+) -> Generator[tuple[StepBatches, float], None, None]:
     """Steps from `position` on without end, each prepared while those before it train; with the seconds waited.
 
     Args:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from reading import read_texts
 
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.sources.registry import read_unit, units
+from tests.data_prep.reading import read_texts
 
 BOOK = """The Project Gutenberg eBook of A Title, by An Author
 

@@ -9,7 +9,6 @@ from xml.sax.saxutils import escape
 import numpy as np
 import pytest
 from backports import zstd
-from reading import read_texts
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
@@ -17,6 +16,7 @@ from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.sources import input_files, mediawiki
 from earlybert.data_prep.sources import registry as sources
 from earlybert.data_prep.sources.registry import Unit, read_unit, units
+from tests.data_prep.reading import read_texts
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="de">
   <siteinfo><sitename>Wikipedia</sitename><namespaces>

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_steps
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
@@ -23,6 +22,7 @@ from earlybert.data_prep.sources import registry as sources
 from earlybert.data_prep.steps import preparation
 from earlybert.data_prep.steps.workers import Workers
 from earlybert.data_prep.tokens import text
+from tests.data_prep import small_steps
 
 DRIVER = Path(small_steps.__file__)
 
@@ -183,7 +183,7 @@ def test_shards_are_a_shuffle_of_the_whole(config: CorpusConfig, expected: bytes
     """Where a sample lies says nothing about the document that it comes from."""
     corpus = prepare(config, tmp_path / "corpus")
     samples = corpus.samples("train", 64)
-    texts = corpus.tokenizer.batch_decode([row.input_ids for row in samples.rows(range(len(samples)))])
+    texts = corpus.tokenizer.batch_decode([row.input_ids.tolist() for row in samples.rows(range(len(samples)))])
     matches = [(place, re.search(r"entry (\d+) part", text)) for place, text in enumerate(texts)]
     places, entries = np.array([(place, int(match[1])) for place, match in matches if match]).T
     assert len(places) > 150 and abs(np.corrcoef(places, entries)[0, 1]) < 5 / np.sqrt(len(places))

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backports import zstd
-from reading import read_texts, read_units
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
@@ -21,6 +20,7 @@ from earlybert.data_prep.sources import input_files
 from earlybert.data_prep.sources import registry as sources
 from earlybert.data_prep.sources.config import MixedSource
 from earlybert.data_prep.sources.registry import read_unit, units
+from tests.data_prep.reading import read_texts, read_units
 
 PLAIN = "\nThe first line of it.\r\nThe second line of it.\n \n\nAnother document of one line.\n"
 READ = ["The first line of it.\nThe second line of it.", "Another document of one line."]

@@ -5,7 +5,7 @@ import lzma
 import os
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -137,7 +137,7 @@ def test_fast_tokenizer_gives_what_sentencepiece_gives(
     originals = []
 
     class Recorded(sentencepiece.SentencePieceProcessor):
-        def __init__(self, **arguments: str) -> None:
+        def __init__(self, **arguments: Any) -> None:
             super().__init__(**arguments)
             originals.append(self)
 
@@ -157,11 +157,12 @@ def test_fast_tokenizer_gives_what_sentencepiece_gives(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_tokenizer_is_loaded_by_transformers_alone(kind: TokenizerKind, much_text: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     trained = train_tokenizer(much_text, kind=kind, vocab_size=400, lowercase=True)
     trained.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(loaded, PreTrainedTokenizerFast)
     assert special_tokens(loaded) == special_tokens(trained) == SpecialTokens(pad=0, unknown=1, cls=2, sep=3, mask=4)
     first, second = "Entry 3 part 1 says so.", "Line 2 does [MASK] too."
     encoded = loaded(first, second)

@@ -6,8 +6,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from made_up import save_tiny_bert, write_all_glue, write_squad, write_sst2
 from transformers.utils.logging import disable_progress_bar
+
+from tests.finetune.made_up import save_tiny_bert, write_all_glue, write_squad, write_sst2
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
@@ -22,7 +23,7 @@ def tiny_tokenizer() -> BertTokenizer:
 def tiny_bert(**changes: object) -> BertForPreTraining:
     """Three layers of 4 heads and 64 neurons."""
     torch.manual_seed(0)
-    fields = {
+    fields: dict[str, Any] = {
         "vocab_size": len(VOCABULARY),
         "hidden_size": 32,
         "num_hidden_layers": 3,

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up import save_tiny_bert, table, tiny_bert
 
 from earlybert.core import cli
 from earlybert.finetune import command
 from earlybert.finetune.results import read_results, savings
 from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import BIN, free_port
+from tests.finetune.made_up import save_tiny_bert, table, tiny_bert
 
 SMALL = ["--max-length", "48", "--doc-stride", "16", "--max-query-length", "8", "--draw.width_multiple", "8"]
 FAST = ["--learning-rate", "3e-3", "--ticket-learning-rate", "3e-3", "--batch-size", "8", "--dropout", "0"]

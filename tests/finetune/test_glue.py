@@ -6,12 +6,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from made_up import VOCABULARY, table, tiny_tokenizer
 
 from earlybert.core.errors import UserError
 from earlybert.finetune.glue import GlueData, read_tsv
 from earlybert.finetune.tasks import GLUE
 from earlybert.finetune.text import Features, truncate
+from tests.finetune.made_up import VOCABULARY, table, tiny_tokenizer
 
 REAL = os.environ.get("EARLYBERT_DATA")
 

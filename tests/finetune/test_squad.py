@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import tiny_tokenizer
 from transformers import BertTokenizer
 
 from earlybert.core.errors import UserError
@@ -20,6 +19,7 @@ from earlybert.finetune.squad import (
     questions_of,
 )
 from earlybert.finetune.squad_scoring import score
+from tests.finetune.made_up import tiny_tokenizer
 
 RULE = WindowRule(max_length=20, doc_stride=6, max_query_length=5, n_best=4, max_answer_length=3)
 CONTEXT = "The old tree is green. A small house, the quick river; walk not the Good stone-table is sad - a river sings."

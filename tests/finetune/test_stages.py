@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made_up import VOCABULARY, save_tiny_bert, tiny_bert
 from transformers import BertTokenizer, DataCollatorWithPadding, TrainingArguments
 
 from earlybert.core.errors import UserError
@@ -24,11 +23,13 @@ from earlybert.finetune.training import Stage, StageTrainer, draw_step, make_tra
 from earlybert.pretrain.network.work import time_saved
 from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.ticket import TicketRule
+from tests.conftest import gradient_of
+from tests.finetune.made_up import VOCABULARY, save_tiny_bert, tiny_bert
 
 
 def recipe(task: str = "SST-2", **changes: Any) -> Recipe:
     rule = TicketRule(head_ratio=0.25, neuron_ratio=0.4, width_multiple=1)
-    fields = {"draw": rule, "dropout": 0.0, "max_length": 48, "doc_stride": 16, "max_query_length": 8}
+    fields: dict[str, Any] = {"draw": rule, "dropout": 0.0, "max_length": 48, "doc_stride": 16, "max_query_length": 8}
     return Settings(**(fields | changes)).for_task(task)
 
 
@@ -135,7 +136,7 @@ def reference_search(bert: Path, batches: list[dict[str, torch.Tensor]], total: 
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        recorded.append([torch.stack(kind).detach().clone().numpy() for kind in (heads, neurons)])
+        recorded.append([torch.stack(list(kind)).detach().clone().numpy() for kind in (heads, neurons)])
     return recorded
 
 
@@ -192,8 +193,8 @@ def test_the_l1_term_counts_once_per_update(
     gradients = []
     for name, chosen in (("with", used), ("without", plain)):
         trainer = stage_trainer(bert, task, a_stage(tmp_path / name, stop_after=1), chosen, searching=True)
-        model = trainer.model
-        assert model is not None
+        assert isinstance(trainer.model, torch.nn.Module)
+        parameters = dict(trainer.model.named_parameters())
 
         class Keep(methods.Recorder):
             def __init__(self) -> None:
@@ -203,7 +204,7 @@ def test_the_l1_term_counts_once_per_update(
                 pass
 
             def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-                gradients.append({key: value.grad.clone() for key, value in model.named_parameters()})  # noqa: B023
+                gradients.append({key: gradient_of(value).clone() for key, value in parameters.items()})  # noqa: B023
 
         trainer.add_callback(Keep())
         train(trainer)

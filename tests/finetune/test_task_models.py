@@ -6,10 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
-from made_up import tiny_bert, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -27,14 +27,19 @@ from earlybert.finetune.model import (
     EarlyBertForMaskedTokens,
     EarlyBertForQuestionAnswering,
     EarlyBertForSequenceClassification,
+    TaskModel,
 )
 from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import plain_bert, save_trained
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
+from tests.finetune.made_up import tiny_bert, tiny_tokenizer
 
 THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
-HEADS = [(EarlyBertForSequenceClassification, THREE), (EarlyBertForQuestionAnswering, {})]
+HEADS: list[tuple[TaskModel, dict[str, Any]]] = [
+    (EarlyBertForSequenceClassification, THREE),
+    (EarlyBertForQuestionAnswering, {}),
+]
 
 
 def batch(seed: int = 0) -> dict[str, Tensor]:
@@ -56,14 +61,14 @@ def logits(model: PreTrainedModel) -> Tensor:
     return output.logits if "logits" in output else torch.stack((output.start_logits, output.end_logits), -1)
 
 
-def full(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel:  # type: ignore[no-untyped-def, type-arg]
+def full(pretrained: Pretrained, model_class: TaskModel, head: dict[str, Any]) -> PreTrainedModel:
     config = task_config(pretrained, head, 0.0)
     model = model_class(config)
     model.load_state_dict(starting_weights(model_class, config, pretrained.weights, seed=3))
     return model
 
 
-def narrow(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel:  # type: ignore[no-untyped-def, type-arg]
+def narrow(pretrained: Pretrained, model_class: TaskModel, head: dict[str, Any]) -> PreTrainedModel:
     config = task_config(pretrained, head, 0.0)
     ticket = random_ticket(full_shape(config.network), TicketRule(neuron_ratio=0.4, width_multiple=1), seed=1)
     assert len({len(kept) for kept in ticket.neurons}) == 3  # a width of its own in every layer
@@ -74,27 +79,30 @@ def narrow(pretrained: Pretrained, model_class, head: dict) -> PreTrainedModel: 
 
 
 @pytest.mark.parametrize(("model_class", "head"), HEADS)
-def test_full_network_is_hugging_faces(bert: Path, model_class, head: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+def test_full_network_is_hugging_faces(bert: Path, model_class: TaskModel, head: dict[str, Any]) -> None:
     """The same scores, loss and gradients; the encoder and pooler are the checkpoint's own."""
     pretrained = open_pretrained(str(bert))
     ours = full(pretrained, model_class, head)
     theirs = plain_bert(ours)
-    assert theirs.bert.encoder.layer[1].output.dense.weight.equal(tiny_bert().bert.encoder.layer[1].output.dense.weight)
+    theirs_of_layer_1 = theirs.get_parameter("bert.encoder.layer.1.output.dense.weight")
+    assert theirs_of_layer_1.equal(tiny_bert().get_parameter("bert.encoder.layer.1.output.dense.weight"))
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-6)
     losses = [model(**batch(), **labels(model)).loss for model in (ours, theirs)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(
-        ours.layers[1].feed_forward.output.weight.grad,
-        theirs.bert.encoder.layer[1].output.dense.weight.grad,
+        ours.get_parameter("layers.1.feed_forward.output.weight").grad,
+        theirs_of_layer_1.grad,
         rtol=1e-3,
         atol=1e-6,
     )
 
 
 @pytest.mark.parametrize(("model_class", "head"), HEADS)
-def test_narrow_network_exports_to_the_same_plain_bert(bert: Path, model_class, head: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+def test_narrow_network_exports_to_the_same_plain_bert(
+    bert: Path, model_class: TaskModel, head: dict[str, Any]
+) -> None:
     ours = narrow(open_pretrained(str(bert)), model_class, head)
     torch.testing.assert_close(logits(plain_bert(ours)), logits(ours), rtol=1e-4, atol=1e-6)
     assert not torch.allclose(logits(ours), logits(full(open_pretrained(str(bert)), model_class, head)), atol=1e-4)
@@ -104,8 +112,8 @@ def test_narrow_network_exports_to_the_same_plain_bert(bert: Path, model_class, 
 def test_a_narrow_network_is_reloaded_by_the_auto_classes(
     bert: Path,
     tmp_path: Path,
-    model_class,
-    head: dict,  # type: ignore[no-untyped-def, type-arg]
+    model_class: TaskModel,
+    head: dict[str, Any],
 ) -> None:
     ours = narrow(open_pretrained(str(bert)), model_class, head)
     save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert", "bert"])
@@ -113,7 +121,8 @@ def test_a_narrow_network_is_reloaded_by_the_auto_classes(
     auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
     assert torch.equal(logits(auto.from_pretrained(tmp_path / "earlybert")), logits(ours))
     plain = BertForQuestionAnswering if answers else BertForSequenceClassification
-    loaded, report = plain.from_pretrained(tmp_path / "bert", output_loading_info=True)
+    both = plain.from_pretrained(tmp_path / "bert", output_loading_info=True)
+    loaded, report = cast("tuple[PreTrainedModel, dict[str, Any]]", both)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     torch.testing.assert_close(logits(loaded), logits(ours), rtol=1e-4, atol=1e-6)
     if not answers:
@@ -185,7 +194,9 @@ def test_layerdrop_leaves_out_every_third_layer(bert: Path) -> None:
     ours = EarlyBertForSequenceClassification(config.with_network(shorter))
     ours.load_state_dict(kept)
     theirs = plain_bert(full(pretrained, EarlyBertForSequenceClassification, THREE))
-    del theirs.bert.encoder.layer[0]
+    layers = theirs.get_submodule("bert.encoder.layer")
+    assert isinstance(layers, torch.nn.ModuleList)
+    del layers[0]
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-6)
 
 

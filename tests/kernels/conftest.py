@@ -3,9 +3,10 @@
 import ctypes
 from collections.abc import Iterator
 
-import emulated
 import pytest
 import torch
+
+from tests.kernels import emulated
 
 
 @pytest.fixture(scope="session")

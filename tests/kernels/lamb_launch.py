@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import emulated
 import pytest
 import torch
-from lamb_worker import CASES, Seen
 
-from tests.conftest import free_port
+from tests.conftest import ROOT, free_port
+from tests.kernels import emulated
+from tests.kernels.lamb_worker import CASES, Seen
 
 
 def launches(wanted: Callable[[str], bool]) -> pytest.MarkDecorator:
@@ -55,11 +55,10 @@ def _train_on_ranks(world_size: int) -> tuple[str, list[dict[str, Seen]]]:
         ranks = []
         for rank, output in enumerate(outputs):
             with output.with_suffix(".log").open("w") as log:
-                command = [sys.executable, "-c", "import lamb_worker; lamb_worker.main()", str(output), *kernels]
+                script = "from tests.kernels.lamb_worker import main; main()"
+                command = [sys.executable, "-c", script, str(output), *kernels]
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # The folder makes this module importable.
-                here = Path(__file__).parent
-                ranks.append(subprocess.Popen(command, cwd=here, env=environment | own, stdout=log, stderr=log))
+                ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment | own, stdout=log, stderr=log))
         deadline = time.monotonic() + 300
         # When one rank has failed the others wait for it in a collective.
         while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):

@@ -15,10 +15,10 @@ import math
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import emulated
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.partition import partition_layout, refresh_model_weights, set_step_count, start_state, step_count
+from tests.kernels import emulated
 
 STEPS, SAVED_STEP = 8, 4
 ACCUMULATION, BATCH, SEQUENCE = 2, 6, 7
@@ -68,6 +69,10 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.ndim == 1 and p.numel() > 1], "weight_decay": 0.0},
         {"params": [parameter for parameter in parameters if parameter.numel() == 1], "weight_decay": WEIGHT_DECAY},
     ]
+
+
+def row_blocks(model: nn.Module) -> dict[nn.Parameter, int]:
+    return {model.get_parameter("query_key_value.weight"): 3}
 
 
 def step_tokens(step: int) -> Tensor:
@@ -163,10 +168,11 @@ class CountingLamb(Lamb):
 
     collectives = 0
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         with Collectives() as made:
-            super().step(closure)
+            loss = super().step(closure)
         self.collectives += made.count
+        return loss
 
 
 class Run:
@@ -189,7 +195,7 @@ class Run:
         groups = parameter_groups(model)
         match self.case.optimizer:
             case "lamb" | "kernels":
-                return CountingLamb(groups, lr=LEARNING_RATE, row_blocks={model.query_key_value.weight: 3})
+                return CountingLamb(groups, lr=LEARNING_RATE, row_blocks=row_blocks(model))
             case "direction":
                 return CountingLamb(groups, lr=LEARNING_RATE, trust_ratio=False)
             case "adamw":

@@ -10,7 +10,11 @@ from earlybert.kernels.cross_entropy import linear_cross_entropy, linear_cross_e
 PREDICTIONS, HIDDEN, VOCABULARY, PADDED = 37, 16, 70, 76
 
 
-def make_inputs(dtype: torch.dtype, predictions: int = PREDICTIONS) -> tuple[list[Tensor], Tensor]:
+Inputs = tuple[Tensor, Tensor, Tensor]
+"""Hidden states, vocabulary and bias."""
+
+
+def make_inputs(dtype: torch.dtype, predictions: int = PREDICTIONS) -> tuple[Inputs, Tensor]:
     """Hidden states, vocabulary and bias (minus infinity on padding rows); labels."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(predictions, HIDDEN, generator=generator, dtype=torch.float64)
@@ -19,10 +23,11 @@ def make_inputs(dtype: torch.dtype, predictions: int = PREDICTIONS) -> tuple[lis
     bias[VOCABULARY:] = -torch.inf
     labels = torch.randint(0, VOCABULARY, (predictions,), generator=generator)
     labels[::3] = (hidden @ weight.T + bias)[::3].argmax(-1)
-    return [tensor.to(dtype).requires_grad_() for tensor in (hidden, weight, bias)], labels
+    hidden, weight, bias = (tensor.to(dtype).requires_grad_() for tensor in (hidden, weight, bias))
+    return (hidden, weight, bias), labels
 
 
-def with_gradients(result: tuple[Tensor, Tensor], inputs: list[Tensor]) -> list[Tensor]:
+def with_gradients(result: tuple[Tensor, Tensor], inputs: Inputs) -> list[Tensor]:
     loss, correct = result
     return [loss, correct, *torch.autograd.grad(0.37 * loss, inputs)]
 
@@ -69,7 +74,7 @@ def test_no_predictions(dtype: torch.dtype) -> None:
     """The loss is zero and still has a gradient: other ranks may wait for it."""
     inputs, labels = make_inputs(dtype, predictions=0)
     loss, correct = linear_cross_entropy(*inputs, labels)
-    assert float(loss) == 0.0 and int(correct) == 0
+    assert float(loss.detach()) == 0.0 and int(correct) == 0
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, inputs))
 
 

@@ -1,15 +1,17 @@
 """The CUDA kernels on a GPU: numbers, determinism, bandwidth. `pytest -m gpu`; nothing here runs without one."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from test_cuda_kernels import kept_reference, no_worse
 from torch import Tensor
 
 from earlybert.kernels import extension
 from earlybert.kernels.gelu import bias_gelu, bias_gelu_reference, linear, linear_gelu
 from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, lamb_step
 from earlybert.kernels.layer_norm import dropout_residual_layer_norm, dropout_residual_layer_norm_reference
+from tests.kernels.test_cuda_kernels import kept_reference, no_worse
 
 pytestmark = pytest.mark.gpu
 
@@ -53,11 +55,8 @@ def test_layer_norm_is_no_worse_than_pytorch(shape: tuple[int, int], dtype: torc
     vectors = torch.randn(3, shape[1], device="cuda").to(dtype)
     tensors = [hidden_TH, vectors[0], residual_TH, *vectors[1:]]
 
-    def fused(*inputs: Tensor) -> Tensor:
-        return dropout_residual_layer_norm(*inputs, 0.0, 1e-12)
-
-    def reference(*inputs: Tensor) -> Tensor:
-        return dropout_residual_layer_norm_reference(*inputs, 0.0, 1e-12)
+    fused = partial(dropout_residual_layer_norm, dropout=0.0, eps=1e-12)
+    reference = partial(dropout_residual_layer_norm_reference, dropout=0.0, eps=1e-12)
 
     ours = with_gradients(fused, tensors, upstream_TH)
     theirs = with_gradients(reference, tensors, upstream_TH)

@@ -9,7 +9,6 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-import emulated
 import pytest
 import torch
 
@@ -21,6 +20,7 @@ from earlybert.kernels.layer_norm import (
     dropout_residual_layer_norm_apex,
     dropout_residual_layer_norm_reference,
 )
+from tests.kernels import emulated
 
 
 @pytest.fixture(autouse=True)

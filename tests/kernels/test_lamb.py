@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import emulated
-import lamb_worker
 import pytest
 import torch
-from lamb_launch import launch, launches
-from lamb_worker import CASES, STEPS
 from torch import Tensor, nn
 
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
+from tests.kernels import emulated, lamb_worker
+from tests.kernels.lamb_launch import launch, launches
+from tests.kernels.lamb_worker import CASES, STEPS
 
 PARITY = 2e-6
 ROW_BLOCKS = 3
@@ -254,9 +253,8 @@ def test_refuses_masters_before_bind() -> None:
 def unsharded() -> Expected:
     """Textbook LAMB on whole float64 tensors and whole batches."""
     model = lamb_worker.seeded_model().double()
-    row_blocks = {model.query_key_value.weight: 3}
     groups = lamb_worker.parameter_groups(model)
-    textbook = LambReference(groups, lr=lamb_worker.LEARNING_RATE, row_blocks=row_blocks)
+    textbook = LambReference(groups, lr=lamb_worker.LEARNING_RATE, row_blocks=lamb_worker.row_blocks(model))
     for step in range(lamb_worker.STEPS):
         textbook.zero_grad()
         for tokens_BS in lamb_worker.step_tokens(step):

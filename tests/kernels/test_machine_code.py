@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from emulated import wheel_folder
 
 from earlybert.kernels.extension import SOURCES
+from tests.kernels.emulated import wheel_folder
 
 CUDA_TYPES = {"__half": 2, "__nv_bfloat16": 2, "float": 4}
 ROW_KERNELS = (

@@ -24,22 +24,36 @@ LENGTHS = [(5, 3, 9, 1), (6, 6, 6), (1, 7, 1), (1, 1, 1), (8,), (40, 2, 33, 1, 1
 FUSED = ["flash", "memory_efficient"]
 
 
-def make_rows(queries: Packing, keys: Packing, heads: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+Rows = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+
+
+def make_rows(queries: Packing, keys: Packing, heads: int) -> Rows:
     generator = torch.Generator().manual_seed(heads)
-    rows = [torch.randn(p.tokens, heads, 8, generator=generator, dtype=dtype) for p in (queries, keys, keys)]
-    return [each.requires_grad_() for each in rows]
+
+    def rows(packing: Packing) -> Tensor:
+        shape = (packing.tokens, heads, 8)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    return rows(queries), rows(keys), rows(keys)
 
 
-def padded_attention(rows: list[Tensor], packing: Packing) -> Tensor:
+def copies(rows: Rows, dtype: torch.dtype, device: str = "cpu") -> Rows:
+    """The same numbers elsewhere, with gradients of their own."""
+    query, key, value = (each.detach().to(device, dtype).requires_grad_() for each in rows)
+    return query, key, value
+
+
+def padded_attention(rows: Rows, packing: Packing) -> Tensor:
     """The padded definition, of which only the real rows are taken."""
     attended = torch.arange(max(packing.lengths))[None] < torch.tensor(packing.lengths)[:, None]
-    qkv = torch.stack(rows, 1)
+    qkv = torch.stack(list(rows), 1)
     padded = qkv.new_full((*attended.shape, *qkv.shape[1:]), 7.0)
     padded[attended] = qkv
     return attention_reference(padded, attended)[attended]
 
 
-def with_gradients(context: Tensor, rows: list[Tensor]) -> list[Tensor]:
+def with_gradients(context: Tensor, rows: Rows) -> list[Tensor]:
     weights = torch.linspace(-1, 1, context.numel(), dtype=context.dtype).view_as(context)
     return [context, *torch.autograd.grad((context * weights).sum(), rows)]
 
@@ -89,7 +103,7 @@ def test_error_is_pytorchs_own(dtype: torch.dtype) -> None:
     packing = Packing.of((64, 50, 3))
     exact = make_rows(packing, packing, 4)
     expected = with_gradients(packed_attention_reference(*exact, packing, packing), exact)
-    rows = [row.detach().to(dtype).requires_grad_() for row in exact]
+    rows = copies(exact, dtype)
     errors = []
     for implementation in (packed_attention, packed_attention_reference):
         found = with_gradients(implementation(*rows, packing, packing), rows)
@@ -107,15 +121,16 @@ def test_gradient_with_dropout_is_that_of_the_same_mask() -> None:
         torch.manual_seed(3)
         return packed_attention(query, key, value, queries, keys, 0.4)
 
-    assert torch.autograd.gradcheck(attend, tuple(make_rows(queries, keys, 2)))
+    assert torch.autograd.gradcheck(attend, make_rows(queries, keys, 2))
 
 
 def test_dropout_keeps_the_mean() -> None:
     packing = Packing.of([6] * 4000)
-    rows = [torch.randn(6, 2, 8).repeat(4000, 1, 1) for _ in range(3)]
+    query, key, value = torch.randn(3, 6, 2, 8)
     torch.manual_seed(0)
-    contexts = packed_attention(*rows, packing, packing, 0.5).unflatten(0, (4000, 6))
-    expected = packed_attention_reference(*(row[:6] for row in rows), Packing.of([6]), Packing.of([6]))
+    repeated = query.repeat(4000, 1, 1), key.repeat(4000, 1, 1), value.repeat(4000, 1, 1)
+    contexts = packed_attention(*repeated, packing, packing, 0.5).unflatten(0, (4000, 6))
+    expected = packed_attention_reference(query, key, value, Packing.of([6]), Packing.of([6]))
     assert not torch.allclose(contexts[0], expected, atol=0.05)
     torch.testing.assert_close(contexts.mean(0), expected, rtol=0, atol=0.1)
 
@@ -148,7 +163,7 @@ def test_gpu_error_is_pytorchs_own(name: str, dtype: torch.dtype, lengths: tuple
     packing = Packing.of(lengths)
     exact = make_rows(packing, packing, 4)
     expected = with_gradients(packed_attention_reference(*exact, packing, packing), exact)
-    rows, on_gpu = [row.detach().to("cuda", dtype).requires_grad_() for row in exact], packing.to(torch.device("cuda"))
+    rows, on_gpu = copies(exact, dtype, "cuda"), packing.to(torch.device("cuda"))
     errors = []
     for each in (name, "reference"):
         found = with_gradients(IMPLEMENTATIONS[each](*rows, on_gpu, on_gpu, 0.0), rows)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lamb_launch import launch, launches
-from lamb_worker import CASES, SAVED_STEP, STEPS, equal, seeded_model
 from torch import nn
 
 from earlybert.kernels.partition import Partition, Piece, partition_layout, set_step_count, step_count
+from tests.kernels.lamb_launch import launch, launches
+from tests.kernels.lamb_worker import CASES, SAVED_STEP, STEPS, equal, seeded_model
 
 
 @launches(lambda name: CASES[name].optimizer not in ("naive", "kernels"))

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Poison:
             self.active, self.turn = run.place.position == POISONED_POSITION, -1
             return compute(run, *arguments)
 
-        loop.forward_and_backward = marked
+        mock.patch.object(loop, "forward_and_backward", marked).start()
 
     def begin_forward(self, *_: Any) -> None:
         self.turn += 1
@@ -45,7 +46,7 @@ def on_every_model(prepare: Callable[[nn.Module], None]) -> None:
         prepare(model)
         return model
 
-    engine.network_with = built
+    mock.patch.object(engine, "network_with", built).start()
 
 
 def poison_activation() -> None:
@@ -111,7 +112,7 @@ def checkpoint_after_surgery() -> None:
             run.checkpoints = usual
         train(run, *arguments)
 
-    loop.train_steps = checkpointed
+    mock.patch.object(loop, "train_steps", checkpointed).start()
 
 
 def fp16_on_cpu() -> None:

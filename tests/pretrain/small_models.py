@@ -1,5 +1,7 @@
 """Small networks with every parameter random (biases and LayerNorms too), and the same in Hugging Face's BERT."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
@@ -15,7 +17,7 @@ NEVER_MASKED = 4
 
 def small_config(**changes: object) -> NetworkConfig:
     """Three layers of 4 heads and 48 neurons, 101 vocabulary entries (so 27 padding rows), no dropout."""
-    fields = {
+    fields: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "num_hidden_layers": 3,
@@ -69,9 +71,9 @@ def random_bert(*, next_sentence: bool = True, attention: str = "eager") -> Bert
         max_position_embeddings=40,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation=attention,
     )
     model = (BertForPreTraining if next_sentence else BertForMaskedLM)(config).eval()
+    model.set_attn_implementation(attention)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from small_models import build, random_inputs, random_weights, small_config, unequal_ticket
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
@@ -12,6 +11,7 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence, time_saved
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
+from tests.pretrain.small_models import build, random_inputs, random_weights, small_config, unequal_ticket
 
 BASE = NetworkConfig()
 LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)

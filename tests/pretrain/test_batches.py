@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import build, random_weights, small_config
 
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.masking import mask_sample
@@ -18,6 +17,7 @@ from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import Batch, StepBatches, StepLoader, prefetched_steps
 from earlybert.pretrain.train.objective import penalty, score, step_share
+from tests.pretrain.small_models import build, random_weights, small_config
 
 LENGTH, PREDICTIONS, GLOBAL_BATCH, SEED = 32, 4, 11, 5
 PHASE = PhaseConfig(
@@ -40,7 +40,7 @@ def loaders(
     corpus: Corpus, world_size: int = 1, micro_batch: int = 4, split: str = "train", **changes: Any
 ) -> list[StepLoader]:
     recipe = dataclasses.replace(RECIPE, **changes)
-    options = {"global_batch": GLOBAL_BATCH, "micro_batch": micro_batch, "world_size": world_size}
+    options: dict[str, Any] = {"global_batch": GLOBAL_BATCH, "micro_batch": micro_batch, "world_size": world_size}
     return [StepLoader(corpus, split, STAGE, recipe, rank=rank, **options) for rank in range(world_size)]
 
 
@@ -197,7 +197,7 @@ def test_prefetched_steps_are_the_steps_in_order(small_corpus: Corpus, workers: 
 def test_whole_words_are_masked_whole(small_corpus: Corpus) -> None:
     """Every word has all its tokens predicted or none, but for words that are too long for any sample's share."""
     goes_on = small_corpus.continues_word
-    options = {"global_batch": 60, "micro_batch": 60, "rank": 0, "world_size": 1}
+    options: dict[str, Any] = {"global_batch": 60, "micro_batch": 60, "rank": 0, "world_size": 1}
     shares = []
     for whole_words in (True, False):
         loader = StepLoader(small_corpus, "train", STAGE, RECIPE, whole_words=whole_words, **options)
@@ -219,7 +219,12 @@ def test_whole_words_are_masked_whole(small_corpus: Corpus) -> None:
 def test_packed_rows_stay_together_and_every_sample_comes_once_an_epoch(
     packed_corpus: Corpus, world_size: int, micro_batch: int
 ) -> None:
-    options = {"global_batch": GLOBAL_BATCH, "micro_batch": micro_batch, "world_size": world_size, "packed": True}
+    options: dict[str, Any] = {
+        "global_batch": GLOBAL_BATCH,
+        "micro_batch": micro_batch,
+        "world_size": world_size,
+        "packed": True,
+    }
     steps = [StepLoader(packed_corpus, "train", STAGE, RECIPE, rank=rank, **options) for rank in range(world_size)]
     packing = packed_corpus.packing("train", LENGTH)
     row_of = {int(sample): row for row, samples in enumerate(packing.rows(range(len(packing)))) for sample in samples}
@@ -237,7 +242,7 @@ def test_packed_rows_stay_together_and_every_sample_comes_once_an_epoch(
 
 
 def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packed_corpus: Corpus) -> None:
-    options = {"global_batch": 30, "micro_batch": 30, "rank": 0, "world_size": 1, "packed": True}
+    options: dict[str, Any] = {"global_batch": 30, "micro_batch": 30, "rank": 0, "world_size": 1, "packed": True}
     loader = StepLoader(packed_corpus, "train", STAGE, RECIPE, **options)
     step = loader.load(0)
     (batch,) = step.batches
@@ -386,7 +391,7 @@ def test_stand_in_adds_nothing_and_still_has_a_gradient(small_corpus: Corpus) ->
 def test_penalty_has_the_gradient_of_its_strengths(small_corpus: Corpus) -> None:
     """lambda * sign(c), nothing more: whatever else is computed with the coefficients is left out here."""
     model = network(small_corpus, searching=True)
-    model.layers[0].attention.output.coefficients.data[1] = -0.4
+    model.get_parameter("layers.0.attention.output.coefficients").data[1] = -0.4
     batch = loaders(small_corpus)[0].load(0).batches[0]
     penalty(model(**batch.model_inputs()), 1e-4, 3e-4).backward()
     for name, parameter in model.named_parameters():

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from cost_model import full_batch, published_runs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from torch import Tensor
 
-from benchmarks.cost_model import full_batch, published_runs
 from earlybert.core import cli
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.cluster import (

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small_models import build, random_inputs, random_weights, small_config
 from torch import Tensor, nn
 
 from earlybert.core import distributed
@@ -16,7 +15,8 @@ from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.train import engine
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import LARGEST_FP32_ERROR, StageEngine, matmul_error, set_matmul_precision
-from tests.conftest import free_port
+from tests.conftest import free_port, gradient_of
+from tests.pretrain.small_models import build, random_inputs, random_weights, small_config
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_optimizer_gets_the_fp32_sum_of_bf16_gradients(one_rank: None) -> None:
     file = DeepSpeedFile.load(DEFAULT_DEEPSPEED)
     built = StageEngine(config, TrainingState(weights), stage, recipe, file, CPU)
     seen: list[Tensor] = []
-    built.optimizer.register_step_pre_hook(lambda *_: seen.append(built.layout[0].flat.grad.clone()))
+    built.optimizer.register_step_pre_hook(lambda *_: seen.append(gradient_of(built.layout[0].flat).clone()))
     expected = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for inputs in micro_batches:
         built.backward_and_step(loss_of(built.engine(**inputs)))

@@ -173,13 +173,17 @@ def test_what_the_engine_starts_from_is_exact(growing: Path, moments: str, stage
     after = Checkpoint(growing / name / "after" / "phase1" / "step-00000003")
     assert before.state["finished"] and before.state["optimizer_step"] == 3
     assert after.state["optimizer_step"] == (3 if moments == "copied" else 0)
-    sources = {"stacked": [0, 1, 0, 1], "interleaved": [0, 0, 1, 1], "identity": [0, 1, None, None]}[order]
+    orders: dict[str, list[int | None]] = {
+        "stacked": [0, 1, 0, 1],
+        "interleaved": [0, 0, 1, 1],
+        "identity": [0, 1, None, None],
+    }
     assert len(after.weights) == len(before.weights) + 2 * sum(each.startswith("layers.0.") for each in before.weights)
     for each in after.weights:
         source: str | None = each
         if each.startswith("layers."):
             _, layer, part = each.split(".", 2)
-            old = sources[int(layer)]
+            old = orders[order][int(layer)]
             if order == "identity" and part.startswith("feed_forward.LayerNorm"):
                 old = [0, None, None, 1][int(layer)]  # what ends the encoder goes on ending it
             source = None if old is None else f"layers.{old}.{part}"

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small_models import small_config
 
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.objective import penalty, score, step_share
+from tests.pretrain.small_models import small_config
 
 LAMBDA_HEADS, LAMBDA_NEURONS = 3e-4, 1e-4
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from small_models import VOCABULARY, build, make_ticket, random_weights, small_config, unequal_ticket
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +15,7 @@ from earlybert.pretrain.network.packed import PackedPlaces
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import Work, training_flops
 from earlybert.pretrain.ticket.ticket import narrow_config
+from tests.pretrain.small_models import VOCABULARY, build, make_ticket, random_weights, small_config, unequal_ticket
 
 # Ragged, one-token sequences among longer ones, all of one length, a batch of one, one single token.
 LENGTHS = [(17, 9, 13, 10), (1, 12, 1, 3), (8, 8, 8), (11,), (1,)]

@@ -65,8 +65,9 @@ def test_nan_names_step_samples_and_tensor(
     assert f"first non-finite tensor is the {tensor} (nan)" in error
     assert f"in micro-batch {micro_batch} of rank 0" in error
     # The micro-batch of 16 in question, found independently: the loader's order is that of the corpus' permutation.
-    named = list(map(int, re.search(r"samples ([\d, ]+);", error).group(1).split(", ")))
-    assert named == expected_samples(workplace, name, 4 * 50 + 16 * micro_batch, 16)
+    named = re.search(r"samples ([\d, ]+);", error)
+    assert named is not None, error
+    assert list(map(int, named[1].split(", "))) == expected_samples(workplace, name, 4 * 50 + 16 * micro_batch, 16)
     newest = newest_intact(workplace / name / "checkpoints", pytest.fail)
     assert newest is not None and newest.state["global_step"] == 4
     assert all(newest.weights[weight].isfinite().all() for weight in newest.weights)

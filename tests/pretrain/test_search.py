@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from small_models import small_config
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash
@@ -26,6 +25,7 @@ from earlybert.pretrain.ticket.search import (
     snapshot_path,
 )
 from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
+from tests.pretrain.small_models import small_config
 
 LAYERS, HEADS, NEURONS = 3, 4, 40
 SHAPE = FullShape(num_layers=LAYERS, num_heads=HEADS, head_size=8, intermediate_size=NEURONS)

@@ -10,16 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import (
-    VOCABULARY,
-    build,
-    make_ticket,
-    random_bert,
-    random_inputs,
-    random_weights,
-    small_config,
-    unequal_ticket,
-)
 from torch import Tensor, nn
 
 from earlybert.core.errors import UserError
@@ -33,6 +23,16 @@ from earlybert.pretrain.plan.recipe import NarrowConfig, Recipe, StackConfig, lo
 from earlybert.pretrain.plan.stages import build_stages, describe_plan, model_config, stage_model, stage_ticket
 from earlybert.pretrain.ticket.search import SearchConfig
 from earlybert.pretrain.ticket.ticket import narrow_config, stack_ticket
+from tests.pretrain.small_models import (
+    VOCABULARY,
+    build,
+    make_ticket,
+    random_bert,
+    random_inputs,
+    random_weights,
+    small_config,
+    unequal_ticket,
+)
 
 ORDERS: dict[Copy, list[int]] = {"stacked": [0, 1, 2, 0, 1, 2], "interleaved": [0, 0, 1, 1, 2, 2]}
 

@@ -2,16 +2,6 @@
 
 import pytest
 import torch
-from small_models import (
-    VOCABULARY,
-    build,
-    make_ticket,
-    random_bert,
-    random_inputs,
-    random_weights,
-    small_config,
-    unequal_ticket,
-)
 from torch import Tensor
 from transformers import BertForMaskedLM, BertForPreTraining
 
@@ -22,6 +12,17 @@ from earlybert.pretrain.network.initial import initial_weights, parameter_shapes
 from earlybert.pretrain.network.parameters import layer_of, unit_axis
 from earlybert.pretrain.network.surgery import bake_coefficients, narrow_weights, widen_weights
 from earlybert.pretrain.ticket.ticket import Ticket, all_ticket, full_shape, narrow_config
+from tests.conftest import gradient_of
+from tests.pretrain.small_models import (
+    VOCABULARY,
+    build,
+    make_ticket,
+    random_bert,
+    random_inputs,
+    random_weights,
+    small_config,
+    unequal_ticket,
+)
 
 HEAD_SIZE = 8
 
@@ -177,7 +178,7 @@ def gradients(config: NetworkConfig, weights: dict[str, Tensor]) -> dict[str, Te
     model = build(config, weights, torch.float64)
     output = model(**random_inputs())
     (output.prediction_logits[..., :VOCABULARY].square().mean() + output.seq_relationship_logits.exp().sum()).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: gradient_of(parameter) for name, parameter in model.named_parameters()}
 
 
 def test_baking_coefficients_keeps_the_function() -> None:

@@ -104,8 +104,8 @@ def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
 
 def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_double(workplace: Path) -> None:
     """Its recordings, histograms and pictures are made again from the start."""
-    arguments = ("--config", "small.yaml", "--run-dir", "twice", "--export", "[]", "--checkpoint_every", "100")
-    arguments += ("--plan", "[search]", "--search.steps", "15", "--phase1.steps", "15")
+    arguments = ["--config", "small.yaml", "--run-dir", "twice", "--export", "[]", "--checkpoint_every", "100"]
+    arguments += ["--plan", "[search]", "--search.steps", "15", "--phase1.steps", "15"]
     (workplace / "twice").mkdir()
     write_steps(workplace / "twice", range(0, 12), -1, 100.0, ranks=1)
     status, output = run_training(workplace, *arguments)

@@ -12,6 +12,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash
 from earlybert.pretrain.ticket.ticket import (
     FullShape,
+    Scope,
     Ticket,
     TicketRule,
     TicketSource,
@@ -152,9 +153,9 @@ def test_width_multiple_moves_each_cut_a_little(seed: int) -> None:
     multiple = int(rng.choice([2, 8, 32, 49, 64]))
     layers, units = int(rng.integers(1, 9)), multiple * int(rng.integers(2, 12))
     # Layers of different strength, so that the exact cut gives unequal widths.
-    coefficients = rng.standard_normal((layers, units)) * rng.uniform(0.2, 2, (layers, 1))
-    coefficients = coefficients.astype(np.float32)
-    ratio, scope = float(rng.uniform(0, 0.95)), ("layer", "global")[seed % 2]
+    coefficients = (rng.standard_normal((layers, units)) * rng.uniform(0.2, 2, (layers, 1))).astype(np.float32)
+    ratio = float(rng.uniform(0, 0.95))
+    scope: Scope = "global" if seed % 2 else "layer"
     keep = keep_mask(coefficients, ratio, scope, multiple)
     widths, exact = keep.sum(axis=1), keep_mask(coefficients, ratio, scope).sum(axis=1)
     assert not (widths % multiple).any() and widths.min() >= multiple and widths.max() <= units
