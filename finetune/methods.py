@@ -30,7 +30,7 @@ from earlybert.finetune.training import Collate, Recorder, Stage, draw_step, mak
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig
-from earlybert.pretrain.network.parameters import layer_of
+from earlybert.pretrain.network.parameters import split_name
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
 from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, load_snapshot, snapshot_path
@@ -62,11 +62,11 @@ def drop_layers(
     kept = [layer for layer in range(config.num_hidden_layers) if layer not in dropped]
     result = {}
     for name, tensor in weights.items():
-        layer = layer_of(name)
+        layer, row = split_name(name)
         if layer < 0:
             result[name] = tensor
         elif layer in kept:
-            result[name.replace(f"layers.{layer}.", f"layers.{kept.index(layer)}.", 1)] = tensor
+            result[f"layers.{kept.index(layer)}.{row}"] = tensor
     return at_depth(config, len(kept)), result
 
 

@@ -23,7 +23,7 @@ from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import Recipe
 from earlybert.finetune.text import Features
 from earlybert.pretrain.cost.hardware import device_precision
-from earlybert.pretrain.network.parameters import unit_axis
+from earlybert.pretrain.network.parameters import is_coefficient
 from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
 from earlybert.pretrain.train.telemetry import StageProgress
 
@@ -164,9 +164,7 @@ class Recorder(TrainerCallback):
 def snapshot(step: int, model: PreTrainedModel) -> Snapshot:
     """The coefficients of a searching network as they are now."""
     masters = {
-        name: parameter.detach().float().cpu()
-        for name, parameter in model.named_parameters()
-        if unit_axis(name) is not None and name.endswith("coefficients")
+        name: parameter.detach().float().cpu() for name, parameter in model.named_parameters() if is_coefficient(name)
     }
     return Snapshot.from_masters(step, masters)
 

@@ -21,7 +21,7 @@ from earlybert.core.files import content_hash, file_hash, read_json
 from earlybert.pretrain.network.state import MOMENTS, Weights
 
 if TYPE_CHECKING:
-    from torch import Size, Tensor
+    from torch import Tensor
 
 FAMILY, VERSION = "earlybert-checkpoint", 1
 FORMAT = f"{FAMILY}/{VERSION}"
@@ -112,7 +112,7 @@ class Checkpoint:
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"{self.path / name}: cannot be read as safetensors ({error})") from None
 
-    def require_parameters(self, expected: "Mapping[str, Size]") -> None:
+    def require_parameters(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raises UserError unless the tensors are exactly those of a model with these parameters."""
         wanted = {f"{kind}/{name}": shape for name, shape in expected.items() for kind in KINDS}
         if missing := sorted(wanted.keys() ^ self.files.keys()):
@@ -124,10 +124,10 @@ class Checkpoint:
             with self.open_shard(file) as shard:
                 for key in (key for key, holder in self.files.items() if holder == file):
                     found = tuple(shard.get_slice(key).get_shape())
-                    if found != tuple(wanted[key]):
+                    if found != wanted[key]:
                         raise UserError(
                             f"{self.path}: is a checkpoint of another model than the recipe's; {key} is {found}, "
-                            f"the model's is {tuple(wanted[key])}"
+                            f"the model's is {wanted[key]}"
                         )
 
     def verify(self) -> None:

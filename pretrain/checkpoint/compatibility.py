@@ -6,7 +6,7 @@ from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.initial import parameter_shapes
+from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.plan.stages import Stage, stage_model
 from earlybert.pretrain.ticket.ticket import Ticket
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertPreTrainedModel
 
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.initial import parameter_shapes
+from earlybert.pretrain.network.parameters import facts_of, layer_of, parameter_shapes, split_name
 
 Bert = TypeVar("Bert", bound=BertPreTrainedModel)
 
@@ -47,7 +47,8 @@ SHARED_FIELDS = (
     "layer_norm_eps",
     "pad_token_id",
 )
-VOCABULARY_TENSORS = ("embeddings.word_embeddings.weight", "masked_token.bias")
+# The blocks of rows of what we store as one.
+PARTS = ("query", "key", "value")
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -59,10 +60,16 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 def bert_name(name: str) -> str:
     """Hugging Face's name for one of our parameters other than the fused projection."""
-    if not name.startswith("layers."):
+    layer, row = split_name(name)
+    if layer < 0:
         return _renamed(name, OUTSIDE)
-    _, layer, rest = name.split(".", 2)
-    return f"bert.encoder.layer.{layer}." + _renamed(rest, INSIDE)
+    return f"bert.encoder.layer.{layer}." + _renamed(row, INSIDE)
+
+
+def _part_names(name: str) -> list[str]:
+    """Hugging Face's names for query, key and value of a fused projection's weight or bias."""
+    layer, last = layer_of(name), name.rpartition(".")[2]
+    return [f"bert.encoder.layer.{layer}.attention.self.{part}.{last}" for part in PARTS]
 
 
 def to_bert(config: NetworkConfig, weights: Mapping[str, Tensor]) -> BertForPreTraining | BertForMaskedLM:
@@ -79,12 +86,12 @@ def fill_bert(model_class: type[Bert], config: NetworkConfig, weights: Mapping[s
     )
     state = {}
     for name, tensor in weights.items():
-        if name in VOCABULARY_TENSORS:
+        facts = facts_of(name)
+        if facts.pads_vocabulary:
             tensor = tensor[: config.vocab_size]
-        if ".attention.qkv." in name:
-            layer, kind = name.split(".")[1], name.rsplit(".", 1)[1]
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                state[f"bert.encoder.layer.{layer}.attention.self.{part}.{kind}"] = rows.contiguous()
+        if facts.row_blocks > 1:
+            for part_name, rows in zip(_part_names(name), tensor.chunk(facts.row_blocks), strict=True):
+                state[part_name] = rows.contiguous()
         else:
             state[bert_name(name)] = tensor.contiguous()
     model = model_class(bert_config)
@@ -107,10 +114,8 @@ def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[Net
     )
     weights = {}
     for name, shape in parameter_shapes(config).items():
-        if ".attention.qkv." in name:
-            layer, kind = name.split(".")[1], name.rsplit(".", 1)[1]
-            prefix = f"bert.encoder.layer.{layer}.attention.self."
-            tensor = torch.cat([state[f"{prefix}{part}.{kind}"] for part in ("query", "key", "value")])
+        if facts_of(name).row_blocks > 1:
+            tensor = torch.cat([state[part_name] for part_name in _part_names(name)])
         else:
             tensor = state[bert_name(name)]
         padded = tensor.new_zeros(shape, dtype=torch.float32)

@@ -14,7 +14,16 @@ from torch import Tensor
 from earlybert.kernels.fold import fold_coefficients
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import Copy, source_layers
-from earlybert.pretrain.network.parameters import depth_of, layer_of, unit_axis
+from earlybert.pretrain.network.parameters import (
+    LAST_NORM,
+    SUBLAYER_OUTPUTS,
+    ParameterFacts,
+    depth_of,
+    facts_of,
+    is_coefficient,
+    layer_of,
+    split_name,
+)
 from earlybert.pretrain.network.state import Weights
 
 # Below this a coefficient says nothing about its unit's moments any more: they start from zero instead.
@@ -30,22 +39,27 @@ class KeptUnits(Protocol):
     def neurons(self) -> Sequence[Sequence[int]]: ...
 
 
-def _unit_rows(name: str, kind: str, kept: Sequence[int], config: NetworkConfig) -> Tensor:
-    """Indices, along the unit axis of the full parameter, of everything that belongs to the kept units."""
+def _rows_of(facts: ParameterFacts, axis: int, kept: Sequence[int], config: NetworkConfig) -> Tensor:
+    """Indices, along an axis of the full parameter, of everything that belongs to the kept units."""
     index = torch.tensor(kept)
-    if kind == "neurons" or name.endswith("coefficients"):
+    if facts.axes[axis] == "head_rows":
+        index = (index[:, None] * config.head_size + torch.arange(config.head_size)).flatten()
+    if facts.row_blocks == 1:
         return index
-    row_AD = index[:, None] * config.head_size + torch.arange(config.head_size)
-    if ".qkv." not in name:
-        return row_AD.flatten()
-    return (torch.arange(3)[:, None] * config.hidden_size + row_AD.flatten()).flatten()
+    block = facts.shape(config, layer=0)[axis] // facts.row_blocks
+    return (torch.arange(facts.row_blocks)[:, None] * block + index).flatten()
 
 
-def _for_each_unit_tensor(weights: Weights, change: Callable[[str, Tensor, int, str], Tensor]) -> dict:
+def _for_each_unit_tensor(
+    weights: Weights, kept_units: KeptUnits, change: Callable[[Tensor, ParameterFacts, int, Sequence[int]], Tensor]
+) -> dict[str, Tensor]:
+    """Changes every tensor that holds units, given the axis that they lie along and those that its layer keeps."""
     result = {}
     for name, tensor in weights.items():
-        where = unit_axis(name)
-        result[name] = tensor if where is None else change(name, tensor, where[1], where[0])
+        facts = facts_of(name)
+        if facts.unit is not None and facts.unit_axis is not None:
+            tensor = change(tensor, facts, facts.unit_axis, getattr(kept_units, facts.unit)[layer_of(name)])
+        result[name] = tensor
     return result
 
 
@@ -56,12 +70,10 @@ def narrow_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnit
     biases, columns of the output projection; the output biases stay whole).
     """
 
-    def cut(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
-        kept = getattr(kept_units, kind)[layer_of(name)]
-        return tensor.index_select(axis, _unit_rows(name, kind, kept, config))
+    def cut(tensor: Tensor, facts: ParameterFacts, axis: int, kept: Sequence[int]) -> Tensor:
+        return tensor.index_select(axis, _rows_of(facts, axis, kept, config))
 
-    without_coefficients = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
-    return _for_each_unit_tensor(without_coefficients, cut)
+    return _for_each_unit_tensor(_without_coefficients(weights), kept_units, cut)
 
 
 def widen_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
@@ -70,14 +82,15 @@ def widen_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnits
     `config` is the full network's. A unit whose output columns are zero adds nothing, so the function stays the same.
     """
 
-    def pad(name: str, tensor: Tensor, axis: int, kind: str) -> Tensor:
-        shape = list(tensor.shape)
-        units = config.intermediate_size if kind == "neurons" else config.hidden_size
-        shape[axis] = 3 * units if ".qkv." in name else units
-        kept = getattr(kept_units, kind)[layer_of(name)]
-        return tensor.new_zeros(shape).index_copy_(axis, _unit_rows(name, kind, kept, config), tensor)
+    def pad(tensor: Tensor, facts: ParameterFacts, axis: int, kept: Sequence[int]) -> Tensor:
+        full = tensor.new_zeros(facts.shape(config, layer=0))
+        return full.index_copy_(axis, _rows_of(facts, axis, kept, config), tensor)
 
-    return _for_each_unit_tensor(weights, pad)
+    return _for_each_unit_tensor(weights, kept_units, pad)
+
+
+def _without_coefficients(weights: Weights) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not is_coefficient(name)}
 
 
 def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple[dict[str, Tensor], dict[str, dict]]:
@@ -86,21 +99,17 @@ def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple
     With W' = c W the gradient of W' is that of W divided by c: `exp_avg` is divided by c and `exp_avg_sq` by c squared.
     Coefficients and their moments are left out of the result.
     """
-    baked = {name: tensor for name, tensor in weights.items() if not name.endswith("coefficients")}
-    baked_moments = {
-        kind: {name: tensor for name, tensor in tensors.items() if not name.endswith("coefficients")}
-        for kind, tensors in moments.items()
-    }
-    for name, coefficient_C in weights.items():
-        if not name.endswith("coefficients"):
-            continue
-        target = name.removesuffix("coefficients") + "weight"
+    baked = _without_coefficients(weights)
+    baked_moments = {moment: _without_coefficients(tensors) for moment, tensors in moments.items()}
+    for name in filter(is_coefficient, weights):
+        coefficient_C = weights[name]
+        target = name.rpartition(".")[0] + ".weight"
         baked[target] = fold_coefficients(weights[target], coefficient_C)
         alive_C = coefficient_C.abs() >= SMALLEST_COEFFICIENT
         inverse_C = torch.where(alive_C, coefficient_C, torch.ones_like(coefficient_C)).reciprocal() * alive_C
-        for kind, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
-            if kind in moments:
-                baked_moments[kind][target] = fold_coefficients(moments[kind][target], inverse_C**power)
+        for moment, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+            if moment in moments:
+                baked_moments[moment][target] = fold_coefficients(moments[moment][target], inverse_C**power)
     return baked, baked_moments
 
 
@@ -117,16 +126,15 @@ def stack_weights(weights: Weights, fresh: Weights, order: Copy) -> dict[str, Te
 
 def _copied_from(name: str, layers: int, target: int, order: Copy) -> str:
     """Which parameter of `layers` layers `name` is a copy of in a network of `target`; with "identity" it may lack."""
-    layer = layer_of(name)
+    layer, row = split_name(name)
     if layer < 0:
         return name
-    part = name.split(".", 2)[2]
     source = source_layers(layers, target, order)[layer]
     if order == "identity":
         # The LayerNorm that ended the encoder goes on doing so: what it makes, no other could pass on unchanged.
-        ends = {layers - 1: target - 1, target - 1: layers - 1} if part.startswith("feed_forward.LayerNorm") else {}
+        ends = {layers - 1: target - 1, target - 1: layers - 1} if row.startswith(LAST_NORM) else {}
         source = ends.get(layer, layer)
-    return f"layers.{source}.{part}"
+    return f"layers.{source}.{row}"
 
 
 def identity_layers(fresh: Weights, layers: int) -> dict[str, Tensor]:
@@ -137,6 +145,7 @@ def identity_layers(fresh: Weights, layers: int) -> dict[str, Tensor]:
     """
 
     def adds(name: str) -> bool:
-        return layer_of(name) >= layers and name.endswith(("output.weight", "output.bias"))
+        layer, row = split_name(name)
+        return layer >= layers and row.startswith(SUBLAYER_OUTPUTS) and not is_coefficient(name)
 
     return {name: torch.zeros_like(tensor) if adds(name) else tensor for name, tensor in fresh.items()}

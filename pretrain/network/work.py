@@ -1,28 +1,25 @@
 """Parameters and arithmetic of a network with a width of its own in every layer."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from earlybert.kernels.packing import Packing
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.initial import parameter_shapes
+from earlybert.pretrain.network.parameters import facts_of, parameter_shapes
 
-PRETRAINING_HEADS = ("masked_token.", "next_sentence.")
+if TYPE_CHECKING:
+    from earlybert.kernels.packing import Packing
 
 
-def count_parameters(config: NetworkConfig, *, with_heads: bool = True) -> int:
-    """Trainable parameters without the padding rows of the vocabulary.
+def count_parameters(config: NetworkConfig) -> int:
+    """Trainable parameters without the padding rows of the vocabulary."""
 
-    `with_heads=False` counts embeddings, encoder and pooler only, as papers do.
-    """
-    padding = config.padded_vocab_size - config.vocab_size
-    total = 0
-    for name, shape in parameter_shapes(config).items():
-        if with_heads or not name.startswith(PRETRAINING_HEADS):
-            total += shape.numel()
-            if name in ("embeddings.word_embeddings.weight", "masked_token.bias"):
-                total -= padding * shape[1:].numel()
-    return total
+    def elements(name: str, shape: tuple[int, ...]) -> int:
+        rows = config.vocab_size if facts_of(name).pads_vocabulary else shape[0]
+        return math.prod((rows, *shape[1:]))
+
+    return sum(elements(name, shape) for name, shape in parameter_shapes(config).items())
 
 
 def flops_per_sequence(
@@ -61,7 +58,7 @@ class Work:
     predictions: int = 0
 
     @staticmethod
-    def of(tokens: Packing, needed: Packing, predictions: int) -> "Work":
+    def of(tokens: "Packing", needed: "Packing", predictions: int) -> "Work":
         pairs = list(zip(tokens.lengths, needed.lengths, strict=True))
         return Work(
             sum(n for n, _ in pairs),

@@ -20,7 +20,7 @@ def mask_distance_figure(steps: Sequence[int], matrices: Mapping[str, Sequence[S
     all coefficients are equal and the mask says nothing.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, (kind, matrix) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):
+    for axes, (units, matrix) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):
         distance_KK = np.asarray(matrix)
         after_KK = distance_KK[1:, 1:] if steps[0] == 0 else distance_KK
         top = max(0.01, float(after_KK.max(initial=0.0)))
@@ -28,7 +28,7 @@ def mask_distance_figure(steps: Sequence[int], matrices: Mapping[str, Sequence[S
         ticks = range(0, len(steps), max(1, len(steps) // 6))
         axes.set_xticks(ticks, [str(steps[tick]) for tick in ticks])
         axes.set_yticks(ticks, [str(steps[tick]) for tick in ticks])
-        axes.set(title=f"{kind}: share of the mask that differs", xlabel="step", ylabel="step")
+        axes.set(title=f"{units}: share of the mask that differs", xlabel="step", ylabel="step")
         figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
 

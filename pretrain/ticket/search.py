@@ -1,6 +1,6 @@
 """The search: recordings of the fp32 coefficient masters, distances between the masks they give, when to stop.
 
-Shape suffixes: L layers, U units of one kind in a layer, K recordings.
+Shape suffixes: L layers, U units (heads or neurons) of a layer, K recordings.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash, write_json
-from earlybert.pretrain.network.parameters import layer_of, unit_axis
+from earlybert.pretrain.network.parameters import UNITS, Unit, facts_of, layer_of
 from earlybert.pretrain.ticket.ticket import (
     FullShape,
     Mask,
@@ -27,8 +27,6 @@ from earlybert.pretrain.ticket.ticket import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-KINDS = ("heads", "neurons")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +62,12 @@ class Snapshot:
     @classmethod
     def from_masters(cls, step: int, masters: "dict[str, Tensor]") -> "Snapshot":
         """From the gathered coefficient parameters by name."""
-        rows: dict[str, dict[int, NDArray[np.float32]]] = {kind: {} for kind in KINDS}
+        rows: dict[Unit, dict[int, NDArray[np.float32]]] = {unit: {} for unit in UNITS}
         for name, tensor in masters.items():
-            where = unit_axis(name)
-            assert where is not None
-            rows[where[0]][layer_of(name)] = tensor.numpy().copy()
-        return cls(step, *(np.stack([rows[kind][layer] for layer in sorted(rows[kind])]) for kind in KINDS))
+            unit = facts_of(name).unit
+            assert unit is not None, name
+            rows[unit][layer_of(name)] = tensor.numpy().copy()
+        return cls(step, *(np.stack([rows[unit][layer] for layer in sorted(rows[unit])]) for unit in UNITS))
 
     def masks(self, rule: TicketRule) -> dict[str, Mask]:
         """What the rule would keep; without the width multiple, which is a matter of hardware."""
@@ -132,7 +130,7 @@ class MaskHistory:
     def newest_distances(self) -> dict[str, list[float]]:
         """Distance of the newest mask to each one before it, oldest first."""
         *older, newest = self.masks
-        return {kind: [mask_distance(masks[kind], newest[kind]) for masks in older] for kind in KINDS}
+        return {units: [mask_distance(masks[units], newest[units]) for masks in older] for units in UNITS}
 
     def settled(self) -> bool:
         """Whether the newest masks agree with all of the window before them (Early-Bird tickets' criterion)."""
@@ -140,17 +138,18 @@ class MaskHistory:
         # Before the first update all coefficients are equal and their mask says nothing.
         if window == 0 or len([step for step in self.steps if step > 0]) <= window:
             return False
-        return all(max(found[-window:]) <= self.search.stop_threshold for found in self.newest_distances().values())
+        distances = self.newest_distances().values()
+        return all(max(of_units[-window:]) <= self.search.stop_threshold for of_units in distances)
 
     def matrices(self) -> dict[str, list[list[float]]]:
-        """For both kinds the distance between any two recorded masks, symmetric [K, K] (EarlyBERT Figure 1)."""
+        """For heads and for neurons the distance of any two recorded masks, symmetric [K, K] (EarlyBERT Figure 1)."""
         return {
-            kind: [[mask_distance(first[kind], second[kind]) for second in self.masks] for first in self.masks]
-            for kind in KINDS
+            units: [[mask_distance(first[units], second[units]) for second in self.masks] for first in self.masks]
+            for units in UNITS
         }
 
     def save(self) -> None:
-        """Writes the new recordings and mask_distance.json: the steps, and for both kinds the symmetric [K, K] matrix.
+        """Writes the new recordings and mask_distance.json: the steps, and both symmetric [K, K] matrices.
 
         Raises OSError on a full disk; what could not be written is tried again at the next call.
         """

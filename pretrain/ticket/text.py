@@ -17,7 +17,7 @@ def ticket_markdown(ticket: Ticket) -> str:
         for layer, (heads, neurons) in enumerate(zip(ticket.heads, ticket.neurons, strict=True))
     ]
     pruned = " and ".join(
-        f"{ticket.realised[kind]:,} {kind} (asked for {ticket.requested[kind]:,})" for kind in ticket.realised
+        f"{ticket.realised[units]:,} {units} (asked for {ticket.requested[units]:,})" for units in ticket.realised
     )
     table = markdown_table(("layer", "heads", "which", f"neurons of {model.intermediate_size:,}"), rows)
     return f"Ticket `{ticket.sha256[:12]}`, {origin}; it cuts {pruned}.\n\n{table}"

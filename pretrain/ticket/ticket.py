@@ -1,6 +1,6 @@
 """The ticket: which heads and neurons of every layer stay, and where that came from.
 
-Shape suffixes: L layers, U units of one kind (heads or neurons) in a layer of the full network.
+Shape suffixes: L layers, U units (heads or neurons) in a layer of the full network.
 """
 
 import dataclasses
@@ -144,8 +144,8 @@ class Ticket:
     def from_content(cls, content: Any, name: str) -> "Ticket":
         """A ticket from its JSON content; `name` says in errors where that came from."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise UserError(f'{name}: "format" is {found!r}; a ticket has {FORMAT!r}')
+            other = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise UserError(f'{name}: "format" is {other!r}; a ticket has {FORMAT!r}')
         stated = content.get("sha256")
         actual = content_hash({key: value for key, value in content.items() if key != "sha256"})
         if stated != actual:
@@ -171,15 +171,15 @@ class Ticket:
 
     def _check_indices(self, name: str) -> None:
         sizes = {"heads": self.model.num_heads, "neurons": self.model.intermediate_size}
-        for kind, size in sizes.items():
-            layers = getattr(self, kind)
+        for units, size in sizes.items():
+            layers = getattr(self, units)
             if len(layers) != self.model.num_layers:
-                raise UserError(f'{name}: "{kind}" has {len(layers)} layers; the model has {self.model.num_layers}')
+                raise UserError(f'{name}: "{units}" has {len(layers)} layers; the model has {self.model.num_layers}')
             for index, kept in enumerate(layers):
                 whole = all(type(unit) is int for unit in kept)
                 if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
                     raise UserError(
-                        f'{name}: "{kind}" of layer {index} must be sorted distinct indices below {size}, at least one'
+                        f'{name}: "{units}" of layer {index} must be sorted distinct indices below {size}, at least one'
                     )
 
     def require_model(self, model: FullShape, name: str) -> None:
@@ -248,14 +248,14 @@ def draw(
 ) -> Ticket:
     """Draws the ticket that `rule` finds in the coefficients (EarlyBERT section 3.2, with exact counts)."""
     rule.check(model.intermediate_size)
-    for kind, coefficients, units in (
+    for unit, coefficients, per_layer in (
         ("head", head_coefficients_LU, model.num_heads),
         ("neuron", neuron_coefficients_LU, model.intermediate_size),
     ):
-        if coefficients.shape != (model.num_layers, units):
+        if coefficients.shape != (model.num_layers, per_layer):
             raise UserError(
-                f"the {kind} coefficients have shape {list(coefficients.shape)}; "
-                f"this model needs {[model.num_layers, units]}"
+                f"the {unit} coefficients have shape {list(coefficients.shape)}; "
+                f"this model needs {[model.num_layers, per_layer]}"
             )
     return Ticket(
         model=model,
@@ -328,8 +328,8 @@ def masks(ticket: Ticket) -> dict[str, Mask]:
     """Boolean masks [L, U] of heads and neurons."""
     sizes = {"heads": ticket.model.num_heads, "neurons": ticket.model.intermediate_size}
     result = {}
-    for kind, size in sizes.items():
-        result[kind] = np.zeros((ticket.model.num_layers, size), dtype=bool)
-        for row_U, kept in zip(result[kind], getattr(ticket, kind), strict=True):
+    for units, size in sizes.items():
+        result[units] = np.zeros((ticket.model.num_layers, size), dtype=bool)
+        for row_U, kept in zip(result[units], getattr(ticket, units), strict=True):
             row_U[list(kept)] = True
     return result

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -26,6 +26,7 @@ from earlybert.kernels.partition import (
 from earlybert.pretrain.cost.hardware import device_precision, peak_flops
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import network_with
+from earlybert.pretrain.network.parameters import facts_of
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import OptimizerConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage
@@ -90,16 +91,11 @@ def set_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def has_decay(name: str) -> bool:
-    """Weight matrices and embeddings are decayed; biases, LayerNorms and coefficients are not."""
-    return name.endswith("weight") and "LayerNorm" not in name
-
-
 def build_optimizer(
     model: nn.Module, kind: str, given: Mapping[str, Any], recipe: OptimizerConfig
 ) -> torch.optim.Optimizer:
     """LAMB (or another one by its name) with one decayed group and one common group for everything else."""
-    named = list(model.named_parameters())
+    named = [(facts_of(name), parameter) for name, parameter in model.named_parameters()]
     numbers: dict[str, Any] = {
         "betas": recipe.betas,
         "eps": recipe.eps,
@@ -107,16 +103,16 @@ def build_optimizer(
         **given,
     }
     groups = [
-        {"params": [p for name, p in named if has_decay(name)], "weight_decay": numbers.pop("weight_decay")},
-        {"params": [p for name, p in named if not has_decay(name)], "weight_decay": 0.0},
+        {"params": [p for facts, p in named if facts.decayed], "weight_decay": numbers.pop("weight_decay")},
+        {"params": [p for facts, p in named if not facts.decayed], "weight_decay": 0.0},
     ]
     numbers["betas"] = tuple(numbers["betas"])
     if kind == "AdamW":
         return torch.optim.AdamW(groups, lr=0.0, **numbers)
     if kind in PEERS:
         return build_peer(kind, groups, numbers)
-    fused = {p: 3 for name, p in named if name.endswith("qkv.weight")}
-    return Lamb(groups, lr=0.0, row_blocks=fused, **numbers)
+    row_blocks = {p: facts.row_blocks for facts, p in named if facts.decayed and facts.row_blocks > 1}
+    return Lamb(groups, lr=0.0, row_blocks=row_blocks, **numbers)
 
 
 class StageEngine:
@@ -201,12 +197,12 @@ class StageEngine:
         """LAMB's trust ratios of the last step by parameter name; empty for other optimizers."""
         return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
 
-    def gather(self, suffix: str) -> dict[str, Tensor]:
-        """fp32 masters of all parameters whose name ends so, whole, on every rank; all ranks must call it."""
+    def gather(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        """fp32 masters of the parameters whose names are wanted, whole, on every rank; all ranks must call it."""
         found = {}
         for partition in self.layout:
             for piece in partition.pieces:
-                if piece.name.endswith(suffix):
+                if wanted(piece.name):
                     full = partition.gather(piece, [partition.flat])
                     assert full is not None
                     found[piece.name] = full[0].float().cpu()

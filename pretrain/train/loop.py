@@ -17,6 +17,7 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.parameters import is_coefficient
 from earlybert.pretrain.network.work import Work, training_flops
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
@@ -275,7 +276,7 @@ def validate(run: StageRun, batches: StepBatches) -> dict[str, Any]:
 
 def record(run: StageRun, history: MaskHistory) -> bool:
     """Gathers and stores the coefficient masters; returns whether the masks have settled. All ranks must call it."""
-    snapshot = Snapshot.from_masters(run.place.step, run.engine.gather("coefficients"))
+    snapshot = Snapshot.from_masters(run.place.step, run.engine.gather(is_coefficient))
     history.add(snapshot)
     if ranks.rank() == 0:
         try:

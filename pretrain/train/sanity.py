@@ -14,9 +14,9 @@ from earlybert.core import distributed
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.parameters import facts_of, is_coefficient
 from earlybert.pretrain.train.engine import StageEngine
 
-WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 # Guessing uniformly costs ln(vocabulary) nats; who is so much worse is confidently wrong about everything.
 EXPLODED = 3.0
 
@@ -58,8 +58,8 @@ def require_tied_embeddings(model: PreTrainingNetwork) -> None:
 
 def require_zero_vocabulary_padding(engine: StageEngine, config: NetworkConfig) -> None:
     """Rows that pad the vocabulary are exactly zero: decay and trust ratio would see anything else."""
-    for name in (WORD_EMBEDDINGS, "masked_token.bias"):
-        padding = engine.gather(name)[name][config.vocab_size :]
+    for name, values in engine.gather(lambda name: facts_of(name).pads_vocabulary).items():
+        padding = values[config.vocab_size :]
         if torch.count_nonzero(padding):
             row = config.vocab_size + int(padding.reshape(len(padding), -1).any(dim=1).nonzero()[0])
             raise UserError(f"{name}: row {row} pads the vocabulary and is not zero")
@@ -67,7 +67,7 @@ def require_zero_vocabulary_padding(engine: StageEngine, config: NetworkConfig) 
 
 def require_finite_coefficients(engine: StageEngine) -> None:
     """A ticket is drawn from these."""
-    for name, values in engine.gather("coefficients").items():
+    for name, values in engine.gather(is_coefficient).items():
         if not values.isfinite().all():
             raise UserError(f"{name}: coefficient {int((~values.isfinite()).nonzero()[0])} is not finite")
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.initial import parameter_shapes
 from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, TicketSource, full_shape
 
 VOCABULARY = 101

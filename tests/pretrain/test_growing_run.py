@@ -65,7 +65,7 @@ def test_exports_of_a_grown_ticket_agree(ticket_then_stack: Path) -> None:
 
     narrow = EarlyBertForPreTraining.from_pretrained(ticket_then_stack / "export" / "earlybert").eval()
     bert = BertForPreTraining.from_pretrained(ticket_then_stack / "export" / "bert").eval()
-    assert bert.config.num_hidden_layers == 4 and narrow.config.heads == [3] * 4
+    assert bert.config.num_hidden_layers == 4 and narrow.network.config.heads == [3] * 4
     ids = torch.randint(5, narrow.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = narrow(ids), bert(ids)

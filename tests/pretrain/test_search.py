@@ -12,7 +12,7 @@ import torch
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash
-from earlybert.pretrain.network.initial import parameter_shapes
+from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.ticket.search import (
     MaskHistory,

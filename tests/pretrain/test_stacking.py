@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.bert_format import from_bert, to_bert
 from earlybert.pretrain.network.depth import Copy, at_depth
-from earlybert.pretrain.network.initial import initial_weights, parameter_shapes
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.surgery import identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.checks import check_recipe

@@ -1,5 +1,7 @@
 """Cutting, widening, baking and renaming: what must stay the same function, and what must not."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +10,8 @@ from transformers import BertForMaskedLM, BertForPreTraining
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.bert_format import from_bert, to_bert
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.initial import initial_weights, parameter_shapes
-from earlybert.pretrain.network.parameters import layer_of, unit_axis
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.parameters import facts_of, layer_of, parameter_shapes
 from earlybert.pretrain.network.surgery import bake_coefficients, narrow_weights, widen_weights
 from earlybert.pretrain.ticket.ticket import Ticket, all_ticket, full_shape, narrow_config
 from tests.conftest import gradient_of
@@ -89,7 +91,7 @@ def test_every_kept_number_comes_from_its_place() -> None:
     full = small_config()
     ticket = unequal_ticket(full)
     numbered = {
-        name: torch.arange(shape.numel(), dtype=torch.float64).view(shape)
+        name: torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
         for name, shape in parameter_shapes(full).items()
     }
     narrow = narrow_weights(full, numbered, ticket)
@@ -152,17 +154,16 @@ def test_widening_puts_every_unit_back_in_its_place() -> None:
     weights, ticket = random_weights(full), unequal_ticket(full)
     wide = widen_weights(full, narrow_weights(full, weights, ticket), ticket)
     for name, original in weights.items():
-        where = unit_axis(name)
-        if where is None:
+        units, axis = facts_of(name).unit, facts_of(name).unit_axis
+        if units is None or axis is None:
             assert torch.equal(wide[name], original)
             continue
-        kind, axis = where
-        kept = set(getattr(ticket, kind)[layer_of(name)])
-        per_unit = HEAD_SIZE if kind == "heads" else 1
-        for place in range(original.shape[axis]):
-            unit = place % (32 if kind == "heads" else 48) // per_unit
-            expected = original.select(axis, place) * float(unit in kept)
-            assert torch.equal(wide[name].select(axis, place), expected), name
+        kept = set(getattr(ticket, units)[layer_of(name)])
+        per_unit = HEAD_SIZE if units == "heads" else 1
+        for index in range(original.shape[axis]):
+            unit = index % (32 if units == "heads" else 48) // per_unit
+            expected = original.select(axis, index) * float(unit in kept)
+            assert torch.equal(wide[name].select(axis, index), expected), name
 
 
 def searched_network() -> tuple[NetworkConfig, dict[str, Tensor]]:
