@@ -3,8 +3,8 @@
     python -m earlybert.kernels.extension        builds them, for V100, A100 and H100/H200 where this nvcc knows them
 
 Without that command the first use on a GPU builds them. Without nvcc, without a GPU, or with EARLYBERT_KERNELS=torch,
-every operation is plain PyTorch; one line in the log says so and why. EARLYBERT_KERNELS=apex takes apex's LayerNorm in
-place of ours.
+every operation is plain PyTorch; one line in the log says so and why. EARLYBERT_KERNELS=require ends the program where
+a GPU would go without them. EARLYBERT_KERNELS=apex takes apex's LayerNorm in place of ours.
 """
 
 import functools
@@ -22,10 +22,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from earlybert.core.errors import UserError
+
 SOURCES = Path(__file__).parent / "csrc"
 # Each runs on every GPU of its generation. CUDA 13 has dropped sm_70: V100 needs nvcc 12.
 ARCHITECTURES = (70, 80, 90)
-IMPLEMENTATIONS = ("cuda", "torch", "apex")
+IMPLEMENTATIONS = ("cuda", "require", "torch", "apex")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # The oldest PyTorch whose stable ABI the sources keep to: 2.11.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -58,27 +60,33 @@ def build(architectures: tuple[int, ...] = ARCHITECTURES, folder: Path | None = 
             logger.info("building the CUDA kernels for %s, about a minute", ", ".join(f"sm_{n}" for n in known))
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 built = Path(scratch) / library.name
-                outcome = subprocess.run(_command(nvcc, known, built), capture_output=True, text=True)
+                command = compile_command(nvcc, known, built, Path(torch.__file__).parent)
+                outcome = subprocess.run(command, capture_output=True, text=True)
                 if outcome.returncode:
                     raise BuildError(f"{nvcc} could not compile {SOURCES}:\n{outcome.stderr.strip()}")
                 built.replace(library)
     return library
 
 
-def _command(nvcc: str, architectures: list[int], library: Path) -> list[str]:
-    # Imports setuptools, which takes its time and which only building needs.
-    from torch.utils.cpp_extension import include_paths
-
+def compile_command(nvcc: str, architectures: list[int], library: Path, torch_folder: Path) -> list[str]:
+    """What compiles and links `library` against the headers and libraries of an installed PyTorch."""
     codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     # Later generations translate the newest one's intermediate code.
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
-    includes = [f"-isystem={path}" for path in include_paths()]
-    flags = ["-std=c++20", "-O3", "-shared", "-Xcompiler=-fPIC", "-DUSE_CUDA", TARGET]
+    flags = [
+        "-std=c++20",
+        "-O3",
+        "-shared",
+        "-Xcompiler=-fPIC",
+        "-DUSE_CUDA",
+        TARGET,
+        f"-isystem={torch_folder}/include",
+    ]
     # Python loads PyTorch's libraries for itself alone, so a library must say that it needs them.
-    folder = Path(torch.__file__).parent / "lib"
-    needed = [name for name in ("torch_cpu", "torch_cuda") if (folder / f"lib{name}.so").exists()]
-    links = [f"-L{folder}", *(f"-l{name}" for name in needed)]
-    return [nvcc, *flags, *codes, *includes, str(SOURCES / "operators.cu"), *links, "-o", str(library)]
+    needed = [name for name in ("torch_cpu", "torch_cuda") if (torch_folder / "lib" / f"lib{name}.so").exists()]
+    # PyPI's nvcc does not find the runtime that lies beside it.
+    links = [f"-L{torch_folder}/lib", *(f"-l{name}" for name in needed), f"-L{Path(nvcc).parent.parent}/lib"]
+    return [nvcc, *flags, *codes, str(SOURCES / "operators.cu"), *links, "-o", str(library)]
 
 
 def _nvcc() -> str:
@@ -107,12 +115,12 @@ def needed_architecture(capability: tuple[int, int]) -> int:
 
 
 def chosen() -> str:
-    """What the environment asks for; raises ValueError when there is no such implementation here."""
+    """What the environment asks for; raises UserError when there is no such implementation here."""
     name = os.environ.get("EARLYBERT_KERNELS", "cuda")
     if name == "apex" and not _has_apex():
-        raise ValueError("EARLYBERT_KERNELS is 'apex', which is not installed; it must be cuda or torch")
+        raise UserError("EARLYBERT_KERNELS is 'apex', which is not installed; it must be cuda or torch")
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"EARLYBERT_KERNELS is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+        raise UserError(f"EARLYBERT_KERNELS is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     return name
 
 
@@ -123,21 +131,27 @@ def _has_apex() -> bool:
 
 @functools.cache
 def _loaded(capability: tuple[int, int]) -> bool:
-    if chosen() == "torch":
+    wanted = chosen()
+    if wanted == "torch":
         logger.info("EARLYBERT_KERNELS is torch: plain PyTorch in place of the CUDA kernels")
         return False
-    needed = needed_architecture(capability)
-    if capability < (7, 0):
-        logger.warning("no CUDA kernels for compute capability %d.%d; plain PyTorch in their place", *capability)
-        return False
     try:
-        present = sorted(_build_folder().glob(f"operators-{_source_hash()}-*sm{needed}*.so"))
-        torch.ops.load_library(str(present[0] if present else build((needed,))))
+        _load(capability)
     except (BuildError, OSError) as error:
+        if wanted == "require":
+            raise UserError(f"EARLYBERT_KERNELS is require, but there are no CUDA kernels: {error}") from error
         logger.warning("no CUDA kernels, plain PyTorch in their place: %s", error)
         return False
     logger.info("CUDA kernels loaded")
     return True
+
+
+def _load(capability: tuple[int, int]) -> None:
+    if capability < (7, 0):
+        raise BuildError("compute capability {}.{} is below 7.0".format(*capability))
+    needed = needed_architecture(capability)
+    present = sorted(_build_folder().glob(f"operators-{_source_hash()}-*sm{needed}*.so"))
+    torch.ops.load_library(str(present[0] if present else build((needed,))))
 
 
 def operators_for(tensor: Tensor) -> bool:
