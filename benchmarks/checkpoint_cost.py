@@ -52,28 +52,31 @@ def measure(arguments: list[str], out: Path) -> None:
     from earlybert.pretrain import run
     from earlybert.pretrain.checkpoint.writer import CheckpointWriter
     from earlybert.pretrain.train import loop
+    from earlybert.pretrain.train.saving import StageCheckpoints
+    from earlybert.pretrain.train.stopping import StopRequest
 
     seen: dict[str, list[float]] = {"border": [], "save": [], "settle": [], "busy": [], "idle": [], "growth": []}
-    allowed = 0
+    allowed, writing = 0, False
 
-    def border(setting: Any) -> bool:
+    def border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
+        nonlocal writing
         distributed.barrier()
-        in_flight, began = setting.checkpoints.in_flight, time.perf_counter()
-        stop = at_step_border(setting)
-        seen["settle" if in_flight and not setting.checkpoints.in_flight else "border"].append(
+        in_flight, began = checkpoints.writer.in_flight, time.perf_counter()
+        stopping = at_step_border(stop, checkpoints)
+        seen["settle" if in_flight and not checkpoints.writer.in_flight else "border"].append(
             time.perf_counter() - began
         )
-        return stop
+        writing = checkpoints.writer.busy
+        return stopping
 
-    def step(setting: Any, batches: Any) -> dict[str, Any]:
-        writing = setting.checkpoints.busy
-        metrics = train_step(setting, batches)
+    def step(*arguments: Any) -> dict[str, Any]:
+        metrics = train_step(*arguments)
         seen["busy" if writing else "idle"].append(metrics["seconds"])
         return metrics
 
-    def save(setting: Any) -> None:
+    def save(checkpoints: StageCheckpoints) -> None:
         began = time.perf_counter()
-        save_checkpoint(setting)
+        begin_checkpoint(checkpoints)
         seen["save"].append(time.perf_counter() - began)
 
     def begin(writer: CheckpointWriter, layout: list[Partition], *values: Any) -> None:
@@ -86,10 +89,11 @@ def measure(arguments: list[str], out: Path) -> None:
         largest = max(piece.shape.numel() for partition in layout for piece in partition.pieces)
         allowed = written.entry["size"] + largest * torch.float32.itemsize
 
-    at_step_border, train_step, save_checkpoint = loop.at_step_border, loop.train_step, loop.save_checkpoint
-    begin_writing = CheckpointWriter.begin
-    for name, measured in {"at_step_border": border, "train_step": step, "save_checkpoint": save}.items():
-        setattr(loop, name, measured)
+    at_step_border, train_step = loop.at_step_border, loop.train_step
+    begin_checkpoint, begin_writing = StageCheckpoints.begin, CheckpointWriter.begin
+    mock.patch.object(loop, "at_step_border", border).start()
+    mock.patch.object(loop, "train_step", step).start()
+    mock.patch.object(StageCheckpoints, "begin", save).start()
     if os.environ.get("MEASURE_MEMORY"):
         mock.patch.object(CheckpointWriter, "begin", begin).start()
     sys.argv[1:] = arguments

@@ -65,7 +65,7 @@ import torch  # noqa: E402
 from provenance import measured_on  # noqa: E402
 from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
-from earlybert.core import devices, distributed  # noqa: E402
+from earlybert.core import distributed  # noqa: E402
 from earlybert.core.devices import synchronize  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
@@ -85,7 +85,7 @@ from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_conf
 from earlybert.pretrain.train import engine  # noqa: E402
 from earlybert.pretrain.train.batches import Batch, StepLoader  # noqa: E402
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile  # noqa: E402
-from earlybert.pretrain.train.objective import score, step_share  # noqa: E402
+from earlybert.pretrain.train.step import forward_and_backward  # noqa: E402
 
 DEVICE = torch.device(OPTIONS.device)
 CLOCK = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
@@ -197,8 +197,7 @@ def ours(recipe: Recipe, config: NetworkConfig, precision: Precision) -> Callabl
     built.engine.train()
 
     def step(batch: Batch) -> None:
-        scores = score(built.engine(**batch.model_inputs()), batch)
-        built.backward_and_step(step_share(scores, len(batch.masked_labels_N), len(batch.input_ids_BS)))
+        forward_and_backward(built, [batch], batch.work(), seeds=[0])
 
     return step
 
@@ -226,14 +225,14 @@ def padded(batch: Batch) -> Batch:
 def settings(*, matmul: str = "auto", keep_memory: bool = True, attention: str = "") -> Iterator[None]:
     """Process-wide settings of one row. Without `keep_memory` the C library's limits are those it starts with."""
     if matmul == "auto":
-        devices.set_matmul_precision("auto", DEVICE)
+        engine.set_matmul_precision("auto", DEVICE)
     else:
         torch.set_float32_matmul_precision(matmul)
     if keep_memory:
-        devices.keep_freed_memory()
+        engine.keep_freed_memory()
     elif platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(devices.M_MMAP_THRESHOLD, 1 << 25)
-        ctypes.CDLL(None).mallopt(devices.M_TRIM_THRESHOLD, 1 << 26)
+        ctypes.CDLL(None).mallopt(engine.M_MMAP_THRESHOLD, 1 << 25)
+        ctypes.CDLL(None).mallopt(engine.M_TRIM_THRESHOLD, 1 << 26)
     with mock.patch.dict(os.environ, {"EARLYBERT_ATTENTION": attention}):
         yield
 

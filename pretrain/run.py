@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earlybert.core import cli, distributed, ranks
-from earlybert.core.devices import keep_freed_memory, set_deterministic, set_matmul_precision
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_json, write_text
 from earlybert.core.progress import say
@@ -24,6 +23,7 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
 from earlybert.pretrain.checkpoint.export import export_checkpoint
+from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.cost.hardware import device_name
 from earlybert.pretrain.network.config import NetworkConfig
@@ -50,8 +50,13 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine
-from earlybert.pretrain.train.loop import Place, StageRun, train_stage
+from earlybert.pretrain.train.engine import (
+    StageEngine,
+    keep_freed_memory,
+    set_deterministic,
+    set_matmul_precision,
+)
+from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.peers import check_implementations
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import Telemetry
@@ -83,7 +88,7 @@ def run(recipe: Recipe, run_dir: Path) -> None:
     """Carries out the recipe's plan in the run directory, from wherever it stands."""
     setting = set_up(recipe, run_dir)
     latest = newest_checkpoint(setting)
-    step = latest.state["global_step"] if latest else 0
+    step = latest.state.global_step if latest else 0
     checkpoints = CheckpointWriter(setting.checkpoints, recipe.keep_checkpoints, newest_step=step)
     telemetry = Telemetry(
         run_dir,
@@ -95,16 +100,16 @@ def run(recipe: Recipe, run_dir: Path) -> None:
     if latest is None:
         telemetry.text("plan", plan_markdown(describe_plan(recipe, setting.full, setting.ticket)), 0)
     for index, stage in enumerate(setting.stages):
-        if latest is not None and (latest.state["stage_index"], latest.state["finished"]) >= (index, True):
+        if latest is not None and (latest.state.stage_index, latest.state.finished) >= (index, True):
             continue
         if stage.narrow and setting.ticket is None:
             setting.ticket = agree_on_ticket(setting, latest)
-        state, place = begin_or_resume(setting, stage, index, latest)
-        finished = train(setting, stage, state, place, telemetry, checkpoints)
+        start, state = begin_or_resume(setting, stage, index, latest)
+        finished = train(setting, stage, start, state, telemetry, checkpoints)
         if not finished:
             distributed.on_rank_0(telemetry.close)
             say(
-                f"stopped as asked at step {place.step} of {stage.name}; the same command goes on from there",
+                f"stopped as asked at step {state.step} of {stage.name}; the same command goes on from there",
                 enabled=ranks.rank() == 0,
             )
             return
@@ -166,10 +171,10 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
         return None
     require_run_checkpoint(checkpoint, setting.run_dir, setting.stages, setting.corpus, setting.full)
     optimizer = setting.deepspeed_file.identity(setting.recipe.optimizer)
-    if checkpoint.state["optimizer"] != optimizer:
+    if checkpoint.state.optimizer != optimizer:
         raise UserError(
             f"{setting.deepspeed_file.path}: asks for {optimizer}, but {checkpoint.path} was trained with "
-            f"{checkpoint.state['optimizer']}; a run keeps its optimizer"
+            f"{checkpoint.state.optimizer}; a run keeps its optimizer"
         )
     return checkpoint
 
@@ -201,28 +206,36 @@ def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
         return Ticket.load(Path(setting.recipe.ticket))
     assert searched is not None
     shape = ticket_shape(setting.full, setting.stages)
-    recipe, step = setting.recipe, searched.state["step"]
+    recipe, step = setting.recipe, searched.state.step
     return draw_from_snapshot(setting.run_dir / "search", step, shape, recipe.draw, recipe.seed)
 
 
-def begin_or_resume(setting: Run, stage: Stage, index: int, latest: Checkpoint | None) -> tuple[TrainingState, Place]:
-    """What the stage's engine is filled with, and where in the stage that is."""
-    if latest is not None and latest.state["stage_index"] == index:
-        stored = latest.state
-        say(f"going on from {latest.path}: step {stored['step']}", enabled=ranks.rank() == 0)
-        place = Place(index, stored["step"], stored["position"], stored["steps_before"])
-        return TrainingState(latest.weights, latest.moments, stored["optimizer_step"], stored["loss_scale"]), place
-    steps_before = latest.state["global_step"] if latest else 0
-    place = Place(index, position=stage.first_position, steps_before=steps_before)
+def begin_or_resume(
+    setting: Run, stage: Stage, index: int, latest: Checkpoint | None
+) -> tuple[TrainingState, RunState]:
+    """What the stage's engine is filled with, and where in the run that is."""
+    if latest is not None and latest.state.stage_index == index:
+        state = latest.state
+        say(f"going on from {latest.path}: step {state.step}", enabled=ranks.rank() == 0)
+        return TrainingState(latest.weights, latest.moments, state.optimizer_step, state.loss_scale), state
+    state = RunState(
+        stage=stage.name,
+        stage_index=index,
+        position=stage.first_position,
+        steps_before=latest.state.global_step if latest else 0,
+        ticket_sha256=setting.ticket.sha256 if setting.ticket else None,
+        corpus=setting.corpus.fingerprint,
+        optimizer=setting.deepspeed_file.identity(setting.recipe.optimizer),
+    )
     if stage.begin == "narrow":
-        return narrow(setting, stage, latest), place
+        return narrow(setting, stage, latest), state
     if stage.begin == "stack":
         assert latest is not None
-        return stack(setting, stage, latest), place
+        return stack(setting, stage, latest), state
     if stage.begin == "lengthen":
         assert latest is not None
-        return TrainingState(latest.weights, latest.moments), place
-    return TrainingState(initial_weights(stage_model(setting.full, stage, None), setting.recipe.seed)), place
+        return TrainingState(latest.weights, latest.moments), state
+    return TrainingState(initial_weights(stage_model(setting.full, stage, None), setting.recipe.seed)), state
 
 
 def narrow(setting: Run, stage: Stage, latest: Checkpoint | None) -> TrainingState:
@@ -236,7 +249,7 @@ def narrow(setting: Run, stage: Stage, latest: Checkpoint | None) -> TrainingSta
     return TrainingState(
         narrow_weights(full, weights, ticket),
         {kind: narrow_weights(full, tensors, ticket) for kind, tensors in moments.items()},
-        latest.state["optimizer_step"],
+        latest.state.optimizer_step,
     )
 
 
@@ -254,40 +267,34 @@ def stack(setting: Run, stage: Stage, latest: Checkpoint) -> TrainingState:
         return TrainingState(weights)
     zeros = {name: tensor.new_zeros(tensor.shape) for name, tensor in fresh.items()}
     moments = {kind: stack_weights(tensors, zeros, stage.copy) for kind, tensors in latest.moments.items()}
-    return TrainingState(weights, moments, latest.state["optimizer_step"])
+    return TrainingState(weights, moments, latest.state.optimizer_step)
 
 
 def train(
-    setting: Run, stage: Stage, state: TrainingState, place: Place, telemetry: Telemetry, checkpoints: CheckpointWriter
+    setting: Run, stage: Stage, start: TrainingState, state: RunState, telemetry: Telemetry, writer: CheckpointWriter
 ) -> bool:
     """Builds the stage's engine, trains it, takes it down. Returns False when asked to stop before the stage's end."""
     config = stage_model(setting.full, stage, setting.ticket)
-    engine = StageEngine(config, state, stage, setting.recipe, setting.deepspeed_file, setting.device)
+    engine = StageEngine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device)
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
         f"{stage.layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
         enabled=ranks.rank() == 0,
     )
-    if stage.begin == "narrow" and place.step == 0:
+    if stage.begin == "narrow" and state.step == 0:
         assert setting.ticket is not None
         # At the first step that it is trained for, so that a resumed run writes it again exactly where this is dropped.
-        telemetry.ticket(setting.ticket, place.global_step + 1)
+        telemetry.ticket(setting.ticket, state.global_step + 1)
     finished = train_stage(
-        StageRun(
-            run_dir=setting.run_dir,
-            recipe=setting.recipe,
-            stage=stage,
-            place=place,
-            config=config,
-            engine=engine,
-            corpus=setting.corpus,
-            telemetry=telemetry,
-            checkpoints=checkpoints,
-            stop=setting.stop,
-            device=setting.device,
-            ticket_sha256=setting.ticket.sha256 if setting.ticket else None,
-            optimizer=setting.deepspeed_file.identity(setting.recipe.optimizer),
-        )
+        engine,
+        state,
+        stage,
+        setting.recipe,
+        setting.corpus,
+        search_folder=setting.run_dir / "search",
+        telemetry=telemetry,
+        writer=writer,
+        stop=setting.stop,
     )
     engine.destroy()
     return finished

@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from earlybert.core import distributed
-from earlybert.core.devices import keep_freed_memory, set_matmul_precision, synchronize
+from earlybert.core.devices import synchronize
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.initial import initial_weights
@@ -23,8 +23,8 @@ from earlybert.pretrain.plan.stages import build_stages, model_config, stage_mod
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.batches import StepBatches, StepLoader
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine
-from earlybert.pretrain.train.objective import penalty, score, step_share
+from earlybert.pretrain.train.engine import StageEngine, keep_freed_memory, set_matmul_precision
+from earlybert.pretrain.train.step import forward_and_backward
 
 BATCHES = 4
 
@@ -76,16 +76,10 @@ class TimedShape:
 
     def step(self, batches: StepBatches) -> None:
         """One optimizer step, as the training loop makes it; loading the data is left out."""
-        search = self.recipe.search
+        search = self.recipe.search if self.stage.searching else None
         synchronize(self.device)
         began = time.perf_counter()
-        for batch in batches.batches:
-            batch = batch.to(self.device)
-            output = self.engine.engine(**batch.model_inputs())
-            loss = step_share(score(output, batch), batches.predictions, batches.sequences)
-            if self.stage.searching:
-                loss = loss + penalty(output, search.lambda_heads, search.lambda_neurons)
-            self.engine.backward_and_step(loss)
+        forward_and_backward(self.engine, batches.batches, batches.work, range(len(batches.batches)), search)
         synchronize(self.device)
         self.seconds.append(time.perf_counter() - began)
 

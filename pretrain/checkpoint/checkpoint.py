@@ -18,6 +18,7 @@ import safetensors
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json
+from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.state import MOMENTS, Weights
 
 if TYPE_CHECKING:
@@ -25,21 +26,8 @@ if TYPE_CHECKING:
 
 FAMILY, VERSION = "earlybert-checkpoint", 1
 FORMAT = f"{FAMILY}/{VERSION}"
-KINDS = ("master", *MOMENTS)
-STATE_FIELDS = (
-    "stage",
-    "stage_index",
-    "step",
-    "global_step",
-    "position",
-    "steps_before",
-    "finished",
-    "optimizer_step",
-    "loss_scale",
-    "ticket_sha256",
-    "corpus",
-    "optimizer",
-)
+# What is stored of every parameter.
+STORED = ("master", *MOMENTS)
 
 
 class OtherVersionError(UserError):
@@ -52,18 +40,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 class Tensors(Mapping[str, "Tensor"]):
-    """One kind of tensor of a checkpoint by parameter name, each read from disk when asked for."""
+    """One of the tensors that a checkpoint stores of every parameter, by name, each read from disk when asked for."""
 
-    def __init__(self, checkpoint: "Checkpoint", kind: str) -> None:
-        self._checkpoint, self._kind = checkpoint, kind
+    def __init__(self, checkpoint: "Checkpoint", stored: str) -> None:
+        self._checkpoint, self._stored = checkpoint, stored
 
     def __getitem__(self, name: str) -> "Tensor":
-        key = f"{self._kind}/{name}"
+        key = f"{self._stored}/{name}"
         with self._checkpoint.open_shard(self._checkpoint.files[key]) as file:
             return file.get_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
-        prefix = f"{self._kind}/"
+        prefix = f"{self._stored}/"
         return (key.removeprefix(prefix) for key in self._checkpoint.files if key.startswith(prefix))
 
     def __len__(self) -> int:
@@ -76,8 +64,8 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = read_json(path / "manifest.json")
-        self.state: dict[str, Any] = read_json(path / "state.json")
-        for name, content in (("manifest.json", self.manifest), ("state.json", self.state)):
+        state = read_json(path / "state.json")
+        for name, content in (("manifest.json", self.manifest), ("state.json", state)):
             found = content.get("format") if isinstance(content, dict) else None
             if found != FORMAT:
                 kind = OtherVersionError if str(found).startswith(f"{FAMILY}/") else UserError
@@ -93,8 +81,7 @@ class Checkpoint:
             raise UserError(f"{path / 'manifest.json'}: lacks a table of files and their tensors") from None
         if strangers:
             raise UserError(f"{path / 'manifest.json'}: names the file {strangers[0]!r}, which is not in it")
-        if missing := [name for name in STATE_FIELDS if name not in self.state]:
-            raise UserError(f"{path / 'state.json'}: has no {missing[0]!r}")
+        self.state = RunState.from_content(state, path / "state.json")
         self.files: dict[str, str] = self.manifest["tensors"]
 
     @property
@@ -103,7 +90,7 @@ class Checkpoint:
 
     @property
     def moments(self) -> dict[str, Weights]:
-        return {kind: Tensors(self, kind) for kind in MOMENTS}
+        return {moment: Tensors(self, moment) for moment in MOMENTS}
 
     def open_shard(self, name: str) -> Any:
         """One of the safetensors files, mapped; raises UserError for anything else."""
@@ -114,7 +101,7 @@ class Checkpoint:
 
     def require_parameters(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raises UserError unless the tensors are exactly those of a model with these parameters."""
-        wanted = {f"{kind}/{name}": shape for name, shape in expected.items() for kind in KINDS}
+        wanted = {f"{stored}/{name}": shape for name, shape in expected.items() for stored in STORED}
         if missing := sorted(wanted.keys() ^ self.files.keys()):
             where = (
                 "the model has it, the checkpoint does not" if missing[0] in wanted else "the model has no such tensor"

@@ -13,10 +13,10 @@ from earlybert.pretrain.ticket.ticket import Ticket
 
 def stage_of(checkpoint: Checkpoint, stages: list[Stage], corpus: Corpus) -> Stage:
     """The stage of the plan that the checkpoint was written in; raises UserError where plan or corpus are others."""
-    path, index, name = checkpoint.path, checkpoint.state["stage_index"], checkpoint.state["stage"]
+    path, index, name = checkpoint.path, checkpoint.state.stage_index, checkpoint.state.stage
     if index not in range(len(stages)) or stages[index].name != name:
         raise UserError(f"{path}: is of stage {index}, {name}, which the run's plan does not have")
-    if checkpoint.state["corpus"] != corpus.fingerprint:
+    if checkpoint.state.corpus != corpus.fingerprint:
         raise UserError(f"{corpus.directory}: is not the corpus that {path} was trained on")
     return stages[index]
 
@@ -27,7 +27,7 @@ def run_ticket(run_dir: Path, checkpoint: Checkpoint) -> Ticket:
     if not path.is_file():
         raise UserError(f"{path}: is missing; {checkpoint.path} was trained from it")
     ticket = Ticket.load(path)
-    if checkpoint.state["ticket_sha256"] != ticket.sha256:
+    if checkpoint.state.ticket_sha256 != ticket.sha256:
         raise UserError(f"{checkpoint.path}: was trained from another ticket than {path}")
     return ticket
 

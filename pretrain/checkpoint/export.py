@@ -58,7 +58,7 @@ def newest(run_dir: Path) -> Trained | None:
     corpus, stages = Corpus.open(corpus_directory(recipe)), build_stages(recipe)
     full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
     ticket = require_run_checkpoint(checkpoint, run_dir, stages, corpus, full)
-    stage = stages[checkpoint.state["stage_index"]]
+    stage = stages[checkpoint.state.stage_index]
     weights, _ = bake_coefficients(checkpoint.weights, {})
     config = dataclasses.replace(stage_model(full, stage, ticket), searching=False)
     return Trained(recipe, corpus, stage, config, at_depth(full, stage.layers), stage_ticket(stage, ticket), weights)

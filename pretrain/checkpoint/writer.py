@@ -8,9 +8,8 @@ Threads never communicate: collectives stay in the order of the training loop.
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from torch.optim import Optimizer
 from earlybert.core import distributed, ranks
 from earlybert.core.files import content_hash, file_entry, write_json
 from earlybert.kernels.partition import Partition
-from earlybert.pretrain.checkpoint.checkpoint import FORMAT, KINDS, list_checkpoints
+from earlybert.pretrain.checkpoint.checkpoint import FORMAT, STORED, list_checkpoints
+from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.state import MOMENTS
 
 
@@ -49,8 +49,8 @@ class CheckpointWriter:
     def __init__(self, folder: Path, keep: int, newest_step: int) -> None:
         self.folder, self.keep, self.newest_step = folder, keep, newest_step
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._state: RunState | None = None
         self._writing: Future[_Written] | None = None
-        self._state: dict[str, Any] = {}
         if ranks.rank() == 0:
             for leftover in folder.glob(".step-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -66,49 +66,49 @@ class CheckpointWriter:
         """Whether this rank's share of it is still being written."""
         return self._writing is not None and not self._writing.done()
 
-    def begin(self, layout: list[Partition], optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def begin(self, layout: list[Partition], optimizer: Optimizer, state: RunState) -> None:
         """Copies masters and moments and starts to write `folder/step-NNNNNNNN`. None may be in flight.
 
-        `layout` says where the optimizer holds every parameter; `state` is what state.json has to say.
+        `layout` says where the optimizer holds every parameter.
         """
         assert not self.in_flight, "settle the checkpoint before"
-        self._state = dict(state)
+        self._state = replace(state)
         share = _share(layout, optimizer)
-        self._writing = self._thread.submit(_write, self._temporary(), share)
+        self._writing = self._thread.submit(_write, self._temporary(state), share)
 
     def settle(self) -> str | None:
         """Makes the checkpoint in flight complete, waiting for the threads where they are not done.
 
         Returns None or, on every rank, why it could not be written; nothing of it is left on disk then.
         """
-        assert self._writing is not None
+        assert self._writing is not None and self._state is not None
         shares = distributed.gather_objects(self._writing.result())
-        self._writing = None
+        state, self._writing = self._state, None
         failures = [f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error]
         if ranks.rank() == 0:
             try:
                 if not failures:
-                    self._publish(shares)
+                    self._publish(state, shares)
             except OSError as error:
                 failures.append(str(error))
-            shutil.rmtree(self._temporary(), ignore_errors=True)
+            shutil.rmtree(self._temporary(state), ignore_errors=True)
         failure = distributed.broadcast_object("; ".join(failures))
         if failure:
             return failure
-        self.newest_step = self._state["global_step"]
+        self.newest_step = state.global_step
         return None
 
-    def _name(self) -> str:
-        return f"step-{self._state['global_step']:08d}"
+    def _final(self, state: RunState) -> Path:
+        return self.folder / f"step-{state.global_step:08d}"
 
-    def _temporary(self) -> Path:
-        return self.folder / f".{self._name()}.tmp"
+    def _temporary(self, state: RunState) -> Path:
+        return self.folder / f".{self._final(state).name}.tmp"
 
-    def _publish(self, shares: list[_Written]) -> None:
+    def _publish(self, state: RunState, shares: list[_Written]) -> None:
         """Closes the folder with state and manifest, gives it its name, and removes what is no longer wanted."""
-        temporary, final = self._temporary(), self.folder / self._name()
+        temporary, final = self._temporary(state), self._final(state)
         versions = {package: importlib.metadata.version(package) for package in ("earlybert", "torch", "deepspeed")}
-        write_json(temporary / "state.json", {"format": FORMAT, **self._state, "versions": versions})
+        write_json(temporary / "state.json", {"format": FORMAT, **state.content(), "versions": versions})
         manifest = {
             "format": FORMAT,
             "files": {share.file: share.entry for share in shares}
@@ -141,17 +141,17 @@ def _share(layout: list[Partition], optimizer: Optimizer) -> dict[str, Tensor]:
             owners[piece.name] = load.index(min(load))
             load[owners[piece.name]] += piece.shape.numel()
     # One block for all of them: thousands of tensors between buffers that come and go would tear the heap to pieces.
-    block = torch.empty(len(KINDS) * load[ranks.rank()])
+    block = torch.empty(len(STORED) * load[ranks.rank()])
     share: dict[str, Tensor] = {}
     for partition in layout:
         moments = optimizer.state[partition.flat]
-        sources = dict(zip(KINDS, (partition.flat, *(moments[kind] for kind in MOMENTS)), strict=True))
+        sources = dict(zip(STORED, (partition.flat, *(moments[moment] for moment in MOMENTS)), strict=True))
         for piece in partition.pieces:
-            for kind, tensor in sources.items():
+            for stored, tensor in sources.items():
                 full = None
                 if owners[piece.name] == ranks.rank():
                     full, block = block[: piece.shape.numel()].view(piece.shape), block[piece.shape.numel() :]
-                    share[f"{kind}/{piece.name}"] = full
+                    share[f"{stored}/{piece.name}"] = full
                 partition.gather_into(piece, tensor, full, destination=owners[piece.name])
     return share
 

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
             size = sum(entry["size"] for entry in checkpoint.manifest["files"].values())
             state = checkpoint.state
             note = "intact" if arguments.action == "verify" else f"{size / 1e6:,.1f} MB"
-            print(f"{path}  {state['stage']} step {state['step']}  {note}")
+            print(f"{path}  {state.stage} step {state.step}  {note}")
         except UserError as error:
             damaged += 1
             print(f"{path}  damaged: {error}")

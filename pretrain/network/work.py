@@ -48,7 +48,7 @@ class Work:
     """How much there is to compute in a batch of sequences with n real tokens each, of which the heads need m.
 
     tokens: sum of n. pairs: sum of n * n, the scores of one head. needed: sum of m. needed_pairs: sum of m * n.
-    predictions: masked tokens.
+    predictions: masked tokens. sequences: of the batch.
     """
 
     tokens: int = 0
@@ -56,6 +56,7 @@ class Work:
     needed: int = 0
     needed_pairs: int = 0
     predictions: int = 0
+    sequences: int = 0
 
     @staticmethod
     def of(tokens: "Packing", needed: "Packing", predictions: int) -> "Work":
@@ -66,6 +67,7 @@ class Work:
             sum(m for _, m in pairs),
             sum(m * n for n, m in pairs),
             predictions,
+            len(pairs),
         )
 
     @staticmethod

@@ -95,8 +95,8 @@ def finished(run_dir: Path, stages: int) -> bool:
     if (run_dir / "DONE").is_file():
         return True
     checkpoints = list_checkpoints(run_dir / "checkpoints")
-    state = Checkpoint(checkpoints[-1]).state if checkpoints else {"finished": False, "stage_index": 0}
-    return bool(state["finished"]) and state["stage_index"] == stages - 1
+    state = Checkpoint(checkpoints[-1]).state if checkpoints else None
+    return state is not None and state.finished and state.stage_index == stages - 1
 
 
 def _scores(line: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from earlybert.core import ranks
 from earlybert.data_prep.samples.corpus import Corpus, Sample
 from earlybert.data_prep.samples.masking import Masked, mask_sample
 from earlybert.data_prep.samples.order import sample_order
@@ -95,15 +96,15 @@ def collate(samples: list[Sample], masked: list[Masked], pad_token_id: int, weig
 
 @dataclass(frozen=True)
 class StepBatches:
-    """What one rank computes in one optimizer step, and how much of it counts.
+    """What one rank computes in one optimizer step.
 
-    `tokens` are the real ones, padding left out; `work` says how much there is to compute.
+    `position` is where in the data the step begins, `samples` are the indices in the split of what each micro-batch
+    holds, `work` is how much there is to compute; stand-ins have no samples and no work.
     """
 
+    position: int
     batches: list[Batch]
-    predictions: int
-    sequences: int
-    tokens: int
+    samples: list[list[int]]
     work: Work
 
 
@@ -140,31 +141,26 @@ class StepLoader:
         self.rank, self.world_size = rank, world_size
         self.accumulation = -(-global_batch // (micro_batch * world_size))
 
-    def _places(self, positions: range) -> list[tuple[int, int]]:
+    def _samples_at(self, positions: range) -> list[tuple[int, int]]:
         """(epoch, index of the sample in the stored split) of every sample at some positions."""
         count = len(self.samples if self.packing is None else self.packing)
-        places: list[tuple[int, int]] = []
+        found: list[tuple[int, int]] = []
         for epoch in range(positions.start // count, (positions.stop - 1) // count + 1):
             first, last = max(positions.start - epoch * count, 0), min(positions.stop - epoch * count, count)
             indices = np.arange(first, last)
             if self.training:
                 indices = sample_order(count, seed=self.recipe.seed, epoch=epoch, first=first, last=last)
             rows = [indices] if self.packing is None else self.packing.rows(indices.tolist())
-            places += [(epoch, index) for row in rows for index in row.tolist()]
-        return places
-
-    def sample_indices(self, position: int, turn: int) -> list[int]:
-        """Which samples of the split this rank's micro-batch `turn` holds in the step that begins at `position`."""
-        return [index for _, index in self._places(self._positions(position, turn))]
+            found += [(epoch, index) for row in rows for index in row.tolist()]
+        return found
 
     def _positions(self, position: int, turn: int) -> range:
         """Ranks take turns of one micro-batch each; empty where the global batch has run out."""
         first = (turn * self.world_size + self.rank) * self.micro_batch
         return range(position + first, position + min(first + self.micro_batch, self.global_batch))
 
-    def _batch(self, positions: range, weight: float = 1.0) -> Batch:
-        places = self._places(positions)
-        samples = self.samples.rows([index for _, index in places])
+    def _batch(self, epochs_and_indices: list[tuple[int, int]], weight: float) -> Batch:
+        samples = self.samples.rows([index for _, index in epochs_and_indices])
         masked = [
             mask_sample(
                 sample.input_ids,
@@ -177,25 +173,39 @@ class StepLoader:
                 max_predictions=self.stage.max_predictions,
                 continues_word=self.continues_word,
             )
-            for sample, (epoch, index) in zip(samples, places, strict=True)
+            for sample, (epoch, index) in zip(samples, epochs_and_indices, strict=True)
         ]
         return collate(samples, masked, self.special.pad, weight)
 
     def load(self, position: int) -> StepBatches:
         """This rank's micro-batches of the step that begins at `position`."""
-        batches = []
+        batches, samples = [], []
         for turn in range(self.accumulation):
             positions = self._positions(position, turn)
-            batches.append(self._batch(positions or range(position, position + 1), weight=float(bool(positions))))
-        real = [batch for batch in batches if batch.weight]
-        work = Work.total(batch.work() for batch in real)
-        return StepBatches(
-            batches=batches,
-            predictions=work.predictions,
-            sequences=sum(len(batch.input_ids_BS) for batch in real),
-            tokens=work.tokens,
-            work=work,
-        )
+            found = self._samples_at(positions or range(position, position + 1))
+            batches.append(self._batch(found, weight=float(bool(positions))))
+            samples.append([index for _, index in found] if positions else [])
+        work = Work.total(batch.work() for batch in batches if batch.weight)
+        return StepBatches(position, batches, samples, work)
+
+
+def stage_loader(corpus: Corpus, split: str, stage: Stage, recipe: Recipe, micro_batch: int) -> StepLoader:
+    """This rank's steps of a stage; of the validation split one step is all that a validation takes."""
+    global_batch = stage.global_batch
+    if split == "validation":
+        global_batch = min(recipe.validation.samples, len(corpus.samples(split, stage.length)))
+    return StepLoader(
+        corpus,
+        split,
+        stage,
+        recipe,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        whole_words=recipe.whole_words,
+        packed=recipe.packed_rows and split == "train",
+    )
 
 
 def prefetched_steps(

@@ -1,31 +1,23 @@
-"""What must hold at fixed points of the training loop: when a stage begins, before every checkpoint, after every step.
+"""What must hold of the weights at fixed points of the training loop: when a stage begins, before every checkpoint.
 
 All ranks must call every check. A failed one raises UserError on all of them, before anything wrong is saved.
 """
-
-import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from earlybert.core import distributed
 from earlybert.core.errors import UserError
-from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.parameters import facts_of, is_coefficient
 from earlybert.pretrain.train.engine import StageEngine
 
-# Guessing uniformly costs ln(vocabulary) nats; who is so much worse is confidently wrong about everything.
-EXPLODED = 3.0
 
-
-def check_state(engine: StageEngine, config: NetworkConfig) -> None:
+def check_state(engine: StageEngine) -> None:
     """All checks of weights and coefficients."""
     require_same_weights(engine.engine.module)
     require_tied_embeddings(engine.engine.module)
-    require_zero_vocabulary_padding(engine, config)
+    require_zero_vocabulary_padding(engine)
     require_finite_coefficients(engine)
 
 
@@ -56,12 +48,13 @@ def require_tied_embeddings(model: PreTrainingNetwork) -> None:
         raise UserError("decoder_weight is not the word embedding; the two must be one parameter")
 
 
-def require_zero_vocabulary_padding(engine: StageEngine, config: NetworkConfig) -> None:
+def require_zero_vocabulary_padding(engine: StageEngine) -> None:
     """Rows that pad the vocabulary are exactly zero: decay and trust ratio would see anything else."""
+    vocab_size = engine.config.vocab_size
     for name, values in engine.gather(lambda name: facts_of(name).pads_vocabulary).items():
-        padding = values[config.vocab_size :]
+        padding = values[vocab_size:]
         if torch.count_nonzero(padding):
-            row = config.vocab_size + int(padding.reshape(len(padding), -1).any(dim=1).nonzero()[0])
+            row = vocab_size + int(padding.reshape(len(padding), -1).any(dim=1).nonzero()[0])
             raise UserError(f"{name}: row {row} pads the vocabulary and is not zero")
 
 
@@ -70,14 +63,3 @@ def require_finite_coefficients(engine: StageEngine) -> None:
     for name, values in engine.gather(is_coefficient).items():
         if not values.isfinite().all():
             raise UserError(f"{name}: coefficient {int((~values.isfinite()).nonzero()[0])} is not finite")
-
-
-def symptom(metrics: Mapping[str, Any], config: NetworkConfig) -> str | None:
-    """What is wrong with a step's loss or gradient norm, if anything: not finite, or exploded."""
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(metrics[name]):
-            return f"the {name.replace('_', ' ')} became {metrics[name]}"
-    uniform = math.log(config.vocab_size) + config.next_sentence * math.log(2)
-    if metrics["loss"] > EXPLODED * uniform:
-        return f"the loss exploded to {metrics['loss']:.1f} (guessing would cost {uniform:.1f})"
-    return None

@@ -17,16 +17,17 @@ class Poison:
     """Makes tensors NaN in one micro-batch of the step at POISONED_POSITION, whenever that is computed."""
 
     def __init__(self, micro_batch: int) -> None:
-        from earlybert.pretrain.train import loop
+        from earlybert.pretrain.train import health, step
 
         self.micro_batch, self.turn, self.active = micro_batch, -1, False
-        compute = loop.forward_and_backward
+        compute = step.compute_step
 
-        def marked(run: Any, *arguments: Any) -> Any:
-            self.active, self.turn = run.place.position == POISONED_POSITION, -1
-            return compute(run, *arguments)
+        def marked(engine: Any, batches: Any, *arguments: Any) -> Any:
+            self.active, self.turn = batches.position == POISONED_POSITION, -1
+            return compute(engine, batches, *arguments)
 
-        mock.patch.object(loop, "forward_and_backward", marked).start()
+        mock.patch.object(step, "compute_step", marked).start()
+        mock.patch.object(health, "compute_step", marked).start()
 
     def begin_forward(self, *_: Any) -> None:
         self.turn += 1
@@ -77,14 +78,14 @@ def flip_a_weight() -> None:
 
     step = loop.train_step
 
-    def flipped(run: Any, batches: Any) -> dict[str, Any]:
-        metrics = step(run, batches)
-        if run.place.step == 6 and ranks.rank() == 1:
-            weight = run.engine.engine.module.get_parameter("layers.1.feed_forward.output.weight")
+    def flipped(engine: Any, *arguments: Any) -> dict[str, Any]:
+        metrics = step(engine, *arguments)
+        if metrics["step"] == 7 and ranks.rank() == 1:
+            weight = engine.engine.module.get_parameter("layers.1.feed_forward.output.weight")
             weight.data.view(-1)[3] *= 1.0001
         return metrics
 
-    loop.train_step = flipped
+    mock.patch.object(loop, "train_step", flipped).start()
 
 
 def stop_once() -> None:
@@ -93,26 +94,29 @@ def stop_once() -> None:
 
     stage, step = os.environ["STOP_AT"].split(":")
     border = loop.at_step_border
-    loop.at_step_border = lambda run: border(run) or (run.stage.name == stage and run.place.step == int(step))
+
+    def stopped(stop: Any, checkpoints: Any) -> bool:
+        state = checkpoints.state
+        return border(stop, checkpoints) or (state.stage == stage and state.step == int(step))
+
+    mock.patch.object(loop, "at_step_border", stopped).start()
 
 
 def checkpoint_after_surgery() -> None:
     """Every stage that begins with surgery first writes a checkpoint to after/STAGE."""
+    from earlybert.pretrain import run
     from earlybert.pretrain.checkpoint.writer import CheckpointWriter
-    from earlybert.pretrain.train import loop
+    from earlybert.pretrain.train.saving import StageCheckpoints
 
-    train = loop.train_steps
+    train = run.train_stage
 
-    def checkpointed(run: Any, *arguments: Any) -> None:
-        if run.place.step == 0 and run.stage.begin in ("narrow", "stack"):
-            usual = run.checkpoints
-            run.checkpoints = CheckpointWriter(run.run_dir / "after" / run.stage.name, 1, newest_step=0)
-            loop.save_checkpoint(run)
-            assert run.checkpoints.settle() is None
-            run.checkpoints = usual
-        train(run, *arguments)
+    def checkpointed(engine: Any, state: Any, stage: Any, *arguments: Any, writer: Any, **options: Any) -> bool:
+        if state.step == 0 and stage.begin in ("narrow", "stack"):
+            folder = writer.folder.parent / "after" / stage.name
+            StageCheckpoints(CheckpointWriter(folder, 1, newest_step=-1), engine, state).require()
+        return train(engine, state, stage, *arguments, writer=writer, **options)
 
-    mock.patch.object(loop, "train_steps", checkpointed).start()
+    mock.patch.object(run, "train_stage", checkpointed).start()
 
 
 def fp16_on_cpu() -> None:

@@ -7,9 +7,13 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.model import NetworkOutput, PreTrainingNetwork
 from earlybert.pretrain.network.parameters import parameter_shapes
+from earlybert.pretrain.network.work import Work
+from earlybert.pretrain.plan.recipe import SearchConfig
 from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, TicketSource, full_shape
+from earlybert.pretrain.train.batches import Batch
+from earlybert.pretrain.train.step import forward_and_backward
 
 VOCABULARY = 101
 NEVER_MASKED = 4
@@ -45,6 +49,32 @@ def build(config: NetworkConfig, weights: dict[str, Tensor], dtype: torch.dtype 
     model = PreTrainingNetwork(config).to(dtype)
     model.load_state_dict(weights)
     return model.eval()
+
+
+class PlainEngine:
+    """Autograd in the place of DeepSpeed: a step's mean gradient over its micro-batches stays in the parameters."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model: PreTrainingNetwork, micro_batches: int) -> None:
+        self.model, self.micro_batches = model, micro_batches
+
+    def forward(self, batch: Batch) -> NetworkOutput:
+        output: NetworkOutput = self.model(**batch.model_inputs())
+        return output
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        (loss / self.micro_batches).backward()
+
+
+def gradients_of_step(
+    model: PreTrainingNetwork, batches: list[Batch], search: SearchConfig | None = None
+) -> dict[str, Tensor]:
+    """What the training loop's step leaves in every parameter that has a gradient; the batches are of all ranks."""
+    work = Work.total(batch.work() for batch in batches if batch.weight)
+    model.zero_grad()
+    forward_and_backward(PlainEngine(model, len(batches)), batches, work, range(len(batches)), search)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def random_inputs(seed: int = 0, batch: int = 4, length: int = 17) -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.masking import mask_sample
 from earlybert.data_prep.samples.order import sample_order
 from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import Batch, StepBatches, StepLoader, prefetched_steps
 from earlybert.pretrain.train.objective import penalty, score, step_share
-from tests.pretrain.small_models import build, random_weights, small_config
+from tests.pretrain.small_models import build, gradients_of_step, random_weights, small_config
 
 LENGTH, PREDICTIONS, GLOBAL_BATCH, SEED = 32, 4, 11, 5
 PHASE = PhaseConfig(
@@ -106,7 +107,7 @@ def test_layout_decides_only_who_computes_what(small_corpus: Corpus, world_size:
     for position in (0, GLOBAL_BATCH, count - 4, 3 * count + 1):
         steps = [loader.load(position) for loader in loaders(small_corpus, world_size, micro_batch)]
         assert step_rows(steps) == expected_rows(small_corpus, position)
-        assert sum(step.sequences for step in steps) == GLOBAL_BATCH
+        assert sum(step.work.sequences for step in steps) == GLOBAL_BATCH
         assert len({len(step.batches) for step in steps}) == 1
         assert all(len(batch.input_ids_BS) <= micro_batch for step in steps for batch in step.batches)
 
@@ -114,9 +115,9 @@ def test_layout_decides_only_who_computes_what(small_corpus: Corpus, world_size:
 def test_counts_are_those_of_the_rows(small_corpus: Corpus) -> None:
     for step in (loader.load(22) for loader in loaders(small_corpus, 4, 3)):
         found = [row for batch in step.batches if batch.weight for row in rows(batch)]
-        assert step.sequences == len(found)
-        assert step.predictions == sum(len(row[2]) for row in found)
-        assert step.tokens == sum(len(row[0]) for row in found)
+        assert step.work.sequences == len(found)
+        assert step.work.predictions == sum(len(row[2]) for row in found)
+        assert step.work.tokens == sum(len(row[0]) for row in found)
 
 
 def test_position_alone_decides(small_corpus: Corpus) -> None:
@@ -231,9 +232,8 @@ def test_packed_rows_stay_together_and_every_sample_comes_once_an_epoch(
     seen: list[int] = []
     positions = range(0, len(packing) - GLOBAL_BATCH, GLOBAL_BATCH)
     for position in positions:
-        for turn in range(steps[0].accumulation):
-            for loader in steps:
-                found = loader.sample_indices(position, turn)
+        for step in [loader.load(position) for loader in steps]:
+            for found in step.samples:
                 assert len({row_of[sample] for sample in found}) <= micro_batch
                 seen += found
     assert len(set(seen)) == len(seen)
@@ -246,13 +246,13 @@ def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packe
     loader = StepLoader(packed_corpus, "train", STAGE, RECIPE, **options)
     step = loader.load(0)
     (batch,) = step.batches
-    samples = packed_corpus.samples("train", LENGTH).rows(loader.sample_indices(0, 0))
+    samples = packed_corpus.samples("train", LENGTH).rows(step.samples[0])
     assert [unmasked(row) for row in rows(batch)] == [tuple(sample.input_ids.tolist()) for sample in samples]
     assert batch.places is not None
     bounds = batch.places.tokens.bounds
     assert bounds.dtype == torch.int32
     assert bounds.tolist() == np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist()
-    assert step.tokens == bounds[-1] <= 30 * LENGTH and step.sequences == len(samples) > 30
+    assert step.work.tokens == bounds[-1] <= 30 * LENGTH and step.work.sequences == len(samples) > 30
 
 
 # --- one batch -------------------------------------------------------------------------------------------------------
@@ -298,8 +298,8 @@ def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
     """Eleven sequences, 8 ranks, two at a time: ranks 0 to 4 have two, rank 5 has one, ranks 6 and 7 none."""
     steps = [loader.load(0) for loader in loaders(small_corpus, 8, 2)]
     assert [[batch.weight for batch in step.batches] for step in steps] == [[1.0]] * 6 + [[0.0]] * 2
-    assert [step.sequences for step in steps] == [2, 2, 2, 2, 2, 1, 0, 0]
-    assert [(step.predictions, step.tokens) for step in steps[6:]] == [(0, 0)] * 2
+    assert [step.work.sequences for step in steps] == [2, 2, 2, 2, 2, 1, 0, 0]
+    assert [(step.work.predictions, step.work.tokens) for step in steps[6:]] == [(0, 0)] * 2
     assert all(len(step.batches[0].input_ids_BS) == 1 for step in steps[6:])
 
 
@@ -337,25 +337,22 @@ def test_loss_is_the_mean_over_the_global_batch_in_every_layout(name: str, reque
     masked, next_sentence = direct_loss(corpus, model, 22)
     for world_size, micro_batch in LAYOUTS:
         steps = [loader.load(22) for loader in loaders(corpus, world_size, micro_batch)]
-        predictions, sequences = sum(s.predictions for s in steps), sum(s.sequences for s in steps)
+        work = Work.total(step.work for step in steps)
         scores = [score64(model, batch) for step in steps for batch in step.batches]
-        total = sum(float(step_share(one, predictions, sequences).detach()) for one in scores)
+        total = sum(float(step_share(one, work.predictions, work.sequences).detach()) for one in scores)
         assert total == pytest.approx(masked + next_sentence, rel=2e-6)
         sums = torch.stack([one.detached() for one in scores]).sum(0)
-        assert sums[0].item() / predictions == pytest.approx(masked, rel=2e-6)
-        assert sums[2].item() / sequences == pytest.approx(next_sentence, rel=2e-6, abs=1e-12)
+        assert sums[0].item() / work.predictions == pytest.approx(masked, rel=2e-6)
+        assert sums[2].item() / work.sequences == pytest.approx(next_sentence, rel=2e-6, abs=1e-12)
 
 
 def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
     gradients = []
     for world_size, micro_batch in [(1, 11), (2, 3), (8, 2)]:
-        model = network(small_corpus)
         steps = [loader.load(0) for loader in loaders(small_corpus, world_size, micro_batch)]
-        predictions, sequences = sum(s.predictions for s in steps), sum(s.sequences for s in steps)
-        for step in steps:
-            for batch in step.batches:
-                step_share(score64(model, batch), predictions, sequences).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        batches = [batch for step in steps for batch in step.batches]
+        found = gradients_of_step(network(small_corpus), batches)
+        gradients.append(torch.cat([gradient.flatten() for gradient in found.values()]))
     for other in gradients[1:]:
         assert float((other - gradients[0]).norm() / gradients[0].norm()) < 1e-6
 

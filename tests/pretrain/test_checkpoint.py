@@ -41,6 +41,19 @@ def test_tensors_are_whole_and_plain(finished_run: Path) -> None:
     assert not any("coefficients" in name for name in names)
 
 
+def test_state_has_the_fields_that_every_version_reads(finished_run: Path) -> None:
+    """Those of the first version; what a run counts up is what its stages say."""
+    state = json.loads((list_checkpoints(finished_run / "checkpoints")[-1] / "state.json").read_text())
+    where = {"stage", "stage_index", "step", "global_step", "position", "steps_before", "finished", "optimizer_step"}
+    assert set(state) == where | {"format", "loss_scale", "ticket_sha256", "corpus", "optimizer", "versions"}
+    stages = json.loads((finished_run / "plan.json").read_text())["stages"]
+    *before, last = stages
+    assert (state["stage"], state["stage_index"], state["finished"]) == (last["name"], len(before), True)
+    assert state["steps_before"] == sum(stage["steps"] for stage in before)
+    assert state["global_step"] == state["steps_before"] + last["steps"]
+    assert state["position"] == (last["schedule_start"] + last["steps"]) * last["global_batch"]
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "tensor name", "state"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(copied_run: Path, damage: str) -> None:
     *_, before, newest = list_checkpoints(copied_run / "checkpoints")
@@ -251,7 +264,7 @@ def test_a_write_that_fails_is_reported_once_and_the_next_one_works(finished_run
     assert "a checkpoint could not be written (rank 0: [Errno 17] File exists" in reports[0]
     assert "training goes on, the next one is due as ever" in reports[0]
     kept = [Checkpoint(path) for path in list_checkpoints(run_dir / "checkpoints")]
-    assert [checkpoint.state["global_step"] for checkpoint in kept] == [7, 20]
+    assert [checkpoint.state.global_step for checkpoint in kept] == [7, 20]
     for checkpoint in kept:
         checkpoint.verify()
 
@@ -284,7 +297,7 @@ def test_new_checkpoints_replace_damaged_newer_ones(finished_run: Path, workplac
     assert output.count("skipping a damaged checkpoint") == 3
     assert (run_dir / "metrics.jsonl").read_text().count('"train"') == 50
     kept = [Checkpoint(path) for path in list_checkpoints(run_dir / "checkpoints")]
-    assert len(kept) == 3 and kept[-1].state["global_step"] == 50
+    assert len(kept) == 3 and kept[-1].state.global_step == 50
     for checkpoint in kept:
         checkpoint.verify()
 

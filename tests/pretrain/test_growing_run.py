@@ -171,8 +171,8 @@ def test_what_the_engine_starts_from_is_exact(growing: Path, moments: str, stage
     assert process.returncode == 0, output
     before = Checkpoint(growing / name / "checkpoints" / "step-00000003")
     after = Checkpoint(growing / name / "after" / "phase1" / "step-00000003")
-    assert before.state["finished"] and before.state["optimizer_step"] == 3
-    assert after.state["optimizer_step"] == (3 if moments == "copied" else 0)
+    assert before.state.finished and before.state.optimizer_step == 3
+    assert after.state.optimizer_step == (3 if moments == "copied" else 0)
     orders: dict[str, list[int | None]] = {
         "stacked": [0, 1, 0, 1],
         "interleaved": [0, 0, 1, 1],

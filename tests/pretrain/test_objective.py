@@ -5,29 +5,31 @@ import torch
 
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.network.packed import PackedPlaces
+from earlybert.pretrain.plan.recipe import SearchConfig
 from earlybert.pretrain.train.batches import Batch
-from earlybert.pretrain.train.objective import penalty, score, step_share
-from tests.pretrain.small_models import small_config
+from tests.pretrain.small_models import gradients_of_step, small_config
 
-LAMBDA_HEADS, LAMBDA_NEURONS = 3e-4, 1e-4
+SEARCH = SearchConfig(lambda_heads=3e-4, lambda_neurons=1e-4)
 
 
 def made_up_batch(seed: int, weight: float = 1.0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, 100, (3, 12), generator=generator)
+    ids, positions = torch.randint(5, 100, (3, 12), generator=generator), torch.tensor([1, 7, 14, 30])
     return Batch(
         input_ids_BS=ids,
         attention_mask_BS=torch.ones_like(ids),
         token_type_ids_BS=torch.zeros_like(ids),
-        masked_positions_N=torch.tensor([1, 7, 14, 30]),
+        masked_positions_N=positions,
         masked_labels_N=torch.randint(5, 100, (4,), generator=generator),
         next_sentence_labels_B=torch.tensor([0, 1, 1]),
         weight=weight,
+        places=PackedPlaces.of(torch.ones_like(ids), positions),
     )
 
 
 def gradients(batches: list[Batch], *, with_penalty: bool) -> dict[str, torch.Tensor]:
-    """Gradient of one step as the loop forms it: losses times shares, averaged over the shares."""
+    """Gradient of one step as the loop forms it."""
     config = small_config(searching=True)
     model = PreTrainingNetwork(config)
     weights = initial_weights(config, seed=4)
@@ -35,15 +37,7 @@ def gradients(batches: list[Batch], *, with_penalty: bool) -> dict[str, torch.Te
         if name.endswith("coefficients"):
             tensor[::3] *= -1.0
     model.load_state_dict(weights)
-    real = [batch for batch in batches if batch.weight]
-    predictions, sequences = 4 * len(real), 3 * len(real)
-    for batch in batches:
-        output = model(**batch.model_inputs())
-        loss = step_share(score(output, batch), predictions, sequences) * len(batches)
-        if with_penalty:
-            loss = loss + penalty(output, LAMBDA_HEADS, LAMBDA_NEURONS)
-        (loss / len(batches)).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return gradients_of_step(model, batches, SEARCH if with_penalty else None)
 
 
 @pytest.mark.parametrize("shares", [1, 3, 8])
@@ -55,7 +49,7 @@ def test_l1_gradient_is_lambda_times_sign(shares: int) -> None:
         if not name.endswith("coefficients"):
             assert torch.equal(difference, torch.zeros_like(difference)), name
             continue
-        strength = LAMBDA_HEADS if "attention" in name else LAMBDA_NEURONS
+        strength = SEARCH.lambda_heads if "attention" in name else SEARCH.lambda_neurons
         sign = torch.ones_like(difference)
         sign[::3] = -1.0
         torch.testing.assert_close(difference, strength * sign, rtol=1e-3, atol=0)

@@ -160,8 +160,8 @@ def test_operations_are_those_that_pytorch_counts(
 
 def test_work_adds_up() -> None:
     parts = [Work.of(Packing.of((3, 2)), Packing.of((2, 1)), 4), Work.of(Packing.of((5,)), Packing.of((5,)), 1)]
-    assert parts[0] == Work(tokens=5, pairs=13, needed=3, needed_pairs=8, predictions=4)
-    assert Work.total(parts) == Work(tokens=10, pairs=38, needed=8, needed_pairs=33, predictions=5)
+    assert parts[0] == Work(tokens=5, pairs=13, needed=3, needed_pairs=8, predictions=4, sequences=2)
+    assert Work.total(parts) == Work(tokens=10, pairs=38, needed=8, needed_pairs=33, predictions=5, sequences=3)
     assert Work.total([]) == Work()
 
 

@@ -12,7 +12,7 @@ import pytest
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, newest_intact
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.plan.stages import model_config
-from earlybert.pretrain.train.sanity import symptom
+from earlybert.pretrain.train.health import symptom
 from tests.conftest import BIN, ROOT, free_port, run_training, start
 from tests.pretrain.run_files import losses, metrics
 
@@ -69,7 +69,7 @@ def test_nan_names_step_samples_and_tensor(
     assert named is not None, error
     assert list(map(int, named[1].split(", "))) == expected_samples(workplace, name, 4 * 50 + 16 * micro_batch, 16)
     newest = newest_intact(workplace / name / "checkpoints", pytest.fail)
-    assert newest is not None and newest.state["global_step"] == 4
+    assert newest is not None and newest.state.global_step == 4
     assert all(newest.weights[weight].isfinite().all() for weight in newest.weights)
     assert losses(workplace / name) == losses(workplace / name)[:4]
 
@@ -123,9 +123,9 @@ def test_fp16_skips_updates_that_overflow(finished_run: Path, workplace: Path, s
     assert status == 0, output
     half = metrics(workplace / f"half-{stage}")
     state = Checkpoint(list_checkpoints(workplace / f"half-{stage}" / "checkpoints")[-1]).state
-    skipped = state["position"] // 50 - 20
-    assert skipped > 0 and state["step"] == state["optimizer_step"] == 20
-    assert state["loss_scale"]["cur_scale"] == 2.0 ** (24 - skipped)
+    skipped = state.position // 50 - 20
+    assert skipped > 0 and state.step == state.optimizer_step == 20
+    assert state.loss_scale["cur_scale"] == 2.0 ** (24 - skipped)
     assert [line["step"] for line in half] == list(range(1, 21))
     assert half[-1]["loss"] < half[0]["loss"] - 0.1
 

@@ -44,7 +44,7 @@ def require_stopped_at_last_step(run_dir: Path, output: str) -> None:
     assert "Traceback" not in output
     checkpoint = newest_intact(run_dir / "checkpoints", pytest.fail)
     assert checkpoint is not None
-    assert checkpoint.state["global_step"] == last_step(run_dir) < 50
+    assert checkpoint.state.global_step == last_step(run_dir) < 50
     assert not (run_dir / "DONE").exists()
     assert not list((run_dir / "checkpoints").glob(".*"))
 

@@ -1,0 +1,137 @@
+"""One optimizer step over the global batch, and the same without an update: validation."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from earlybert.core import distributed, ranks
+from earlybert.core.randomness import derived_seed
+from earlybert.pretrain.network.config import dense_config
+from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.model import NetworkOutput
+from earlybert.pretrain.network.work import Work, training_flops
+from earlybert.pretrain.plan.recipe import Recipe, SearchConfig
+from earlybert.pretrain.plan.stages import Stage
+from earlybert.pretrain.train.batches import Batch, StepBatches
+from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.objective import penalty, score, step_share
+
+
+class Trainable(Protocol):
+    """What a step needs of an engine."""
+
+    device: torch.device
+
+    def forward(self, batch: Batch) -> NetworkOutput: ...
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        """Takes the mean gradient over the step's micro-batches on all ranks; the last one updates the weights."""
+
+
+def forward_and_backward(
+    engine: Trainable, batches: Sequence[Batch], work: Work, seeds: Sequence[int], search: SearchConfig | None = None
+) -> tuple[Tensor, float]:
+    """All micro-batches of one rank's step, and the update.
+
+    Args:
+        engine: What is trained, in training mode.
+        batches: The micro-batches; every rank has as many.
+        work: That of the global batch, whose counts divide the losses.
+        seeds: Of the dropout of each micro-batch.
+        search: Strengths of the L1 term, in a search.
+
+    Returns:
+        This rank's sums of the scores (`Scores.detached`), and the L1 term.
+    """
+    # The engine averages over micro-batches and ranks, where sums over the global batch are wanted.
+    shares = len(batches) * ranks.world_size()
+    sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
+    l1 = 0.0
+    for batch, seed in zip(batches, seeds, strict=True):
+        batch = batch.to(engine.device)
+        torch.manual_seed(seed)
+        output = engine.forward(batch)
+        scores = score(output, batch)
+        loss = step_share(scores, work.predictions, work.sequences) * shares
+        if search is not None:
+            # Averaged over all shares, so that the whole step adds it exactly once.
+            l1_term = penalty(output, search.lambda_heads, search.lambda_neurons)
+            loss = loss + l1_term
+            l1 = float(l1_term.detach())
+        engine.backward_and_step(loss)
+        sums += scores.detached()
+    return sums, l1
+
+
+def global_work(work: Work, device: torch.device) -> Work:
+    """The sum of all ranks' work, on every rank; `device` is where they communicate."""
+    return Work(*distributed.sum_over_ranks(torch.tensor(list(vars(work).values()), device=device)).tolist())
+
+
+def compute_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: Recipe) -> tuple[Tensor, float, Work]:
+    """Forward and backward passes of a stage's step, and the update; all ranks must call it.
+
+    Returns the sums of the scores over all ranks, the L1 term, and the work of the global batch.
+    """
+    work = global_work(batches.work, engine.device)
+    key = recipe.seed, "dropout", stage.name, batches.position, ranks.rank()
+    seeds = [derived_seed(*key, turn) for turn in range(len(batches.batches))]
+    engine.engine.train()
+    search = recipe.search if stage.searching else None
+    sums, l1 = forward_and_backward(engine, batches.batches, work, seeds, search)
+    return distributed.sum_over_ranks(sums), l1, work
+
+
+def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: Recipe, step: int) -> dict[str, Any]:
+    """Step 0, 1, ... of a stage; returns what is logged of it.
+
+    Utilisation is the share of the ranks' peak that the work on real tokens makes use of; the dense-equivalent one
+    counts what the full network would have had to do for the same batch.
+    """
+    began = time.perf_counter()
+    learning_rate = stage.learning_rate_at(step, recipe.schedule)
+    engine.set_learning_rate(learning_rate)
+    sums, l1, work = compute_step(engine, batches, stage, recipe)
+    metrics = mean_scores(sums, work)
+    seconds = time.perf_counter() - began
+    peak = engine.peak_flops * ranks.world_size()
+    dense = at_depth(dense_config(engine.config), recipe.model.num_layers)
+    return {
+        "stage": stage.name,
+        "step": step + 1,
+        **metrics,
+        "l1": l1,
+        "learning_rate": learning_rate,
+        "gradient_norm": engine.gradient_norm(),
+        "loss_scale": engine.loss_scale(),
+        "tokens_per_second": work.tokens / seconds,
+        "utilisation": training_flops(engine.config, work) / seconds / peak,
+        "dense_equivalent_utilisation": training_flops(dense, work) / seconds / peak,
+        "seconds": seconds,
+    }
+
+
+@torch.no_grad()
+def validate(engine: StageEngine, batches: StepBatches) -> dict[str, float]:
+    """Loss and accuracy on the held-out samples; all ranks must call it."""
+    engine.engine.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
+    for batch in batches.batches:
+        batch = batch.to(engine.device)
+        sums += score(engine.forward(batch), batch).detached()
+    return mean_scores(distributed.sum_over_ranks(sums), global_work(batches.work, engine.device))
+
+
+def mean_scores(sums: Tensor, work: Work) -> dict[str, float]:
+    """The losses and accuracies of a global batch, from its sums of scores."""
+    masked_loss, masked_correct, next_sentence_loss, next_sentence_correct = sums.tolist()
+    return {
+        "loss": masked_loss / work.predictions + next_sentence_loss / work.sequences,
+        "masked_loss": masked_loss / work.predictions,
+        "masked_accuracy": masked_correct / work.predictions,
+        "next_sentence_loss": next_sentence_loss / work.sequences,
+        "next_sentence_accuracy": next_sentence_correct / work.sequences,
+    }
