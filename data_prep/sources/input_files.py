@@ -1,12 +1,10 @@
 """Text files: found, cut into pieces that are read apart, unpacked, and named where they cannot be read."""
 
-import bz2
 import glob
-import gzip
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 from backports import zstd
 
 from earlybert.core.errors import UserError
+from earlybert.data_prep.sources.streams import OPENERS
 
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
 UNPACKING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 # Text takes about so many times the room of its packed form.
 UNPACKED = 4

@@ -226,7 +226,11 @@ def _namespaces(file: Path) -> dict[str, str]:
     """Number of each namespace by its lowercase name, from the head of the dump."""
     try:
         with open_file(file) as stream:
-            named = _NAMESPACE.findall(stream.read(CHUNK))
+            head = b""
+            # No further than need be: what follows may be damaged, which is for its own readers to say.
+            while len(head) < CHUNK and b"</namespaces>" not in head and (line := stream.readline(CHUNK)):
+                head += line
+            named = _NAMESPACE.findall(head)
     except UNPACKING_ERRORS as error:
         raise UserError(f"{file} cannot be read at its head, which names the wiki's namespaces ({error}).") from error
     return {name.decode().lower(): key.decode() for key, name in named}

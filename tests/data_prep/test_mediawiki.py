@@ -281,3 +281,17 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert found == copies
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_damaged_stream_of_a_multistream_dump_is_not_passed_over(tmp_path: Path) -> None:
+    for index in (True, False):
+        dump = write_multistream(tmp_path, [pages(20)[first : first + 5] for first in range(0, 20, 5)])
+        if not index:
+            (tmp_path / "wiki-pages-articles-multistream-index.txt.bz2").unlink()
+        assert len(read_texts(config_for(dump))) == 20
+        content = bytearray(dump.read_bytes())
+        third = [at for at in range(len(content)) if content[at : at + 3] == b"BZh"][3]
+        content[third] ^= 1
+        dump.write_bytes(content)
+        with pytest.raises(UserError, match="no stream, or a damaged one, begins at its packed byte"):
+            read_texts(config_for(dump))
