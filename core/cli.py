@@ -2,12 +2,12 @@
 
 import importlib
 import importlib.metadata
+import os
 import sys
 import time
 
 from earlybert.core.arguments import nearest
 from earlybert.core.errors import UserError
-from earlybert.core.ranks import rank
 
 # A command's `main` gets the arguments after its name. Imported when called: none waits for what another one needs.
 COMMANDS = {
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         importlib.import_module(module_of(name)).main(arguments)
     except (UserError, OSError) as error:
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
-        if rank() > 0:
+        if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
         print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -30,10 +30,9 @@ def start() -> torch.device:
 
     Returns this rank's device.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
-        )
+    if world_size() == 1:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ.update(alone | os.environ)
     # DeepSpeed reads this variable, too.
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if torch.cuda.is_available():

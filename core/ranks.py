@@ -3,6 +3,8 @@
 import os
 import warnings
 
+from earlybert.core.errors import UserError
+
 
 def rank() -> int:
     """Global rank, known from the environment before any process group exists."""
@@ -12,6 +14,28 @@ def rank() -> int:
 def world_size() -> int:
     """Number of ranks, likewise."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_environment() -> None:
+    """Raises UserError where the environment says only half of which rank this is: it must say all or nothing.
+
+    A single rank needs no more than that; its rendezvous is filled in (`distributed.start`).
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    for name, value in given.items():
+        if not value.isdecimal() or (name == "WORLD_SIZE" and int(value) < 1):
+            raise UserError(f"the environment variable {name} is {value!r}; it must be a number that a launcher sets")
+    if rank() == 0 and world_size() == 1:
+        return
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    stated = " and ".join(f"{name} is {value}" for name, value in given.items())
+    if missing:
+        raise UserError(
+            f"in the environment {stated}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; "
+            "set all four, use torchrun or deepspeed, or for one process unset them"
+        )
+    if rank() >= world_size():
+        raise UserError(f"in the environment {stated}; RANK must be below WORLD_SIZE")
 
 
 def warn_once() -> None:

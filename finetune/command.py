@@ -11,7 +11,7 @@ import transformers
 from earlybert.core.arguments import parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
-from earlybert.core.ranks import rank, warn_once
+from earlybert.core.ranks import check_environment, rank, warn_once
 from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
 from earlybert.finetune.config import METHODS, Settings
@@ -76,6 +76,7 @@ def require_same(out: Path, given: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     """Computes the cells that are missing and prints the tables; raises UserError."""
     what, settings = parse_arguments(argv)
+    check_environment()
     warn_once()
     transformers.logging.set_verbosity_error()
     out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])

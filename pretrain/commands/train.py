@@ -21,6 +21,7 @@ from earlybert.pretrain.train.stopping import ignore_signals
 
 def main(argv: list[str]) -> None:
     """Trains the recipe's plan in the run directory, or says what came of it where it is done; raises UserError."""
+    ranks.check_environment()
     ranks.warn_once()
     try:
         recipe, run_dir = parse_arguments(argv)

@@ -1,0 +1,61 @@
+"""Half an environment is no environment: which rank a process is, is said in full or not at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from earlybert.core.errors import UserError
+from earlybert.core.ranks import check_environment, rank, world_size
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}, MEETING,
+     {"RANK": "3", "WORLD_SIZE": "4", **MEETING}],
+)  # fmt: skip
+def test_one_rank_or_all_of_it(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_environment()
+    assert (rank(), world_size()) == (int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)))
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT are not set"),
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK is 0 and WORLD_SIZE is 2, but MASTER_ADDR, MASTER_PORT are not set"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h"}, "but MASTER_PORT is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2", **MEETING}, "RANK must be below WORLD_SIZE"),
+        ({"RANK": "one"}, "RANK is 'one'; it must be a number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'; it must be a number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'; it must be a number"),
+    ],
+)
+def test_half_of_it_is_named(environment: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=sentence):
+        check_environment()
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"RANK": "x"}])
+def test_the_command_ends_with_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", "from earlybert.core.cli import main; main(['train'])"],
+        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
