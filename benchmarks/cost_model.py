@@ -28,7 +28,7 @@ from earlybert.pretrain.cost.cluster import (
     sequence_seconds,
     stage_cost,
 )
-from earlybert.pretrain.cost.hardware import GPUS
+from earlybert.pretrain.cost.gpus import GPUS
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.packed import PackedPlaces

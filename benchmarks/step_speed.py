@@ -65,7 +65,7 @@ import torch  # noqa: E402
 from provenance import measured_on  # noqa: E402
 from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
-from earlybert.core import distributed  # noqa: E402
+from earlybert.core import devices, distributed  # noqa: E402
 from earlybert.core.devices import synchronize  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
@@ -225,14 +225,14 @@ def padded(batch: Batch) -> Batch:
 def settings(*, matmul: str = "auto", keep_memory: bool = True, attention: str = "") -> Iterator[None]:
     """Process-wide settings of one row. Without `keep_memory` the C library's limits are those it starts with."""
     if matmul == "auto":
-        engine.set_matmul_precision("auto", DEVICE)
+        devices.set_matmul_precision("auto", DEVICE)
     else:
         torch.set_float32_matmul_precision(matmul)
     if keep_memory:
-        engine.keep_freed_memory()
+        devices.keep_freed_memory()
     elif platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(engine.M_MMAP_THRESHOLD, 1 << 25)
-        ctypes.CDLL(None).mallopt(engine.M_TRIM_THRESHOLD, 1 << 26)
+        ctypes.CDLL(None).mallopt(devices.M_MMAP_THRESHOLD, 1 << 25)
+        ctypes.CDLL(None).mallopt(devices.M_TRIM_THRESHOLD, 1 << 26)
     with mock.patch.dict(os.environ, {"EARLYBERT_ATTENTION": attention}):
         yield
 

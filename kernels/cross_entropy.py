@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# fp32 logits of one chunk: few enough to stay cheap, enough rows to keep a matrix product busy.
-CHUNK_BYTES = 1 << 26
+from earlybert.kernels.sizes import CHUNK_BYTES
+
 # Elements that a CPU keeps in the cache of one core.
 CPU_BLOCK = 1 << 18
 

@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from earlybert.kernels import extension
-
-# Rows of fp16 matrices of any other width are not aligned for tensor cores and 128-bit accesses.
-STORED_MULTIPLE = 64
+from earlybert.kernels.sizes import STORED_MULTIPLE
 
 
 def bias_gelu_reference(hidden_TF: Tensor, bias_F: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earlybert.core import cli, distributed, ranks
+from earlybert.core.devices import keep_freed_memory, set_deterministic, set_matmul_precision
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_json, write_text
 from earlybert.core.progress import say
@@ -50,12 +51,7 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import (
-    StageEngine,
-    keep_freed_memory,
-    set_deterministic,
-    set_matmul_precision,
-)
+from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.peers import check_implementations
 from earlybert.pretrain.train.stopping import StopRequest

@@ -1,6 +1,8 @@
 """Imports run one way: from room to room as the house has it, and between the files of a room without a cycle."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -72,6 +74,15 @@ def imported(module: str) -> set[str]:
 
 IMPORTS = {module: imported(module) for module in MODULES}
 
+# What takes seconds to import. A plan, a ticket and the list of checkpoints are shown without any of it.
+HEAVY = {"torch", "transformers", "deepspeed", "datasets", "matplotlib"}
+# Files of those rooms that compute with tensors or draw.
+COMPUTING = {
+    *(f"pretrain.network.{name}" for name in ("bert_format", "hugging_face", "initial", "layers")),
+    *(f"pretrain.network.{name}" for name in ("model", "packed", "surgery")),
+    *("pretrain.ticket.figures", "pretrain.checkpoint.writer", "pretrain.checkpoint.export"),
+}
+
 
 def test_every_import_is_of_a_module_that_exists() -> None:
     assert not {(module, name) for module, names in IMPORTS.items() for name in names if name not in MODULES}
@@ -87,6 +98,23 @@ def test_rooms_import_only_the_rooms_below_them() -> None:
         (module, name) for module, names in IMPORTS.items() for name in names if room(name) not in ALLOWED[room(module)]
     }
     assert not against - KNOWN_EXCEPTIONS
+
+
+def test_what_plans_and_lists_is_light_to_import() -> None:
+    """Each in its turn in a fresh process, which says the first that brings something heavy."""
+    rooms = ("pretrain.network", "pretrain.ticket", "pretrain.plan", "pretrain.checkpoint")
+    light = [module for module in MODULES if room(module) in rooms and module not in COMPUTING]
+    assert len(light) > 15
+    script = (
+        "import importlib, sys\n"
+        "for module in sys.argv[2:]:\n"
+        "    importlib.import_module('earlybert.' + module)\n"
+        "    heavy = set(sys.argv[1].split(',')) & sys.modules.keys()\n"
+        "    assert not heavy, (module, heavy)\n"
+    )
+    command = [sys.executable, "-c", script, ",".join(HEAVY), *light]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

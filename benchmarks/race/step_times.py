@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 
 from earlybert.core import distributed
-from earlybert.core.devices import synchronize
+from earlybert.core.devices import keep_freed_memory, set_matmul_precision, synchronize
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.initial import initial_weights
@@ -23,7 +23,7 @@ from earlybert.pretrain.plan.stages import build_stages, model_config, stage_mod
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.batches import StepBatches, StepLoader
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine, keep_freed_memory, set_matmul_precision
+from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.step import forward_and_backward
 
 BATCHES = 4

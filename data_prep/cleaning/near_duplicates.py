@@ -1,4 +1,4 @@
-"""Documents that resemble each other: MinHash over five-word sequences, in bands (Leskovec et al. 2020, chapter 3).
+"""Documents that resemble each other: MinHash over sequences of five words, in bands (Leskovec et al. 2020, chapter 3).
 
 Two documents that share the fraction s of their sequences agree in at least one of the bands with probability
 1 - (1 - s**8)**14: 0.05 at s = 0.5, 0.56 at 0.7, 0.92 at 0.8, 0.9996 at 0.9.
@@ -16,7 +16,12 @@ BANDS = 14
 HASHES_PER_BAND = 8
 WORDS_PER_SEQUENCE = 5
 _SEED = 1
-_WORD = re.compile(r"\w+")
+# Kana, Han, Thai, Lao, Tibetan, Burmese and Khmer mark no words: there every character counts as one.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _MULTIPLIERS = np.random.default_rng(_SEED).integers(1, 2**63, HASHES_PER_BAND, dtype=np.uint64) * 2 + 1
 
 

@@ -24,7 +24,7 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 # SentencePiece and byte-level BPE write the space before a word as the beginning of its first token.
-WORD_BEGINNINGS = ("▁", "Ġ")
+WORD_BEGINNINGS = SENTENCEPIECE_SPACE, BYTE_LEVEL_SPACE = ("▁", "Ġ")
 # A code point that Unicode keeps free for such use inside programs.
 SENTENCE_END = "\ufdd0"
 SENTENCES_PER_TEXT = 64
@@ -68,8 +68,7 @@ def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
         elif file.suffix == ".json":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=path)
         else:
-            tokens = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-            vocabulary = {token: index for index, token in enumerate(tokens)}
+            vocabulary = _vocabulary(file)
             _check_special_tokens(SPECIAL_TOKENS.values(), vocabulary, path)
             tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
     except UserError:
@@ -85,6 +84,18 @@ def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
     _check_special_tokens(missing.values(), tokenizer.get_vocab(), path)
     tokenizer.add_special_tokens(missing)
     return tokenizer
+
+
+def _vocabulary(file: Path) -> dict[str, int]:
+    """Number of each token of a `vocab.txt`, a token a line; raises UserError where one stands there twice."""
+    vocabulary: dict[str, int] = {}
+    for index, token in enumerate(file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")):
+        if (first := vocabulary.setdefault(token, index)) != index:
+            raise UserError(
+                f"tokenizer: {file}:{index + 1} is {token!r}, which stands in line {first + 1} already; a vocabulary "
+                "must have every token once."
+            )
+    return vocabulary
 
 
 def _check_special_tokens(tokens: Iterable[str], vocabulary: dict[str, int], path: str) -> None:
@@ -118,7 +129,7 @@ def continues_word(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
     """For whole-word masking: bool [vocabulary size], whether a token goes on with the word of the token before it.
 
     WordPiece marks such tokens (`##`); SentencePiece and byte-level BPE mark the others, which begin a word. So with
-    these, punctuation belongs to the word that it touches.
+    these, punctuation belongs to the word that it touches, and so does an unknown piece: the mark before it is known.
 
     Raises:
         UserError: The tokenizer marks neither.
@@ -133,7 +144,9 @@ def continues_word(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
     if not marks:
         raise UserError("tokenizer: its tokens do not show where words begin, which whole-word masking needs.")
     flags[[index for token, index in vocabulary.items() if not token.startswith(marks[0])]] = True
-    flags[list(special_tokens(tokenizer).ids)] = False
+    special = special_tokens(tokenizer)
+    flags[list(special.ids)] = False
+    flags[special.unknown] = marks[0] in vocabulary
     return flags
 
 
@@ -154,22 +167,25 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.add_tokens([AddedToken(SENTENCE_END, normalized=False)])
         self._end = self._tokenizer.token_to_id(SENTENCE_END)
+        # Byte-level BPE mostly puts no space in front itself, and a sentence would seem to go on with the word before.
+        marked = self._tokenizer.encode(" x", add_special_tokens=False).tokens[:1] or [""]
+        bare = self._tokenizer.encode("x", add_special_tokens=False).tokens[:1]
+        self._lead = " " if marked[0].startswith(BYTE_LEVEL_SPACE) and bare != marked else ""
         self._sentences_per_text = SENTENCES_PER_TEXT
         # To some tokenizers the beginning of a text is something else than the beginning of a sentence in it.
-        if not np.array_equal(self.encode(PROBE, np.uint32)[0], self._ids(PROBE)):
+        if not np.array_equal(self.encode(PROBE, np.uint32)[0], self._ids([self._lead + probe for probe in PROBE])):
             self._sentences_per_text = 1
 
     def encode(self, sentences: list[str], dtype: npt.DTypeLike) -> tuple[np.ndarray, np.ndarray]:
         """All tokens one after the other, and int64 [sentences] with their number in each sentence."""
         step = self._sentences_per_text
-        ids = self._ids([_with_ends(sentences[first : first + step]) for first in range(0, len(sentences), step)])
+        ids = self._ids([self._text(sentences[first : first + step]) for first in range(0, len(sentences), step)])
         is_end = ids == self._end
         return ids[~is_end].astype(dtype), np.diff(np.flatnonzero(is_end), prepend=-1) - 1
+
+    def _text(self, sentences: list[str]) -> str:
+        return "".join([self._lead + sentence.replace(SENTENCE_END, "") + SENTENCE_END for sentence in sentences])
 
     def _ids(self, texts: list[str]) -> np.ndarray:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return np.fromiter(chain.from_iterable([encoding.ids for encoding in encodings]), np.uint32)
-
-
-def _with_ends(sentences: list[str]) -> str:
-    return "".join([sentence.replace(SENTENCE_END, "") + SENTENCE_END for sentence in sentences])

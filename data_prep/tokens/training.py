@@ -1,7 +1,7 @@
 """Training a tokenizer on a file of sentences: the same file, the same result."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 # Rarer characters become unknown, as in SentencePiece's own advice for texts in large alphabets.
 CHARACTER_COVERAGE = 0.9999
+# A vocabulary whose characters cover less of the text than this teaches nothing.
+LEAST_COVERAGE = 0.95
+# The longest line that SentencePiece trains on, bytes of UTF-8.
+LONGEST_LINE = 1 << 16
 
 
 def train_tokenizer(
@@ -50,8 +54,9 @@ def _train_wordpiece(sentences_file: Path, vocab_size: int, lowercase: bool) -> 
     special = list(SPECIAL_TOKENS.values())
     # An untrained BertTokenizer brings normaliser and pre-tokeniser as BERT has them.
     backend = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
-    alphabet = _alphabet(sentences_file, backend, limit=min(1000, vocab_size // 4))
-    letters = _train_vocabulary(sentences_file, backend, vocab_size=0, first=special, alphabet=alphabet)
+    counts = _count_characters(sentences_file, backend.normalizer)
+    alphabet, letters = _letters(sentences_file, backend, special, counts, vocab_size)
+    _require_coverage(alphabet, counts, vocab_size)
     inside_words = sorted(piece for piece in letters if piece.startswith("##"))
     vocabulary = _train_vocabulary(
         sentences_file, backend, vocab_size=vocab_size, first=special + inside_words, alphabet=alphabet
@@ -80,17 +85,54 @@ def _train_vocabulary(
     return learner.get_vocab(with_added_tokens=False)
 
 
-def _alphabet(sentences_file: Path, backend: "Tokenizer", limit: int) -> list[str]:
-    """The most frequent characters of the normalised text, at most `limit`, ties in code point order."""
+def _letters(
+    sentences_file: Path, backend: "Tokenizer", special: list[str], counts: np.ndarray, vocab_size: int
+) -> tuple[list[str], dict[str, int]]:
+    """The alphabet, and the vocabulary of single characters that comes of it, those inside words included.
+
+    Small alphabets are taken whole; of large ones (Chinese, Korean) what covers the text, as far as there is room.
+    """
+    few = min(1000, vocab_size // 4)
+    limit = max(few, _covering(counts))
+    while True:
+        alphabet = _most_frequent(counts, limit)
+        letters = _train_vocabulary(sentences_file, backend, vocab_size=0, first=special, alphabet=alphabet)
+        if len(letters) <= vocab_size or limit == few:
+            return alphabet, letters
+        limit = max(few, limit - (len(letters) - vocab_size))
+
+
+def _most_frequent(counts: np.ndarray, limit: int) -> list[str]:
+    """The most frequent characters, at most `limit`, ties in code point order."""
+    return [chr(point) for point in np.argsort(-counts, kind="stable")[:limit] if counts[point]]
+
+
+def _covering(counts: np.ndarray) -> int:
+    """How many of the most frequent characters make up CHARACTER_COVERAGE of the text."""
+    descending = np.sort(counts)[::-1]
+    return int(np.searchsorted(descending.cumsum(), CHARACTER_COVERAGE * counts.sum())) + 1
+
+
+def _require_coverage(alphabet: Iterable[str], counts: np.ndarray, vocab_size: int) -> None:
+    """Raises UserError where too much of the text are characters that the vocabulary has no room for."""
+    covered = counts[[ord(character) for character in alphabet]].sum() / max(1, counts.sum())
+    if covered < LEAST_COVERAGE:
+        raise UserError(
+            f"vocab_size is {vocab_size}, but the text needs {_covering(counts)} characters alone, and those that fit "
+            f"cover {covered:.0%} of it; it must be larger."
+        )
+
+
+def _count_characters(sentences_file: Path, normalizer: "normalizers.Normalizer") -> np.ndarray:
+    """How often each code point stands in the normalised text, white space left out: int64 [0x110000]."""
     counts = np.zeros(0x110000, dtype=np.int64)
     with sentences_file.open(encoding="utf-8", newline="\n") as file:
         while lines := file.readlines(1 << 22):
-            text = backend.normalizer.normalize_str("".join(lines))
+            text = normalizer.normalize_str("".join(lines))
             points, seen = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), return_counts=True)
             counts[points] += seen
     counts[[ord(" "), ord("\n")]] = 0
-    frequent = np.argsort(-counts, kind="stable")[:limit]
-    return [chr(point) for point in frequent if counts[point]]
+    return counts
 
 
 def _train_sentencepiece(
@@ -123,19 +165,22 @@ def _train_sentencepiece(
                 pad_piece=special[0],
                 unk_piece=special[1],
                 control_symbols=special[2:],
-                max_sentence_length=1 << 16,
+                max_sentence_length=LONGEST_LINE,
                 # Threads would add up counts in an order of their own.
                 num_threads=1,
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
-            # After the place in its source and the condition that failed, the library says what is wrong.
-            reason = " ".join(str(error).split()).rpartition("] ")[2].rstrip(".")
+            # After the place in its source and the condition that failed, the library says what is wrong, and then
+            # names options of its own.
+            reason = " ".join(str(error).split()).rpartition("] ")[2].partition(". Increase")[0].rstrip(".")
             raise UserError(
                 f"vocab_size is {vocab_size}, but {kind} cannot reach it on this text ({reason})."
             ) from None
         trained = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
     pieces = [(trained.id_to_piece(index), trained.get_score(index)) for index in range(len(trained))]
+    known = {character for piece, _ in pieces[len(special) :] for character in piece}
+    _require_coverage(known, _count_characters(sentences_file, normalizer), vocab_size)
     fast = _fast_sentencepiece(kind, pieces, normalizer)
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=fast, model_input_names=inputs, **SPECIAL_TOKENS)
@@ -152,7 +197,13 @@ def _sentencepiece_normalizer(lowercase: bool) -> "normalizers.Normalizer":
 def _normalised(sentences_file: Path, normalizer: "normalizers.Normalizer") -> Iterator[str]:
     with sentences_file.open(encoding="utf-8", newline="\n") as file:
         for line in file:
-            if sentence := normalizer.normalize_str(line):
+            sentence = normalizer.normalize_str(line)
+            while len(sentence.encode()) > LONGEST_LINE:
+                # Cut at a space; where there is none, anywhere. A character takes at most four bytes.
+                end = sentence.rfind(" ", 1, LONGEST_LINE // 4) + 1 or LONGEST_LINE // 4
+                yield sentence[:end].strip()
+                sentence = sentence[end:]
+            if sentence:
                 yield sentence
 
 
@@ -160,7 +211,7 @@ def _fast_sentencepiece(
     kind: Literal["unigram", "bpe"], pieces: list[tuple[str, float]], normalizer: "normalizers.Normalizer"
 ) -> "Tokenizer":
     """The tokenizer of the Rust library that gives what SentencePiece gives."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     ids = {piece: index for index, (piece, _) in enumerate(pieces)}
     unknown = SPECIAL_TOKENS["unk_token"]
@@ -169,7 +220,11 @@ def _fast_sentencepiece(
     else:
         fast = Tokenizer(models.BPE(ids, _merges(ids), unk_token=unknown, fuse_unk=True))
     fast.normalizer = normalizer
-    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    # In SentencePiece no text becomes a control symbol, so here the model must never see one in a piece.
+    names = "|".join(token.strip("[]") for token in SPECIAL_TOKENS.values())
+    written = pre_tokenizers.Split(Regex(rf"\[(?=(?:{names})\])"), "isolated")
+    fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), written])
+    fast.decoder = decoders.Metaspace()
     fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.values()])
     cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
     fast.post_processor = processors.TemplateProcessing(

@@ -10,7 +10,7 @@ from earlybert.core.arguments import ArgumentParser
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.cost.cluster import parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
-from earlybert.pretrain.cost.hardware import GPUS
+from earlybert.pretrain.cost.gpus import GPUS
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path

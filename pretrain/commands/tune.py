@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -80,8 +79,10 @@ def _clock(arguments: Namespace, recipe: Recipe, widths: list[int], tokens: int)
     if not arguments.measure:
         name = arguments.device or _this_device()
         return f"modelled for {name}", predict(DEVICES[name], hidden_size, tokens)
-    # Imports DeepSpeed, which nothing else here needs.
-    from earlybert.pretrain.train.engine import set_matmul_precision
+    # Only here: the model needs no PyTorch.
+    import torch
+
+    from earlybert.core.devices import set_matmul_precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_matmul_precision(recipe.matmul_precision, device)
@@ -94,6 +95,8 @@ def _clock(arguments: Namespace, recipe: Recipe, widths: list[int], tokens: int)
 
 def _this_device() -> str:
     """The model that fits this machine; raises UserError for a GPU that has none."""
+    import torch
+
     if not torch.cuda.is_available():
         return "cpu"
     name = torch.cuda.get_device_name()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from earlybert.core.errors import UserError
-from earlybert.kernels.cross_entropy import CHUNK_BYTES
-from earlybert.pretrain.cost.hardware import GPUS, Gpu
+from earlybert.kernels.sizes import CHUNK_BYTES
+from earlybert.pretrain.cost.gpus import GPUS, Gpu
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.stages import Stage

@@ -8,16 +8,17 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from rich.progress import track
 
-from earlybert.core.devices import synchronize
-from earlybert.kernels.gelu import STORED_MULTIPLE, linear, linear_gelu
-from earlybert.pretrain.cost.hardware import GPUS
+from earlybert.kernels.sizes import STORED_MULTIPLE
+from earlybert.pretrain.cost.gpus import GPUS
 from earlybert.pretrain.ticket.ticket import TicketRule, keep_mask, mask_distance
+
+if TYPE_CHECKING:
+    import torch
 
 CANDIDATES = (1, 8, 16, 32, 64, 128, 256, 512)
 # A larger multiple moves the ticket further from what the search found: it must gain more than this.
@@ -83,12 +84,21 @@ def predict(device: Device, hidden_size: int, tokens: int) -> Seconds:
     return seconds
 
 
-def measure(widths: Sequence[int], hidden_size: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Seconds:
+def measure(
+    widths: Sequence[int], hidden_size: int, tokens: int, device: "torch.device", dtype: "torch.dtype"
+) -> Seconds:
     """Measured seconds of one feed-forward part, forward and backward, against its width.
 
     Times every multiple of 64 around `widths`, interleaved, medians; between them a CPU's time is interpolated and a
     GPU's is that of the next one, as it stores widths rounded up.
     """
+    # Only here: the model needs neither.
+    import torch
+    from rich.progress import track
+
+    from earlybert.core.devices import synchronize
+    from earlybert.kernels.gelu import linear, linear_gelu
+
     low, high = min(widths) // STORED_MULTIPLE, -(-max(widths) // STORED_MULTIPLE)
     grid = [max(1, blocks) * STORED_MULTIPLE for blocks in range(low, high + 1)]
     grid = sorted(set(grid))

@@ -1,9 +1,7 @@
 """A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
 
 import contextlib
-import ctypes
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -36,10 +34,6 @@ from earlybert.pretrain.train.peers import PEERS, build_peer
 from earlybert.pretrain.train.timing import StepTimes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Of true fp32 products of this size; bf16 is at 2e-3.
-LARGEST_FP32_ERROR = 1e-5
-# Options of mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # State of DeepSpeed's dynamic loss scaler; a static one has only the first.
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -54,42 +48,6 @@ def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device)
         # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
         raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")
     return wanted
-
-
-def set_matmul_precision(wanted: str, device: torch.device) -> None:
-    """ "auto" takes oneDNN's fp32 kernels, about twice as fast, on CPUs where they are found to compute true fp32."""
-    torch.set_float32_matmul_precision("medium" if wanted == "auto" else wanted)
-    if wanted == "auto" and (device.type != "cpu" or matmul_error() > LARGEST_FP32_ERROR):
-        torch.set_float32_matmul_precision("highest")
-
-
-def matmul_error() -> float:
-    """Largest error of an fp32 matrix product on the CPU, relative to the largest element; "medium" may mean bf16."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
-    exact = left.double() @ right.double()
-    return float((left @ right - exact).abs().max() / exact.abs().max())
-
-
-def keep_freed_memory() -> None:
-    """Has the C library give freed memory out again, not back to the system; no effect where it is not glibc.
-
-    Every tensor of more than 32 MB would otherwise be made of pages that the system first fills with zeros, which takes
-    longer than most operations on it.
-    """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    set_option(M_MMAP_THRESHOLD, 1 << 30)
-    set_option(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def set_deterministic() -> None:
-    """Only algorithms that give the same bits every time. To be called before anything is computed on a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def build_optimizer(

@@ -90,6 +90,20 @@ def test_bands_agree_as_often_as_the_similarity_says() -> None:
     assert np.mean(found["like"]) > 0.95 and np.mean(found["unlike"]) < 0.1
 
 
+@pytest.mark.parametrize(("first", "count"), [(0x4E00, 2000), (0x0E01, 46), (0x3041, 80), (0x1780, 30)])
+def test_text_without_spaces_is_compared_by_its_characters(first: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    agree: dict[int, list[bool]] = {3: [], 400: []}
+    for _ in range(100):
+        characters = [chr(first + int(point)) for point in rng.integers(count, size=681)]
+        for changes in agree:
+            changed = list(characters)
+            for at in rng.choice(681, changes, replace=False):
+                changed[at] = chr(first + int(rng.integers(count)))
+            agree[changes].append(bool((minhash_bands("".join(characters)) == minhash_bands("".join(changed))).any()))
+    assert np.mean(agree[3]) > 0.98 and np.mean(agree[400]) < 0.1
+
+
 def test_bands_are_the_same_in_another_process() -> None:
     text = "The quick brown fox jumps over the lazy dog, and the dog does not mind."
     program = f"from {minhash_bands.__module__} import *; print(minhash_bands({text!r}).tolist())"

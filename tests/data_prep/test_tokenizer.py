@@ -177,7 +177,10 @@ def test_tokens_that_go_on_with_a_word(kind: TokenizerKind, much_text: Path, tmp
     """Words are what white space parts (SentencePiece) or punctuation too (WordPiece)."""
     tokenizer = train_tokenizer(much_text, kind=kind, vocab_size=450, lowercase=True)
     flags = continues_word(tokenizer)
-    assert len(flags) == vocabulary_size(tokenizer) and not flags[list(special_tokens(tokenizer).ids)].any()
+    special = special_tokens(tokenizer)
+    assert len(flags) == vocabulary_size(tokenizer)
+    assert not any(flags[token] for token in special.ids if token != special.unknown)
+    assert flags[special.unknown] == (kind != "wordpiece")
     sentence = "Entry 17 part 2 line 3 says bafado kelito."
     (tokens,) = encode([sentence], tokenizer, tmp_path)
     words: list[str] = []
@@ -188,6 +191,89 @@ def test_tokens_that_go_on_with_a_word(kind: TokenizerKind, much_text: Path, tmp
     if kind == "wordpiece":
         expected = sentence.lower().replace(".", " .").split()
     assert words == expected
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_an_unknown_piece_does_not_cut_its_word(kind: TokenizerKind, much_text: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(much_text, kind=kind, vocab_size=450, lowercase=True)
+    (tokens,) = encode(["line bafa☃do says ☃ line"], tokenizer, tmp_path)
+    assert tokens.count(tokenizer.unk_token_id) == 2
+    begins = [tokenizer.convert_ids_to_tokens(token) for token in tokens if not continues_word(tokenizer)[token]]
+    assert len(begins) == 5 and all(token.startswith("▁") for token in begins)
+
+
+def test_byte_level_sentences_begin_a_word(much_text: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer, learner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL, show_progress=False)
+    learner.train([str(much_text)], trainer)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learner, mask_token="[MASK]", **names)
+    sentences = much_text.read_text(encoding="utf-8").split("\n")[:200]
+    encoded = encode([sentence for sentence in sentences if sentence], tokenizer, tmp_path)
+    flags = continues_word(tokenizer)
+    assert len(encoded) > 100 and not any(flags[tokens[0]] for tokens in encoded)
+    assert tokenizer.decode([token for tokens in encoded for token in tokens]).split() == " ".join(sentences).split()
+
+
+@pytest.mark.parametrize("name", ["chinese", "korean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_alphabets_are_covered(kind: TokenizerKind, name: str, tmp_path: Path) -> None:
+    """3,000 characters, the rarest of which stand in the text a few times, or 1,500 syllables in words."""
+    rng = np.random.default_rng(0)
+    first, count, words = (0x4E00, 3000, 1) if name == "chinese" else (0xAC00, 1500, 12)
+    weights = 1 / (np.arange(count) + 10)
+    lines = []
+    for _ in range(3000):
+        drawn = "".join(chr(first + int(point)) for point in rng.choice(count, 48, p=weights / weights.sum()))
+        lines.append(" ".join(drawn[at : at + 48 // words] for at in range(0, 48, 48 // words)))
+    file = tmp_path / "text"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer = train_tokenizer(file, kind=kind, vocab_size=8000, lowercase=False)
+    ids = [token for line in lines[:500] for token in tokenizer(line, add_special_tokens=False)["input_ids"]]
+    assert ids.count(tokenizer.unk_token_id) < 0.001 * len(ids) and len(tokenizer) <= 8000
+    with pytest.raises(UserError, match="vocab_size is 500, but"):
+        train_tokenizer(file, kind=kind, vocab_size=500, lowercase=False)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_written_special_tokens_are_text_to_sentencepiece_too(kind: TokenizerKind, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    lines = [f"THE [MASK] AND THE [CLS] OR [{word}] KEEP THE UNUSED PADS" for word in ("PAD", "SEP", "UNK", "MASK")]
+    text = ["A PADDED SEPARATE MASKED UNKNOWN CLASS [OF] BRACKETS"] * 3000
+    file.write_text("\n".join(lines * 9 + text), encoding="utf-8")
+    tokenizer = train_tokenizer(file, kind=kind, vocab_size=150, lowercase=False)
+    for line, tokens in zip(lines, encode(lines, tokenizer, tmp_path), strict=True):
+        assert not set(tokens) & set(special_tokens(tokenizer).ids)
+        assert tokenizer.decode(tokens) == line
+    (unknown,) = encode(["[☃] [PAD"], tokenizer, tmp_path)
+    assert unknown.count(tokenizer.unk_token_id) == 1
+    assert tokenizer("[MASK] A", add_special_tokens=False)["input_ids"][0] == tokenizer.mask_token_id
+
+
+@pytest.mark.parametrize("separator", [" ", ""])
+def test_sentencepiece_learns_from_lines_of_any_length(separator: str, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    rng = np.random.default_rng(0)
+    words = ["kelito", "bafado", "sonumi", "térafe"]
+    long = separator.join(words[word] for word in rng.integers(4, size=40_000))
+    file.write_text("\n".join([long, *(separator.join(words) for _ in range(300))]), encoding="utf-8")
+    assert file.stat().st_size > 3 << 16
+    tokenizer = train_tokenizer(file, kind="unigram", vocab_size=128, lowercase=False)
+    assert tokenizer.unk_token_id not in tokenizer("kelito bafado", add_special_tokens=False)["input_ids"]
+    assert {"▁" * bool(separator) + word for word in words} <= set(tokenizer.get_vocab())
+
+
+def test_a_token_that_stands_twice_in_a_vocabulary_is_named(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path, [*SPECIAL, "one", "two", "one"])
+    with pytest.raises(UserError, match=r"vocab\.txt:8 is 'one', which stands in line 6 already"):
+        load_tokenizer(path, lowercase=True)
+    path = write_vocabulary(tmp_path, [*SPECIAL, "", "two", ""])
+    with pytest.raises(UserError, match=r"vocab\.txt:8 is '', which stands in line 6 already"):
+        load_tokenizer(path, lowercase=True)
 
 
 def test_tokens_that_do_not_show_where_words_begin(sentences_file: Path) -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from earlybert.core import distributed
+from earlybert.core import devices, distributed
+from earlybert.core.devices import LARGEST_FP32_ERROR, matmul_error, set_matmul_precision
 from earlybert.pretrain.network.model import NetworkOutput
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages
-from earlybert.pretrain.train import engine
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import LARGEST_FP32_ERROR, StageEngine, matmul_error, set_matmul_precision
+from earlybert.pretrain.train.engine import StageEngine
 from tests.conftest import free_port, gradient_of
 from tests.pretrain.small_models import build, random_inputs, random_weights, small_config
 
@@ -54,7 +54,7 @@ def test_error_of_fp32_as_a_run_sets_it() -> None:
 def test_where_the_fast_path_is_not_fp32_it_is_left(
     error: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "matmul_error", lambda: error)
+    monkeypatch.setattr(devices, "matmul_error", lambda: error)
     set_matmul_precision("auto", CPU)
     assert torch.get_float32_matmul_precision() == expected
 
