@@ -69,7 +69,7 @@ def verify(directory: Path) -> None:
         )
     for split, counts in corpus.manifest["counts"].items():
         for length in corpus.lengths:
-            expected, found = counts["samples"][str(length)], len(corpus.samples(split, length))
+            expected, found = counts["samples"][str(length)], corpus.stored_samples(split, length)
             if found != expected:
                 raise UserError(f"{directory} has {found} {split} samples of length {length}, not {expected}.")
     print(f"{directory}: all {len(files)} files are whole.")

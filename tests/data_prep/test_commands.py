@@ -50,6 +50,12 @@ def test_counts_that_are_not_the_files_are_named(copy: Path) -> None:
         main(["verify", str(copy)])
 
 
+def test_samples_are_counted_alike_with_and_without_reading_them(corpus: Corpus) -> None:
+    for split in ("train", "validation"):
+        for length in corpus.lengths:
+            assert corpus.stored_samples(split, length) == len(corpus.samples(split, length)) > 0
+
+
 def test_statistics_are_printed_and_drawn(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["stats", str(corpus.directory), "--png", str(tmp_path / "drawing")])
     printed = capsys.readouterr().out
