@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	rm -rf types && mkdir -p types/earlybert
 	for folder in core data_prep kernels pretrain finetune; do ln -s ../../$$folder types/earlybert/$$folder; done
-	MYPYPATH=types $(BIN)/mypy --namespace-packages --explicit-package-bases -p earlybert
+	MYPYPATH=types:benchmarks:. $(BIN)/mypy --namespace-packages --explicit-package-bases types/earlybert benchmarks tests
 
 bench: quickstart
 	$(BIN)/python benchmarks/layouts.py --phase1.global_batch 32 --phase1.micro_batch 16

@@ -17,6 +17,7 @@ apex and DeepSpeed take part where they are installed and have a GPU.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import json
@@ -34,11 +35,11 @@ from provenance import measured_on
 from torch import Tensor
 
 from earlybert.kernels import extension
+from earlybert.kernels.dropout import dropout
 from earlybert.kernels.gelu import bias_gelu, bias_gelu_reference
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.layer_norm import (
     dropout_residual_layer_norm,
-    dropout_residual_layer_norm_apex,
     dropout_residual_layer_norm_reference,
 )
 
@@ -91,22 +92,25 @@ def gelu_runs(options: argparse.Namespace, width: int, dtype: torch.dtype, wante
     return {name: forward_and_backward(function, inputs, upstream) for name, function in functions.items()}
 
 
+def apex_layer_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The reference with apex's fused LayerNorm in it."""
+    normalise = importlib.import_module("apex.normalization.fused_layer_norm").fused_layer_norm_affine
+    return normalise(residual + dropout(hidden, DROPOUT), weight, bias, weight.shape, EPS)
+
+
 def norm_runs(options: argparse.Namespace, dtype: torch.dtype, wanted: list[str]) -> dict[str, Run]:
     shape = (options.tokens, options.hidden)
     hidden, residual, upstream = torch.randn(3, *shape, device=options.device, dtype=dtype)
-    vectors = torch.randn(3, options.hidden, device=options.device, dtype=dtype)
-    inputs = [tensor.detach().requires_grad_() for tensor in (hidden, vectors[0], residual, *vectors[1:])]
-
-    def reference(*tensors: Tensor) -> Tensor:
-        return dropout_residual_layer_norm_reference(*tensors, DROPOUT, EPS)
-
+    weight, bias = torch.randn(2, options.hidden, device=options.device, dtype=dtype)
+    inputs = [tensor.detach().requires_grad_() for tensor in (hidden, residual, weight, bias)]
+    reference = functools.partial(dropout_residual_layer_norm_reference, dropout=DROPOUT, eps=EPS)
     functions: dict[str, Callable[..., Tensor]] = {"eager": reference}
     if "compile" in wanted:
         functions["compile"] = torch.compile(reference, dynamic=False)
     if "cuda" in wanted:
-        functions["cuda"] = lambda *tensors: dropout_residual_layer_norm(*tensors, DROPOUT, EPS)
+        functions["cuda"] = functools.partial(dropout_residual_layer_norm, dropout=DROPOUT, eps=EPS)
     if "apex" in wanted:
-        functions["apex"] = lambda *tensors: dropout_residual_layer_norm_apex(*tensors, DROPOUT, EPS)
+        functions["apex"] = apex_layer_norm
     return {name: forward_and_backward(function, inputs, upstream) for name, function in functions.items()}
 
 

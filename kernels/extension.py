@@ -4,12 +4,11 @@
 
 Without that command the first use on a GPU builds them. Without nvcc, without a GPU, or with EARLYBERT_KERNELS=torch,
 every operation is plain PyTorch; one line in the log says so and why. EARLYBERT_KERNELS=require ends the program where
-a GPU would go without them. EARLYBERT_KERNELS=apex takes apex's LayerNorm in place of ours.
+a GPU would go without them.
 """
 
 import functools
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -27,7 +26,7 @@ from earlybert.core.errors import UserError
 SOURCES = Path(__file__).parent / "csrc"
 # Each runs on every GPU of its generation. CUDA 13 has dropped sm_70: V100 needs nvcc 12.
 ARCHITECTURES = (70, 80, 90)
-IMPLEMENTATIONS = ("cuda", "require", "torch", "apex")
+IMPLEMENTATIONS = ("cuda", "require", "torch")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # The oldest PyTorch whose stable ABI the sources keep to: 2.11.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -115,18 +114,11 @@ def needed_architecture(capability: tuple[int, int]) -> int:
 
 
 def chosen() -> str:
-    """What the environment asks for; raises UserError when there is no such implementation here."""
+    """What the environment asks for; raises UserError for an unknown name."""
     name = os.environ.get("EARLYBERT_KERNELS", "cuda")
-    if name == "apex" and not _has_apex():
-        raise UserError("EARLYBERT_KERNELS is 'apex', which is not installed; it must be cuda or torch")
     if name not in IMPLEMENTATIONS:
         raise UserError(f"EARLYBERT_KERNELS is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     return name
-
-
-@functools.cache
-def _has_apex() -> bool:
-    return importlib.util.find_spec("apex") is not None
 
 
 @functools.cache

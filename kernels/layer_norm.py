@@ -1,9 +1,8 @@
-"""Bias, dropout, residual and LayerNorm in one pass, with the plain PyTorch reference beside the CUDA kernel.
+"""Dropout, residual and LayerNorm in one pass, with the plain PyTorch reference beside the CUDA kernel.
 
 Shape suffixes: T token rows (any leading dimensions), H hidden size.
 """
 
-import importlib
 from typing import Any
 
 import torch
@@ -20,20 +19,17 @@ MOST_THREADS = 512
 
 def dropout_residual_layer_norm_reference(
     hidden_TH: Tensor,
-    bias_H: Tensor | None,
     residual_TH: Tensor,
     weight_H: Tensor,
-    norm_bias_H: Tensor,
+    bias_H: Tensor,
     dropout: float,
     eps: float,
 ) -> Tensor:
-    """LayerNorm(residual + dropout(hidden + bias)) * weight + norm_bias, like `hidden_TH` (Ba et al. 2016).
+    """LayerNorm(residual + dropout(hidden)) * weight + bias, like `hidden_TH` (Ba et al. 2016).
 
-    `bias_H` is None where the matrix product before has added it; `dropout` is 0 in evaluation.
+    `dropout` is 0 in evaluation.
     """
-    if bias_H is not None:
-        hidden_TH = hidden_TH + bias_H
-    return F.layer_norm(residual_TH + drop(hidden_TH, dropout), weight_H.shape, weight_H, norm_bias_H, eps)
+    return F.layer_norm(residual_TH + drop(hidden_TH, dropout), weight_H.shape, weight_H, bias_H, eps)
 
 
 class _DropoutResidualLayerNorm(torch.autograd.Function):
@@ -41,36 +37,33 @@ class _DropoutResidualLayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_TH: Tensor,
-        bias_H: Tensor | None,
         residual_TH: Tensor,
         weight_H: Tensor,
-        norm_bias_H: Tensor,
+        bias_H: Tensor,
         dropout: float,
         eps: float,
     ) -> Tensor:
         hidden_TH, residual_TH = hidden_TH.contiguous(), residual_TH.to(hidden_TH.dtype).contiguous()
-        weight_H, norm_bias_H = weight_H.to(hidden_TH.dtype), norm_bias_H.to(hidden_TH.dtype)
-        kernel_bias_H = None if bias_H is None else bias_H.to(hidden_TH.dtype)
+        weight_H, bias_H = weight_H.to(hidden_TH.dtype), bias_H.to(hidden_TH.dtype)
         # From PyTorch's CPU generator: who seeds PyTorch seeds this mask, and nobody waits for the GPU.
         seed = int(torch.randint(2**63 - 1, ())) if dropout else 0
         output_TH, sum_TH, mean_T, deviation_T = torch.ops.earlybert.dropout_residual_layer_norm_forward(
-            hidden_TH, kernel_bias_H, residual_TH, weight_H, norm_bias_H, dropout, seed, eps
+            hidden_TH, residual_TH, weight_H, bias_H, dropout, seed, eps
         )
         ctx.save_for_backward(sum_TH, mean_T, deviation_T, weight_H)
-        ctx.dropout, ctx.seed, ctx.has_bias = dropout, seed, bias_H is not None
+        ctx.dropout, ctx.seed = dropout, seed
         return output_TH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_hidden_TH, gradient_residual_TH, partial_3RH = (
+        gradient_hidden_TH, gradient_residual_TH, partial_2RH = (
             torch.ops.earlybert.dropout_residual_layer_norm_backward(
                 gradients[0].contiguous(), *ctx.saved_tensors, ctx.dropout, ctx.seed
             )
         )
-        weight_H, norm_bias_H, bias_H = partial_3RH.sum(1)
-        bias = bias_H if ctx.has_bias else None
-        return gradient_hidden_TH, bias, gradient_residual_TH, weight_H, norm_bias_H, None, None
+        weight_H, bias_H = partial_2RH.sum(1)
+        return gradient_hidden_TH, gradient_residual_TH, weight_H, bias_H, None, None
 
 
 def _fits(hidden_TH: Tensor) -> bool:
@@ -79,41 +72,21 @@ def _fits(hidden_TH: Tensor) -> bool:
     return columns <= MOST_THREADS * (1 if columns % pack else pack)
 
 
-def dropout_residual_layer_norm_apex(
-    hidden_TH: Tensor,
-    bias_H: Tensor | None,
-    residual_TH: Tensor,
-    weight_H: Tensor,
-    norm_bias_H: Tensor,
-    dropout: float,
-    eps: float,
-) -> Tensor:
-    """The reference with apex's fused LayerNorm in it; raises ModuleNotFoundError without apex."""
-    if bias_H is not None:
-        hidden_TH = hidden_TH + bias_H
-    normalise = importlib.import_module("apex.normalization.fused_layer_norm").fused_layer_norm_affine
-    return normalise(residual_TH + drop(hidden_TH, dropout), weight_H, norm_bias_H, weight_H.shape, eps)
-
-
 def dropout_residual_layer_norm(
     hidden_TH: Tensor,
-    bias_H: Tensor | None,
     residual_TH: Tensor,
     weight_H: Tensor,
-    norm_bias_H: Tensor,
+    bias_H: Tensor,
     dropout: float,
     eps: float,
 ) -> Tensor:
     """`dropout_residual_layer_norm_reference` by the CUDA kernel where there is one.
 
     The kernel stores no mask: it draws one seed from PyTorch's CPU generator and makes the mask from (seed, row,
-    column) again in the backward pass. Probabilities are rounded to multiples of 2^-16. Gradients of the three vectors
+    column) again in the backward pass. Probabilities are rounded to multiples of 2^-16. Gradients of the two vectors
     are summed in fp32.
     """
-    arguments = hidden_TH, bias_H, residual_TH, weight_H, norm_bias_H, dropout, eps
-    if hidden_TH.is_cuda:
-        if extension.chosen() == "apex":
-            return dropout_residual_layer_norm_apex(*arguments)
-        if extension.operators_for(hidden_TH) and _fits(hidden_TH):
-            return _DropoutResidualLayerNorm.apply(*arguments)
+    arguments = hidden_TH, residual_TH, weight_H, bias_H, dropout, eps
+    if hidden_TH.is_cuda and extension.operators_for(hidden_TH) and _fits(hidden_TH):
+        return _DropoutResidualLayerNorm.apply(*arguments)
     return dropout_residual_layer_norm_reference(*arguments)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from earlybert.core.errors import UserError
 from earlybert.kernels.dropout import keep_scale
 from earlybert.kernels.packing import Packing
 
@@ -99,7 +100,7 @@ def packed_attention(
 ) -> Tensor:
     """The fastest correct attention for where the tensors lie; arguments and result as `packed_attention_reference`.
 
-    The environment variable EARLYBERT_ATTENTION names an implementation that is to be taken instead. Raises ValueError
+    The environment variable EARLYBERT_ATTENTION names an implementation that is to be taken instead. Raises UserError
     when it names none.
     """
     capability = torch.cuda.get_device_capability(query_MAD.device) if query_MAD.is_cuda else (0, 0)
@@ -109,10 +110,10 @@ def packed_attention(
 
 
 def chosen() -> str:
-    """What the environment asks for, "" where it leaves that to the table; raises ValueError for an unknown name."""
+    """What the environment asks for, "" where it leaves that to the table; raises UserError for an unknown name."""
     override = os.environ.get(OVERRIDE, "")
     if override and override not in IMPLEMENTATIONS:
-        raise ValueError(f"{OVERRIDE} is {override!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+        raise UserError(f"{OVERRIDE} is {override!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     return override
 
 

@@ -51,9 +51,8 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.engine import StageEngine, check_environment
 from earlybert.pretrain.train.loop import train_stage
-from earlybert.pretrain.train.peers import check_implementations
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import Telemetry
 
@@ -140,7 +139,7 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     if recipe.deterministic:
         set_deterministic()
     device = distributed.start()
-    check_implementations(deepspeed_file.optimizer, device)
+    check_environment()
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.

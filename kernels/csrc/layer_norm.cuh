@@ -1,4 +1,4 @@
-// output = LayerNorm(residual + dropout(hidden + bias)) and its gradients, row-major [rows, columns].
+// output = LayerNorm(residual + dropout(hidden)) and its gradients, row-major [rows, columns].
 //
 // Each thread owns one pack of columns of a row, so a row is threadIdx.x = 0 .. ceil(columns / PACK), rounded up to
 // whole warps; blockDim.y rows are worked on at once. The mask is not stored: backward draws it again (scalar.cuh).
@@ -31,14 +31,13 @@ __device__ __forceinline__ void sum_over_row(float (&value)[N], float* shared) {
 }
 
 // One block a row. `sum` (what is normalised), `mean` and `inverse_deviation` are for the backward pass.
-// `bias` may be null.
 template <typename T, int PACK>
 __global__ void __launch_bounds__(kLayerNormThreads, 1)
-    dropout_residual_layer_norm_forward(const T* __restrict__ hidden, const T* __restrict__ bias,
-                                        const T* __restrict__ residual, const T* __restrict__ weight,
-                                        const T* __restrict__ norm_bias, T* __restrict__ output, T* __restrict__ sum,
-                                        float* __restrict__ mean, float* __restrict__ inverse_deviation, int columns,
-                                        float epsilon, Dropout dropout) {
+    dropout_residual_layer_norm_forward(const T* __restrict__ hidden, const T* __restrict__ residual,
+                                        const T* __restrict__ weight, const T* __restrict__ bias,
+                                        T* __restrict__ output, T* __restrict__ sum, float* __restrict__ mean,
+                                        float* __restrict__ inverse_deviation, int columns, float epsilon,
+                                        Dropout dropout) {
   __shared__ float shared[kLayerNormThreads / 32];
   const long long row = blockIdx.x;
   const int column = threadIdx.x * PACK;
@@ -48,11 +47,6 @@ __global__ void __launch_bounds__(kLayerNormThreads, 1)
   if (active) {
     float added[PACK], factor[PACK];
     load(hidden + row * columns + column, value);
-    if (bias != nullptr) {
-      load(bias + column, added);
-#pragma unroll
-      for (int i = 0; i < PACK; ++i) value[i] += added[i];
-    }
     load(residual + row * columns + column, added);
     dropout.factors(row, column, factor);
 #pragma unroll
@@ -79,7 +73,7 @@ __global__ void __launch_bounds__(kLayerNormThreads, 1)
   if (active) {
     float multiplier[PACK], shift[PACK];
     load(weight + column, multiplier);
-    load(norm_bias + column, shift);
+    load(bias + column, shift);
 #pragma unroll
     for (int i = 0; i < PACK; ++i) value[i] = (value[i] - row_mean) * scale * multiplier[i] + shift[i];
     store(output + row * columns + column, value);
@@ -104,7 +98,7 @@ __device__ __forceinline__ void store_partial(const float (&value)[PACK], float*
   __syncthreads();
 }
 
-// partial[3, gridDim.x, columns]: what each block adds to the gradients of weight, norm_bias and bias.
+// partial[2, gridDim.x, columns]: what each block adds to the gradients of weight and bias.
 // `grad_hidden` is null without dropout, where it equals `grad_residual`.
 template <typename T, int PACK>
 __global__ void __launch_bounds__(kLayerNormThreads, 1)
@@ -115,7 +109,7 @@ __global__ void __launch_bounds__(kLayerNormThreads, 1)
                                          int columns, Dropout dropout) {
   __shared__ float shared[kLayerNormThreads * PACK];
   const int column = threadIdx.x * PACK;
-  float weight_gradient[PACK] = {}, norm_bias_gradient[PACK] = {}, bias_gradient[PACK] = {};
+  float weight_gradient[PACK] = {}, bias_gradient[PACK] = {};
   const long long step = static_cast<long long>(gridDim.x) * blockDim.y;
   for (long long first = static_cast<long long>(blockIdx.x) * blockDim.y; first < rows; first += step) {
     const long long row = first + threadIdx.y;
@@ -134,7 +128,7 @@ __global__ void __launch_bounds__(kLayerNormThreads, 1)
       for (int i = 0; i < PACK; ++i) {
         normalised[i] = (normalised[i] - row_mean) * scale;
         weight_gradient[i] += gradient[i] * normalised[i];
-        norm_bias_gradient[i] += gradient[i];
+        bias_gradient[i] += gradient[i];
         gradient[i] *= multiplier[i];
         totals[0] += gradient[i];
         totals[1] += gradient[i] * normalised[i];
@@ -149,18 +143,14 @@ __global__ void __launch_bounds__(kLayerNormThreads, 1)
       store(grad_residual + row * columns + column, gradient);
       dropout.factors(row, column, factor);
 #pragma unroll
-      for (int i = 0; i < PACK; ++i) {
-        gradient[i] *= factor[i];
-        bias_gradient[i] += gradient[i];
-      }
+      for (int i = 0; i < PACK; ++i) gradient[i] *= factor[i];
       if (grad_hidden != nullptr) store(grad_hidden + row * columns + column, gradient);
     }
   }
   const long long share = static_cast<long long>(gridDim.x) * columns;
   float* of_block = partial + static_cast<long long>(blockIdx.x) * columns;
   store_partial(weight_gradient, shared, of_block, column, columns);
-  store_partial(norm_bias_gradient, shared, of_block + share, column, columns);
-  store_partial(bias_gradient, shared, of_block + 2 * share, column, columns);
+  store_partial(bias_gradient, shared, of_block + share, column, columns);
 }
 
 }  // namespace earlybert

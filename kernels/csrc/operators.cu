@@ -9,7 +9,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 
 #include "gelu.cuh"
@@ -110,11 +109,9 @@ unsigned threads_for_row(int64_t columns, int pack) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_residual_layer_norm_forward(
-    Tensor hidden, std::optional<Tensor> bias, Tensor residual, Tensor weight, Tensor norm_bias, double probability,
-    int64_t seed, double epsilon) {
+    Tensor hidden, Tensor residual, Tensor weight, Tensor bias, double probability, int64_t seed, double epsilon) {
   const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
-  hidden = aligned(hidden), residual = aligned(residual), weight = aligned(weight), norm_bias = aligned(norm_bias);
-  if (bias) bias = aligned(*bias);
+  hidden = aligned(hidden), residual = aligned(residual), weight = aligned(weight), bias = aligned(bias);
   const int64_t columns = weight.numel(), rows = columns ? hidden.numel() / columns : 0;
   Tensor output = torch::stable::empty_like(hidden), sum = torch::stable::empty_like(hidden);
   Tensor mean = torch::stable::new_empty(hidden, {rows}, ScalarType::Float);
@@ -125,9 +122,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_residual_layer_norm_forward(
     const unsigned threads = threads_for_row(columns, pack);
     earlybert::dropout_residual_layer_norm_forward<T, pack>
         <<<static_cast<unsigned>(rows), threads, 0, current_stream(hidden)>>>(
-            data<T>(hidden), bias ? data<T>(*bias) : nullptr, data<T>(residual), data<T>(weight), data<T>(norm_bias),
-            data<T>(output), data<T>(sum), data<float>(mean), data<float>(inverse_deviation),
-            static_cast<int>(columns), static_cast<float>(epsilon), Dropout::of(probability, seed));
+            data<T>(hidden), data<T>(residual), data<T>(weight), data<T>(bias), data<T>(output), data<T>(sum),
+            data<float>(mean), data<float>(inverse_deviation), static_cast<int>(columns),
+            static_cast<float>(epsilon), Dropout::of(probability, seed));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {output, sum, mean, inverse_deviation};
@@ -143,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> dropout_residual_layer_norm_backward(Tensor g
   Tensor grad_residual = torch::stable::empty_like(sum);
   Tensor grad_hidden = dropout.threshold ? torch::stable::empty_like(sum) : grad_residual;
   const int64_t groups = std::min(rows, kPartialSums);
-  Tensor partial = torch::stable::new_zeros(sum, {3, groups, columns}, ScalarType::Float);
+  Tensor partial = torch::stable::new_zeros(sum, {2, groups, columns}, ScalarType::Float);
   if (rows == 0) return {grad_hidden, grad_residual, partial};
   dispatch(sum, [&](auto zero, auto pack) {
     using T = decltype(zero);
@@ -199,8 +196,8 @@ STABLE_TORCH_LIBRARY(earlybert, library) {
   library.def("bias_gelu_forward(Tensor hidden, Tensor bias) -> Tensor");
   library.def("bias_gelu_backward(Tensor grad_output, Tensor hidden, Tensor bias) -> (Tensor, Tensor)");
   library.def(
-      "dropout_residual_layer_norm_forward(Tensor hidden, Tensor? bias, Tensor residual, Tensor weight, "
-      "Tensor norm_bias, float probability, int seed, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)");
+      "dropout_residual_layer_norm_forward(Tensor hidden, Tensor residual, Tensor weight, Tensor bias, "
+      "float probability, int seed, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "dropout_residual_layer_norm_backward(Tensor grad_output, Tensor sum, Tensor mean, Tensor inverse_deviation, "
       "Tensor weight, float probability, int seed) -> (Tensor, Tensor, Tensor)");

@@ -89,7 +89,7 @@ class ResidualLayerNorm(nn.LayerNorm):
 
     def forward(self, output_xH: Tensor, residual_xH: Tensor) -> Tensor:  # type: ignore[override]
         probability = self.dropout_probability if self.training else 0.0
-        return dropout_residual_layer_norm(output_xH, None, residual_xH, self.weight, self.bias, probability, self.eps)
+        return dropout_residual_layer_norm(output_xH, residual_xH, self.weight, self.bias, probability, self.eps)
 
 
 class Attention(nn.Module):

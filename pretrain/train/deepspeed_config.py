@@ -10,9 +10,8 @@ from typing import Any
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.pretrain.plan.recipe import OptimizerConfig
-from earlybert.pretrain.train.peers import PEERS
 
-OPTIMIZERS = ("Lamb", "AdamW", *PEERS)
+OPTIMIZERS = ("Lamb", "AdamW")
 OPTIMIZER_NUMBERS = ("lr", "betas", "eps", "weight_decay")
 LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -176,17 +175,11 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
         for name in value:
             if name not in inside:
                 raise _unknown(path, name, inside, f"{key}.")
-    optimizer = content.get("optimizer", {"type": "Lamb"})
-    _check_optimizer(optimizer, path)
+    _check_optimizer(content.get("optimizer", {"type": "Lamb"}), path)
     _check_number(path, "gradient_clipping", content.get("gradient_clipping", "auto"))
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
-    if optimizer["type"] in PEERS and stage > 0:
-        raise UserError(
-            f"{path}: optimizer.type is {optimizer['type']!r}, which takes ZeRO's partitions for whole tensors; "
-            f'with zero_optimization.stage {stage} it must be "Lamb" or "AdamW"'
-        )
     _check_values(content, path)
     for name in ("offload_optimizer", "offload_param"):
         if name in content.get("zero_optimization", {}):

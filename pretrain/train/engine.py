@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from earlybert.core.errors import UserError
 from earlybert.core.ranks import world_size
+from earlybert.kernels import extension, packed_attention
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.partition import (
     Partition,
@@ -30,12 +31,17 @@ from earlybert.pretrain.plan.recipe import OptimizerConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.peers import PEERS, build_peer
 from earlybert.pretrain.train.timing import StepTimes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # State of DeepSpeed's dynamic loss scaler; a static one has only the first.
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def check_environment() -> None:
+    """Raises UserError where the environment names kernels or an attention that there are not."""
+    extension.chosen()
+    packed_attention.chosen()
 
 
 def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> str:
@@ -53,7 +59,7 @@ def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device)
 def build_optimizer(
     model: nn.Module, kind: str, given: Mapping[str, Any], recipe: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """LAMB (or another one by its name) with one decayed group and one common group for everything else."""
+    """LAMB or AdamW with one decayed group and one common group for everything else."""
     named = [(facts_of(name), parameter) for name, parameter in model.named_parameters()]
     numbers: dict[str, Any] = {
         "betas": recipe.betas,
@@ -68,8 +74,6 @@ def build_optimizer(
     numbers["betas"] = tuple(numbers["betas"])
     if kind == "AdamW":
         return torch.optim.AdamW(groups, lr=0.0, **numbers)
-    if kind in PEERS:
-        return build_peer(kind, groups, numbers)
     row_blocks = {p: facts.row_blocks for facts, p in named if facts.decayed and facts.row_blocks > 1}
     return Lamb(groups, lr=0.0, row_blocks=row_blocks, **numbers)
 

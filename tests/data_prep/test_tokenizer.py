@@ -198,7 +198,7 @@ def test_an_unknown_piece_does_not_cut_its_word(kind: TokenizerKind, much_text: 
     tokenizer = train_tokenizer(much_text, kind=kind, vocab_size=450, lowercase=True)
     (tokens,) = encode(["line bafa☃do says ☃ line"], tokenizer, tmp_path)
     assert tokens.count(tokenizer.unk_token_id) == 2
-    begins = [tokenizer.convert_ids_to_tokens(token) for token in tokens if not continues_word(tokenizer)[token]]
+    begins = tokenizer.convert_ids_to_tokens([token for token in tokens if not continues_word(tokenizer)[token]])
     assert len(begins) == 5 and all(token.startswith("▁") for token in begins)
 
 
@@ -216,7 +216,8 @@ def test_byte_level_sentences_begin_a_word(much_text: Path, tmp_path: Path) -> N
     encoded = encode([sentence for sentence in sentences if sentence], tokenizer, tmp_path)
     flags = continues_word(tokenizer)
     assert len(encoded) > 100 and not any(flags[tokens[0]] for tokens in encoded)
-    assert tokenizer.decode([token for tokens in encoded for token in tokens]).split() == " ".join(sentences).split()
+    (text,) = tokenizer.batch_decode([[token for tokens in encoded for token in tokens]])
+    assert text.split() == " ".join(sentences).split()
 
 
 @pytest.mark.parametrize("name", ["chinese", "korean"])

@@ -87,10 +87,9 @@ class Operators:
     def dropout_residual_layer_norm_forward(
         self,
         hidden: Tensor,
-        bias: Tensor | None,
         residual: Tensor,
         weight: Tensor,
-        norm_bias: Tensor,
+        bias: Tensor,
         probability: float,
         seed: int,
         epsilon: float,
@@ -98,7 +97,7 @@ class Operators:
         output, total = torch.empty_like(hidden), torch.empty_like(hidden)
         rows = hidden.numel() // weight.numel()
         mean, deviation = torch.empty(rows), torch.empty(rows)
-        tensors = (hidden, bias, residual, weight, norm_bias, output, total, mean, deviation)
+        tensors = (hidden, residual, weight, bias, output, total, mean, deviation)
         self.library.run_norm_forward(
             *(DTYPES.index(hidden.dtype), *map(pointer, tensors), ctypes.c_longlong(rows), weight.numel()),
             *(ctypes.c_float(epsilon), ctypes.c_double(probability), ctypes.c_ulonglong(seed)),
@@ -118,7 +117,7 @@ class Operators:
         grad_residual = torch.empty_like(total)
         grad_hidden = torch.empty_like(total) if probability else grad_residual
         rows = mean.numel()
-        partial = torch.full((3, min(rows, PARTIAL_SUMS), weight.numel()), torch.nan)
+        partial = torch.full((2, min(rows, PARTIAL_SUMS), weight.numel()), torch.nan)
         tensors = (grad_output, total, mean, deviation, weight, grad_hidden if probability else None, grad_residual)
         self.library.run_norm_backward(
             *(DTYPES.index(total.dtype), *map(pointer, tensors), pointer(partial), ctypes.c_longlong(rows)),

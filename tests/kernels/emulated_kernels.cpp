@@ -69,16 +69,16 @@ void run_gelu_backward(int dtype, const void* grad_output, const void* hidden, c
   });
 }
 
-void run_norm_forward(int dtype, const void* hidden, const void* bias, const void* residual, const void* weight,
-                      const void* norm_bias, void* output, void* sum, float* mean, float* deviation, long long rows,
-                      int columns, float epsilon, double probability, unsigned long long seed) {
+void run_norm_forward(int dtype, const void* hidden, const void* residual, const void* weight, const void* bias,
+                      void* output, void* sum, float* mean, float* deviation, long long rows, int columns,
+                      float epsilon, double probability, unsigned long long seed) {
   dispatch(dtype, columns, [&](auto zero, auto pack) {
     using T = decltype(zero);
     const unsigned threads = blocks(columns / pack, 32) * 32;
     emulation::launch({static_cast<unsigned>(rows)}, {threads}, [&] {
-      dropout_residual_layer_norm_forward<T, pack>((const T*)hidden, (const T*)bias, (const T*)residual,
-                                                   (const T*)weight, (const T*)norm_bias, (T*)output, (T*)sum, mean,
-                                                   deviation, columns, epsilon, Dropout::of(probability, seed));
+      dropout_residual_layer_norm_forward<T, pack>((const T*)hidden, (const T*)residual, (const T*)weight,
+                                                   (const T*)bias, (T*)output, (T*)sum, mean, deviation, columns,
+                                                   epsilon, Dropout::of(probability, seed));
     });
   });
 }

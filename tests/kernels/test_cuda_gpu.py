@@ -52,8 +52,8 @@ def test_bias_gelu_is_no_worse_than_pytorch(shape: tuple[int, int], dtype: torch
 def test_layer_norm_is_no_worse_than_pytorch(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     hidden_TH, residual_TH, upstream_TH = torch.randn(3, *shape, device="cuda").to(dtype)
-    vectors = torch.randn(3, shape[1], device="cuda").to(dtype)
-    tensors = [hidden_TH, vectors[0], residual_TH, *vectors[1:]]
+    weight_H, bias_H = torch.randn(2, shape[1], device="cuda").to(dtype)
+    tensors = [hidden_TH, residual_TH, weight_H, bias_H]
 
     fused = partial(dropout_residual_layer_norm, dropout=0.0, eps=1e-12)
     reference = partial(dropout_residual_layer_norm_reference, dropout=0.0, eps=1e-12)
@@ -77,7 +77,7 @@ def test_dropout_mask_is_philox_and_backward_draws_it_again(dtype: torch.dtype) 
     residual_TH = torch.randn(rows, columns, device="cuda").to(dtype).requires_grad_()
     weight_H, zero_H = torch.ones(columns, device="cuda", dtype=dtype), torch.zeros(columns, device="cuda", dtype=dtype)
     torch.manual_seed(5)
-    output_TH = dropout_residual_layer_norm(hidden_TH, None, residual_TH, weight_H, zero_H, 0.1, 1e-12)
+    output_TH = dropout_residual_layer_norm(hidden_TH, residual_TH, weight_H, zero_H, 0.1, 1e-12)
     hidden_gradient, residual_gradient = torch.autograd.grad(
         output_TH, [hidden_TH, residual_TH], torch.randn_like(output_TH)
     )
@@ -138,16 +138,14 @@ def test_kernels_move_bytes_nearly_as_fast_as_a_copy() -> None:
     rows = LARGE[0] * 4
     narrow_TH, other_TH = hidden_TF.view(rows, 1024), upstream_TF.view(rows, 1024)
     vector_H = bias_F[:1024].clone()
-    saved = operators.dropout_residual_layer_norm_forward(
-        narrow_TH, vector_H, other_TH, vector_H, vector_H, 0.1, 1, 1e-12
-    )
+    saved = operators.dropout_residual_layer_norm_forward(narrow_TH, other_TH, vector_H, vector_H, 0.1, 1, 1e-12)
     runs = {
         "gelu forward": (2, lambda: operators.bias_gelu_forward(hidden_TF, bias_F)),
         "gelu backward": (3, lambda: operators.bias_gelu_backward(upstream_TF, hidden_TF, bias_F)),
         "norm forward": (
             4,
             lambda: operators.dropout_residual_layer_norm_forward(
-                narrow_TH, vector_H, other_TH, vector_H, vector_H, 0.1, 1, 1e-12
+                narrow_TH, other_TH, vector_H, vector_H, 0.1, 1, 1e-12
             ),
         ),
         "norm backward": (

@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from earlybert.kernels.gelu import linear, linear_gelu
 from earlybert.kernels.layer_norm import (
     _fits,
     dropout_residual_layer_norm,
-    dropout_residual_layer_norm_apex,
     dropout_residual_layer_norm_reference,
 )
 
@@ -110,7 +108,7 @@ def test_required_kernels_that_cannot_be_built_end_the_program(
 def test_cpu_tensors_take_the_reference() -> None:
     hidden_TH, residual_TH = torch.randn(2, 5, 12)
     weight_H, bias_H = torch.randn(2, 12)
-    arguments = hidden_TH, bias_H, residual_TH, weight_H, bias_H, 0.0, 1e-12
+    arguments = hidden_TH, residual_TH, weight_H, bias_H, 0.0, 1e-12
     assert not extension.operators_for(hidden_TH)
     assert torch.equal(dropout_residual_layer_norm(*arguments), dropout_residual_layer_norm_reference(*arguments))
 
@@ -125,24 +123,6 @@ def test_layer_norm_kernel_takes_rows_of_one_block() -> None:
         (torch.float32, 511, True),
     ):
         assert _fits(torch.empty(1, columns, dtype=dtype)) is fits
-
-
-def test_apex_gets_the_sum_and_our_order_of_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its real function needs a GPU; this one has its signature.
-    def fused_layer_norm_affine(
-        value: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, normalized_shape: torch.Size, eps: float
-    ) -> torch.Tensor:
-        return torch.nn.functional.layer_norm(value, normalized_shape, weight, bias, eps)
-
-    package = types.ModuleType("apex.normalization.fused_layer_norm")
-    package.__dict__["fused_layer_norm_affine"] = fused_layer_norm_affine
-    for name in ("apex", "apex.normalization"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, package.__name__, package)
-    hidden_TH, residual_TH = torch.randn(2, 5, 12)
-    bias_H, weight_H, norm_bias_H = torch.randn(3, 12)
-    arguments = hidden_TH, bias_H, residual_TH, weight_H, norm_bias_H, 0.0, 1e-12
-    assert torch.equal(dropout_residual_layer_norm_apex(*arguments), dropout_residual_layer_norm_reference(*arguments))
 
 
 def test_columns_beyond_the_weight_change_nothing() -> None:
