@@ -81,7 +81,8 @@ def test_unknown_recipe_key_is_named_with_its_line(place: Path, capsys: pytest.C
 def test_global_batch_smaller_than_the_world(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "64")
+    for name, value in {"WORLD_SIZE": "64", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     sentence = refusal(capsys, "--config", "good.yaml", "--run-dir", "run")
     assert "global_batch is 50" in sentence or "global_batch is 20" in sentence
     assert "64" in sentence
