@@ -79,8 +79,9 @@ from earlybert.pretrain.network.initial import initial_weights  # noqa: E402
 from earlybert.pretrain.network.packed import PackedPlaces  # noqa: E402
 from earlybert.pretrain.network.state import TrainingState  # noqa: E402
 from earlybert.pretrain.network.work import Work, training_flops  # noqa: E402
+from earlybert.pretrain.plan.plan import full_network  # noqa: E402
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
-from earlybert.pretrain.plan.stages import build_stages, model_config  # noqa: E402
+from earlybert.pretrain.plan.stages import build_stages  # noqa: E402
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket  # noqa: E402
 from earlybert.pretrain.train import engine  # noqa: E402
 from earlybert.pretrain.train.batches import Batch, StepLoader  # noqa: E402
@@ -262,7 +263,7 @@ def no_kernels() -> contextlib.AbstractContextManager[Any]:
 
 def make_rows(recipe: Recipe) -> list[Row]:
     """Models are shared by the rows that differ in settings only, and made when the first of these warms up."""
-    dense = model_config(recipe, VOCABULARY, True)
+    dense = full_network(recipe, VOCABULARY, True)
     rule = TicketRule(head_ratio=1 / 3, neuron_ratio=0.3, width_multiple=64)
     ticket = narrow_config(dense, random_ticket(full_shape(dense), rule, seed=0))
 

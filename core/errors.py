@@ -13,3 +13,9 @@ class WriteError(OSError, UserError):
             f"{self.filename} cannot be written ({self.strerror}); what is finished stays: make room or name another "
             "directory, and give the same command again."
         )
+
+
+def require(holds: bool, field: str, value: object, expected: str) -> None:
+    """Raises UserError where a field's value is not what it must be: "FIELD is VALUE; it must be EXPECTED"."""
+    if not holds:
+        raise UserError(f"{field} is {value}; it must be {expected}")

@@ -27,24 +27,12 @@ from earlybert.pretrain.checkpoint.export import export_checkpoint
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.cost.hardware import device_name
-from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.depth import at_depth
-from earlybert.pretrain.network.initial import initial_weights
-from earlybert.pretrain.network.parameters import depth_of
 from earlybert.pretrain.network.state import TrainingState
-from earlybert.pretrain.network.surgery import bake_coefficients, identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.corpora import open_corpus
+from earlybert.pretrain.plan.plan import Plan, corpus_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe
-from earlybert.pretrain.plan.stages import (
-    Stage,
-    build_stages,
-    describe_plan,
-    model_config,
-    stage_model,
-    stage_ticket,
-    ticket_shape,
-)
+from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary
@@ -68,11 +56,9 @@ class Run:
     recipe: Recipe
     deepspeed_file: DeepSpeedFile
     corpus: Corpus
-    full: NetworkConfig
-    stages: list[Stage]
+    plan: Plan
     device: "torch.device"
     stop: StopRequest
-    ticket: Ticket | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -93,24 +79,27 @@ def run(recipe: Recipe, run_dir: Path) -> None:
         device=device_name(setting.device),
     )
     if latest is None:
-        telemetry.text("plan", plan_markdown(describe_plan(recipe, setting.full, setting.ticket)), 0)
-    for index, stage in enumerate(setting.stages):
+        telemetry.text("plan", plan_markdown(setting.plan), 0)
+    for index, planned in enumerate(setting.plan.stages):
         if latest is not None and (latest.state.stage_index, latest.state.finished) >= (index, True):
             continue
-        if stage.narrow and setting.ticket is None:
-            setting.ticket = agree_on_ticket(setting, latest)
-        start, state = begin_or_resume(setting, stage, index, latest)
-        finished = train(setting, stage, start, state, telemetry, checkpoints)
+        if planned.needs_ticket and setting.plan.ticket is None:
+            setting.plan = agree_on_ticket(setting, latest)
+        if latest is not None and latest.state.stage_index == index:
+            start, state = resume(latest)
+        else:
+            start, state = begin(setting, index, latest)
+        finished = train(setting, start, state, telemetry, checkpoints)
         if not finished:
             distributed.on_rank_0(telemetry.close)
             say(
-                f"stopped as asked at step {state.step} of {stage.name}; the same command goes on from there",
+                f"stopped as asked at step {state.step} of {state.stage}; the same command goes on from there",
                 enabled=ranks.rank() == 0,
             )
             return
         latest = newest_checkpoint(setting)
         if latest is None:
-            raise UserError(f"{setting.checkpoints}: the checkpoint that ended {stage.name} cannot be read back")
+            raise UserError(f"{setting.checkpoints}: the checkpoint that ended {state.stage} cannot be read back")
     distributed.on_rank_0(telemetry.close)
     finish(setting, latest)
 
@@ -133,9 +122,8 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     # From here on a signal is noted and heeded when training has begun; preparing a corpus is better cut short.
     stop = StopRequest()
     stop.listen()
-    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
-    if ticket is not None:
-        ticket.require_model(ticket_shape(full, stages), str(given))
+    plan = corpus_plan(recipe, corpus)
+    known = plan.with_ticket(ticket, str(given)) if ticket else plan
     if recipe.deterministic:
         set_deterministic()
     device = distributed.start()
@@ -144,15 +132,15 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     keep_freed_memory()
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
-    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, describe_plan(recipe, full, ticket)))
-    return Run(run_dir, recipe, deepspeed_file, corpus, full, stages, device, stop)
+    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known))
+    return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop)
 
 
-def note_configuration(run_dir: Path, recipe: Recipe, plan: dict[str, Any]) -> None:
+def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan) -> None:
     """Writes what the run is going to do; raises UserError where the run directory cannot be written to."""
     try:
         recipe.save(run_dir / "config.yaml")
-        write_json(run_dir / "plan.json", plan)
+        write_json(run_dir / "plan.json", plan.content())
     except OSError as error:
         raise UserError(
             f"run-dir is {run_dir}, which cannot be written to ({error.strerror}); name a folder of your own with room"
@@ -164,7 +152,7 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
     checkpoint = distributed.on_rank_0(lambda: newest_intact(setting.checkpoints, say))
     if checkpoint is None:
         return None
-    require_run_checkpoint(checkpoint, setting.run_dir, setting.stages, setting.corpus, setting.full)
+    require_run_checkpoint(checkpoint, setting.run_dir, setting.plan, setting.corpus)
     optimizer = setting.deepspeed_file.identity(setting.recipe.optimizer)
     if checkpoint.state.optimizer != optimizer:
         raise UserError(
@@ -174,22 +162,24 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
-    """Rank 0 draws (or takes the given or already drawn ticket) and writes it; every rank gets it, and all compare."""
+def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Plan:
+    """Rank 0 draws (or takes the given or already drawn ticket) and writes it; every rank gets it, and all compare.
+
+    Returns the plan with it.
+    """
     path = setting.run_dir / "ticket.json"
 
     def settle() -> dict[str, Any]:
         ticket = find_ticket(setting, searched)
         ticket.save(path)
-        write_json(setting.run_dir / "plan.json", describe_plan(setting.recipe, setting.full, ticket))
+        write_json(setting.run_dir / "plan.json", setting.plan.with_ticket(ticket, str(path)).content())
         return ticket.content() | {"sha256": ticket.sha256}
 
     ticket = Ticket.from_content(distributed.on_rank_0(settle), str(path))
-    ticket.require_model(ticket_shape(setting.full, setting.stages), str(path))
     hashes = set(distributed.gather_objects(ticket.sha256))
     if hashes != {ticket.sha256}:
         raise RuntimeError(f"the ranks hold different tickets: {sorted(hashes)}")
-    return ticket
+    return setting.plan.with_ticket(ticket, str(path))
 
 
 def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
@@ -200,86 +190,47 @@ def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
     if setting.recipe.ticket:
         return Ticket.load(Path(setting.recipe.ticket))
     assert searched is not None
-    shape = ticket_shape(setting.full, setting.stages)
     recipe, step = setting.recipe, searched.state.step
-    return draw_from_snapshot(setting.run_dir / "search", step, shape, recipe.draw, recipe.seed)
+    return draw_from_snapshot(setting.run_dir / "search", step, setting.plan.ticket_shape, recipe.draw, recipe.seed)
 
 
-def begin_or_resume(
-    setting: Run, stage: Stage, index: int, latest: Checkpoint | None
-) -> tuple[TrainingState, RunState]:
-    """What the stage's engine is filled with, and where in the run that is."""
-    if latest is not None and latest.state.stage_index == index:
-        state = latest.state
-        say(f"going on from {latest.path}: step {state.step}", enabled=ranks.rank() == 0)
-        return TrainingState(latest.weights, latest.moments, state.optimizer_step, state.loss_scale), state
+def begin(setting: Run, index: int, latest: Checkpoint | None) -> tuple[TrainingState, RunState]:
+    """What the stage makes of where the one before ended, and where in the run that is."""
+    planned = setting.plan.stages[index]
+    before = latest.training_state if latest else None
+    start = planned.stage.begin.begin(before, planned.before, setting.plan.network(index), setting.recipe.seed)
     state = RunState(
-        stage=stage.name,
+        stage=planned.stage.name,
         stage_index=index,
-        position=stage.first_position,
+        position=planned.stage.first_position,
         steps_before=latest.state.global_step if latest else 0,
-        ticket_sha256=setting.ticket.sha256 if setting.ticket else None,
+        ticket_sha256=setting.plan.ticket.sha256 if setting.plan.ticket else None,
         corpus=setting.corpus.fingerprint,
         optimizer=setting.deepspeed_file.identity(setting.recipe.optimizer),
     )
-    if stage.begin == "narrow":
-        return narrow(setting, stage, latest), state
-    if stage.begin == "stack":
-        assert latest is not None
-        return stack(setting, stage, latest), state
-    if stage.begin == "lengthen":
-        assert latest is not None
-        return TrainingState(latest.weights, latest.moments), state
-    return TrainingState(initial_weights(stage_model(setting.full, stage, None), setting.recipe.seed)), state
+    return start, state
 
 
-def narrow(setting: Run, stage: Stage, latest: Checkpoint | None) -> TrainingState:
-    """The narrow network: cut from the initial weights again, or from the searched ones with their moments."""
-    assert setting.ticket is not None
-    full, ticket = at_depth(setting.full, stage.layers), setting.ticket
-    if setting.recipe.narrow.rewind == "initial":
-        return TrainingState(narrow_weights(full, initial_weights(full, setting.recipe.seed), ticket))
-    assert latest is not None
-    weights, moments = bake_coefficients(latest.weights, latest.moments)
-    return TrainingState(
-        narrow_weights(full, weights, ticket),
-        {kind: narrow_weights(full, tensors, ticket) for kind, tensors in moments.items()},
-        latest.state.optimizer_step,
-    )
+def resume(latest: Checkpoint) -> tuple[TrainingState, RunState]:
+    """The stage as its newest checkpoint has it."""
+    say(f"going on from {latest.path}: step {latest.state.step}", enabled=ranks.rank() == 0)
+    return latest.training_state, latest.state
 
 
-def stack(setting: Run, stage: Stage, latest: Checkpoint) -> TrainingState:
-    """The deeper network: its layers are copies of the trained ones; the optimizer starts afresh or goes on."""
-    config, ticket = at_depth(setting.full, stage.layers), stage_ticket(stage, setting.ticket)
-    config = dataclasses.replace(config, searching=stage.searching)
-    fresh = initial_weights(config, setting.recipe.seed)
-    if ticket is not None:
-        fresh = narrow_weights(config, fresh, ticket)
-    if stage.copy == "identity":
-        fresh = identity_layers(fresh, depth_of(latest.weights))
-    weights = stack_weights(latest.weights, fresh, stage.copy)
-    if setting.recipe.stack.moments == "reset":
-        return TrainingState(weights)
-    zeros = {name: tensor.new_zeros(tensor.shape) for name, tensor in fresh.items()}
-    moments = {kind: stack_weights(tensors, zeros, stage.copy) for kind, tensors in latest.moments.items()}
-    return TrainingState(weights, moments, latest.state.optimizer_step)
-
-
-def train(
-    setting: Run, stage: Stage, start: TrainingState, state: RunState, telemetry: Telemetry, writer: CheckpointWriter
-) -> bool:
+def train(setting: Run, start: TrainingState, state: RunState, telemetry: Telemetry, writer: CheckpointWriter) -> bool:
     """Builds the stage's engine, trains it, takes it down. Returns False when asked to stop before the stage's end."""
-    config = stage_model(setting.full, stage, setting.ticket)
+    stage, config = setting.plan.stages[state.stage_index].stage, setting.plan.network(state.stage_index)
+    ticket = setting.plan.ticket
     engine = StageEngine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device)
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
-        f"{stage.layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, {engine.precision}",
+        f"{config.num_hidden_layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, "
+        f"{engine.precision}",
         enabled=ranks.rank() == 0,
     )
-    if stage.begin == "narrow" and state.step == 0:
-        assert setting.ticket is not None
+    if ticket is not None and stage.begin.needs_ticket and state.step == 0:
         # At the first step that it is trained for, so that a resumed run writes it again exactly where this is dropped.
-        telemetry.ticket(setting.ticket, state.global_step + 1)
+        telemetry.ticket(ticket, state.global_step + 1)
     finished = train_stage(
         engine,
         state,
@@ -297,16 +248,16 @@ def train(
 
 def finish(setting: Run, latest: Checkpoint | None) -> None:
     """Exports the model, writes the report and, last, DONE."""
-    if setting.recipe.plan[-1] == "search":
+    if setting.plan.stages[-1].stage.searching:
         # The plan ends with the search: its result is the ticket.
         agree_on_ticket(setting, latest)
 
     def conclude() -> None:
         for form in setting.recipe.export:
             export_checkpoint(setting.run_dir, form, setting.run_dir / "export" / form)
-        report = write_report([setting.run_dir], setting.run_dir)
+        (outcome,) = write_report([setting.run_dir], setting.run_dir).values()
         write_text(setting.run_dir / "DONE", time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()))
-        print_summary(report)
+        print_summary(outcome)
 
     distributed.on_rank_0(conclude)
 

@@ -3,7 +3,6 @@
 A shared machine is faster at one hour than at another; steps taken in turn share its good and bad moments alike.
 """
 
-import dataclasses
 import statistics
 import time
 from pathlib import Path
@@ -14,13 +13,13 @@ from rich.progress import track
 from earlybert.core import distributed
 from earlybert.core.devices import keep_freed_memory, set_matmul_precision, synchronize
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.config import dense_config
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.network.surgery import narrow_weights
+from earlybert.pretrain.plan.plan import run_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe, load_recipe
-from earlybert.pretrain.plan.stages import build_stages, model_config, stage_model, stage_ticket
-from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.train.batches import StepBatches, StepLoader
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import StageEngine
@@ -36,11 +35,8 @@ class TimedShape:
         self.recipe: Recipe = load_recipe(run / "config.yaml", [])
         assert self.recipe.data is not None
         self.corpus = Corpus.open(Path(self.recipe.data))
-        self.stage = build_stages(self.recipe)[stage_index]
-        full = model_config(self.recipe, self.corpus.vocab_size, self.corpus.next_sentence)
-        ticket = Ticket.load(run / "ticket.json") if self.stage.narrow else None
-        self.config = stage_model(full, self.stage, ticket)
-        self.full, self.ticket = at_depth(full, self.stage.layers), stage_ticket(self.stage, ticket)
+        plan = run_plan(run, self.recipe, self.corpus)
+        self.stage, self.config = plan.stages[stage_index].stage, plan.network(stage_index)
         self.seconds: list[float] = []
 
     @property
@@ -51,10 +47,10 @@ class TimedShape:
 
     def build(self, device: torch.device) -> None:
         self.device = device
-        full = dataclasses.replace(self.full, searching=self.config.searching)
+        full, kept = dense_config(self.config), self.config.kept_units
         weights = initial_weights(full, self.recipe.seed)
-        if self.ticket is not None:
-            weights = narrow_weights(self.full, weights, self.ticket)
+        if kept is not None:
+            weights = narrow_weights(full, weights, kept)
         file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))
         self.engine = StageEngine(self.config, TrainingState(weights), self.stage, self.recipe, file, device)
         self.engine.set_learning_rate(1e-4)

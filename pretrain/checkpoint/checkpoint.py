@@ -19,7 +19,7 @@ import safetensors
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json
 from earlybert.pretrain.checkpoint.state import RunState
-from earlybert.pretrain.network.state import MOMENTS, Weights
+from earlybert.pretrain.network.state import MOMENTS, TrainingState, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,11 @@ class Checkpoint:
     @property
     def moments(self) -> dict[str, Weights]:
         return {moment: Tensors(self, moment) for moment in MOMENTS}
+
+    @property
+    def training_state(self) -> TrainingState:
+        """What training goes on from; each tensor is read when it is asked for."""
+        return TrainingState(self.weights, self.moments, self.state.optimizer_step, self.state.loss_scale)
 
     def open_shard(self, name: str) -> Any:
         """One of the safetensors files, mapped; raises UserError for anything else."""

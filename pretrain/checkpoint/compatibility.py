@@ -5,24 +5,23 @@ from pathlib import Path
 from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint
-from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.parameters import parameter_shapes
-from earlybert.pretrain.plan.stages import Stage, stage_model
+from earlybert.pretrain.plan.plan import Plan, PlannedStage
 from earlybert.pretrain.ticket.ticket import Ticket
 
 
-def stage_of(checkpoint: Checkpoint, stages: list[Stage], corpus: Corpus) -> Stage:
+def stage_of(checkpoint: Checkpoint, plan: Plan, corpus: Corpus) -> PlannedStage:
     """The stage of the plan that the checkpoint was written in; raises UserError where plan or corpus are others."""
     path, index, name = checkpoint.path, checkpoint.state.stage_index, checkpoint.state.stage
-    if index not in range(len(stages)) or stages[index].name != name:
+    if index not in range(len(plan.stages)) or plan.stages[index].stage.name != name:
         raise UserError(f"{path}: is of stage {index}, {name}, which the run's plan does not have")
     if checkpoint.state.corpus != corpus.fingerprint:
         raise UserError(f"{corpus.directory}: is not the corpus that {path} was trained on")
-    return stages[index]
+    return plan.stages[index]
 
 
 def run_ticket(run_dir: Path, checkpoint: Checkpoint) -> Ticket:
-    """The run's ticket, which a checkpoint of a narrow network was trained from; raises UserError for another one."""
+    """The run's ticket, which a checkpoint was trained from; raises UserError for another one."""
     path = run_dir / "ticket.json"
     if not path.is_file():
         raise UserError(f"{path}: is missing; {checkpoint.path} was trained from it")
@@ -32,11 +31,9 @@ def run_ticket(run_dir: Path, checkpoint: Checkpoint) -> Ticket:
     return ticket
 
 
-def require_run_checkpoint(
-    checkpoint: Checkpoint, run_dir: Path, stages: list[Stage], corpus: Corpus, full: NetworkConfig
-) -> Ticket | None:
-    """Raises UserError unless the checkpoint is one of this run; returns the ticket it was trained from, if any."""
-    stage = stage_of(checkpoint, stages, corpus)
-    ticket = run_ticket(run_dir, checkpoint) if stage.narrow else None
-    checkpoint.require_parameters(parameter_shapes(stage_model(full, stage, ticket)))
-    return ticket
+def require_run_checkpoint(checkpoint: Checkpoint, run_dir: Path, plan: Plan, corpus: Corpus) -> Plan:
+    """Raises UserError unless the checkpoint is one of this run; returns the plan with the ticket that it needs."""
+    if stage_of(checkpoint, plan, corpus).needs_ticket:
+        plan = plan.with_ticket(run_ticket(run_dir, checkpoint), str(run_dir / "ticket.json"))
+    checkpoint.require_parameters(parameter_shapes(plan.network(checkpoint.state.stage_index)))
+    return plan

@@ -15,33 +15,27 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
 from earlybert.pretrain.network.bert_format import to_bert
-from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.hugging_face import hugging_face_model
 from earlybert.pretrain.network.model import PreTrainingNetwork, network_with
 from earlybert.pretrain.network.state import Weights
 from earlybert.pretrain.network.surgery import bake_coefficients, widen_weights
 from earlybert.pretrain.plan.corpora import corpus_directory
+from earlybert.pretrain.plan.plan import corpus_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, run_config_path
-from earlybert.pretrain.plan.stages import Stage, build_stages, model_config, stage_model, stage_ticket
-from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.plan.stages import Stage
 
 Form = Literal["earlybert", "bert"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run's newest checkpoint holds: its network (`config`), and the full one and the ticket of the same depth.
-
-    Coefficients of an unfinished search are multiplied into the weights.
-    """
+    """What a run's newest checkpoint holds; coefficients of an unfinished search are multiplied into the weights."""
 
     recipe: Recipe
     corpus: Corpus
     stage: Stage
     config: NetworkConfig
-    full: NetworkConfig
-    ticket: Ticket | None
     weights: Weights
 
     def network(self) -> PreTrainingNetwork:
@@ -55,13 +49,12 @@ def newest(run_dir: Path) -> Trained | None:
     checkpoint = newest_intact(run_dir / "checkpoints", say)
     if checkpoint is None:
         return None
-    corpus, stages = Corpus.open(corpus_directory(recipe)), build_stages(recipe)
-    full = model_config(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
-    ticket = require_run_checkpoint(checkpoint, run_dir, stages, corpus, full)
-    stage = stages[checkpoint.state.stage_index]
+    corpus = Corpus.open(corpus_directory(recipe))
+    plan = require_run_checkpoint(checkpoint, run_dir, corpus_plan(recipe, corpus), corpus)
+    planned = plan.stages[checkpoint.state.stage_index]
     weights, _ = bake_coefficients(checkpoint.weights, {})
-    config = dataclasses.replace(stage_model(full, stage, ticket), searching=False)
-    return Trained(recipe, corpus, stage, config, at_depth(full, stage.layers), stage_ticket(stage, ticket), weights)
+    config = dataclasses.replace(planned.network, searching=False)
+    return Trained(recipe, corpus, planned.stage, config, weights)
 
 
 def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
@@ -73,9 +66,9 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     trained = newest(run_dir)
     if trained is None:
         raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
-    full, ticket, weights = trained.full, trained.ticket, trained.weights
     if form == "bert":
-        model: PreTrainedModel = to_bert(full, widen_weights(full, weights, ticket) if ticket else weights)
+        full, weights, kept = dense_config(trained.config), trained.weights, trained.config.kept_units
+        model: PreTrainedModel = to_bert(full, widen_weights(full, weights, kept) if kept else weights)
     else:
         model = hugging_face_model(trained.network())
     temporary = out.with_name(f".{out.name}.tmp")

@@ -1,7 +1,6 @@
 """`earlybert plan`: what would run, before anything runs."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,10 +10,9 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.cost.cluster import parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.gpus import GPUS
-from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.plan import Plan, corpus_plan, full_network
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
-from earlybert.pretrain.plan.stages import build_stages, describe_plan, model_config, ticket_shape
 from earlybert.pretrain.plan.text import compared_with_dense
 from earlybert.pretrain.ticket.ticket import Ticket
 
@@ -32,26 +30,22 @@ def main(argv: list[str]) -> None:
     recipe = load_recipe(recipe_path(arguments.config), overrides)
     cluster = parse_cluster(" ".join(arguments.cluster), arguments.network_gbit) if arguments.cluster else None
     check_recipe(recipe, cluster.gpus if cluster else 1)
-    full, ticket = network(recipe)
-    print_plan(describe_plan(recipe, full, ticket))
+    plan = given_plan(recipe)
+    print_plan(plan)
     if cluster:
-        print_cluster_plan(recipe, full, ticket, cluster)
+        print_cluster_plan(plan, cluster)
 
 
-def network(recipe: Recipe) -> tuple[NetworkConfig, Ticket | None]:
-    """The full network for the prepared corpus's vocabulary, or for the one that the recipe would train; the ticket."""
-    vocab_size, next_sentence = recipe.corpus.vocab_size, recipe.corpus.next_sentence
+def given_plan(recipe: Recipe) -> Plan:
+    """The plan for the prepared corpus, or for the one that the recipe would train; with the ticket that it names."""
     if recipe.data:
-        corpus = Corpus.open(Path(recipe.data))
-        vocab_size, next_sentence = corpus.vocab_size, corpus.next_sentence
-    full = model_config(recipe, vocab_size, next_sentence)
-    ticket = Ticket.load(Path(recipe.ticket)) if recipe.ticket else None
-    if ticket is not None:
-        ticket.require_model(ticket_shape(full, build_stages(recipe)), str(recipe.ticket))
-    return full, ticket
+        plan = corpus_plan(recipe, Corpus.open(Path(recipe.data)))
+    else:
+        plan = Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence))
+    return plan.with_ticket(Ticket.load(Path(recipe.ticket)), recipe.ticket) if recipe.ticket else plan
 
 
-def print_plan(plan: dict[str, Any]) -> None:
+def print_plan(plan: Plan) -> None:
     """One row a stage, and what dense training would cost."""
     table = Table(box=None, pad_edge=False)
     for column in (
@@ -67,21 +61,21 @@ def print_plan(plan: dict[str, Any]) -> None:
         "FLOPs",
     ):
         table.add_column(column, justify="left" if column in ("stage", "begins") else "right")
-    for stage in plan["stages"]:
+    for planned in plan.stages:
+        stage, schedule = planned.stage, planned.stage.schedule
         table.add_row(
-            stage["name"],
-            stage["begin"],
-            f"{stage['steps']:,}"
-            + (f" of {stage['schedule_steps']:,}" if stage["steps"] != stage["schedule_steps"] else ""),
-            f"{stage['global_batch']:,}",
-            str(stage["length"]),
-            f"{stage['learning_rate']:g}",
-            f"{stage['warmup']:g}",
-            f"{stage['tokens'] / 1e6:,.1f} M",
-            f"{stage['parameters']:,}",
-            f"{stage['flops']:.3g}",
+            stage.name,
+            stage.begin.word,
+            f"{stage.steps:,}" + (f" of {schedule.total:,}" if stage.steps != schedule.total else ""),
+            f"{stage.global_batch:,}",
+            str(stage.length),
+            f"{schedule.peak:g}",
+            f"{schedule.warmup:g}",
+            f"{planned.tokens / 1e6:,.1f} M",
+            f"{planned.parameters:,}",
+            f"{planned.flops:.3g}",
         )
     # Never folded: piped into a file, a table is as wide as it needs to be.
     Console(width=160).print(table)
-    print(f"plan: {' -> '.join(plan['plan'])}")
+    print(f"plan: {' -> '.join(plan.recipe.plan)}")
     print(compared_with_dense(plan))

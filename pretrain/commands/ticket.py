@@ -8,8 +8,8 @@ from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
 from earlybert.pretrain.commands.tune import add_tune, tune
 from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
-from earlybert.pretrain.plan.stages import build_stages, model_config, ticket_shape
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import (
     FullShape,
@@ -91,8 +91,8 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
 
 
 def _shape(recipe: Recipe) -> FullShape:
-    full = model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
-    return ticket_shape(full, build_stages(recipe))
+    full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+    return Plan(recipe, full).ticket_shape
 
 
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:

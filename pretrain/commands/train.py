@@ -36,10 +36,11 @@ def main(argv: list[str]) -> None:
 
 
 def print_done(run_dir: Path) -> None:
-    from earlybert.pretrain.report.summary import print_summary, summarise
+    from earlybert.pretrain.report.outcome import read_outcome
+    from earlybert.pretrain.report.summary import print_summary
 
     if ranks.rank() == 0:
-        print_summary(summarise(run_dir))
+        print_summary(read_outcome(run_dir))
         print(f"{run_dir} is done. Another --run-dir starts a new run.")
 
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.widths import DEVICES, Choice, Seconds, fastest, masks_by_multiple, measure, predict, price
 from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
-from earlybert.pretrain.plan.stages import build_stages, model_config, ticket_shape
 from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
 
 
@@ -47,8 +47,8 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
     else:
         recipe = load_recipe(recipe_path(arguments.config), overrides)
         check_recipe(recipe)
-        full = model_config(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
-        shape = ticket_shape(full, build_stages(recipe)).num_layers, recipe.model.intermediate_size
+        full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+        shape = Plan(recipe, full).ticket_shape.num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)
     recipe.draw.check(recipe.model.intermediate_size)
     tokens = arguments.tokens or recipe.phase1.micro_batch * recipe.phase1.length

@@ -1,22 +1,22 @@
 """`earlybert plan --cluster`: how a plan fits a cluster, how long it takes there, and how that scales. A model."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from earlybert.core.text import duration
 from earlybert.pretrain.cost.cluster import Cluster, Shape, StageCost, checkpoint_bytes, disk_bytes, stage_cost
-from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.plan.plan import Plan, PlannedStage
 from earlybert.pretrain.plan.recipe import Recipe
-from earlybert.pretrain.plan.stages import Stage, build_stages, dense_stages, stage_model, ticket_shape
-from earlybert.pretrain.ticket.ticket import Ticket, random_ticket
+from earlybert.pretrain.plan.stages import Stage
 
 LARGEST = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedStage:
+class StageOnCluster:
     """A stage, what it takes on the cluster, and how many steps of it there are."""
 
     stage: Stage
@@ -28,26 +28,15 @@ class PlannedStage:
         return self.stage.steps * self.cost.step_seconds
 
 
-def plan_stages(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None, cluster: Cluster) -> list[PlannedStage]:
-    """The recipe's own stages on the cluster. A ticket that is not drawn yet has the counts of any other."""
-    stages = build_stages(recipe)
-    counts = ticket or random_ticket(ticket_shape(full, stages), recipe.draw, seed=0)
-    found = []
-    for stage in stages:
-        shape = Shape.of(stage_model(full, stage, counts), stage)
-        found.append(PlannedStage(stage, shape, stage_cost(shape, cluster)))
-    return found
+def on_cluster(stages: Sequence[PlannedStage], cluster: Cluster) -> list[StageOnCluster]:
+    """What each of these stages takes. A ticket that is not drawn yet has the counts of any other."""
+    shapes = [(planned.stage, Shape.of(planned.network, planned.stage)) for planned in stages]
+    return [StageOnCluster(stage, shape, stage_cost(shape, cluster)) for stage, shape in shapes]
 
 
-def plan_dense(recipe: Recipe, full: NetworkConfig, cluster: Cluster) -> list[PlannedStage]:
-    """The phases of the plan as dense training would run them."""
-    shapes = [(stage, Shape.of(full, stage)) for stage in dense_stages(recipe)]
-    return [PlannedStage(stage, shape, stage_cost(shape, cluster)) for stage, shape in shapes]
-
-
-def print_cluster_plan(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None, cluster: Cluster) -> None:
+def print_cluster_plan(plan: Plan, cluster: Cluster) -> None:
     """Memory and time per stage, time in all beside dense training, checkpoints, disk, and the scaling table."""
-    planned, dense = plan_stages(recipe, full, ticket, cluster), plan_dense(recipe, full, cluster)
+    planned, dense = on_cluster(plan.stages, cluster), on_cluster(plan.dense, cluster)
     print(
         f"\non {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu_name}, {cluster.network_gbit:g} Gbit/s a node "
         "(a model, nothing of it measured on your machines; formulas and checks in docs/cost-model.md)"
@@ -71,15 +60,15 @@ def print_cluster_plan(recipe: Recipe, full: NetworkConfig, ticket: Ticket | Non
             )
     Console(width=160).print(table)
     _print_totals(planned, dense, cluster)
-    _print_storage(recipe, planned)
+    _print_storage(plan.recipe, planned)
     limits: dict[str, int] = {}
     for each in planned:
         limits[each.stage.phase] = min(each.cost.micro_batch, limits.get(each.stage.phase, each.cost.micro_batch))
     print("to run so:   " + " ".join(f"--{phase}.micro_batch {size}" for phase, size in limits.items()))
-    print_scaling(recipe, full, ticket, cluster)
+    print_scaling(plan, cluster)
 
 
-def _print_totals(planned: list[PlannedStage], dense: list[PlannedStage], cluster: Cluster) -> None:
+def _print_totals(planned: list[StageOnCluster], dense: list[StageOnCluster], cluster: Cluster) -> None:
     ours, theirs = (sum(each.seconds for each in group) for group in (planned, dense))
     print(f"this plan:   {duration(ours)}, {ours * cluster.gpus / 3600:,.0f} GPU-hours")
     if theirs:
@@ -87,7 +76,7 @@ def _print_totals(planned: list[PlannedStage], dense: list[PlannedStage], cluste
         print(f"dense:       {duration(theirs)}, {hours}; this plan saves {1 - ours / theirs:.1%} of the time")
 
 
-def _print_storage(recipe: Recipe, planned: list[PlannedStage]) -> None:
+def _print_storage(recipe: Recipe, planned: list[StageOnCluster]) -> None:
     parameters = [each.shape.parameters for each in planned]
     every = ", ".join(
         f"{each.stage.name} {duration(recipe.checkpoint_every * each.cost.step_seconds)}" for each in planned
@@ -101,18 +90,18 @@ def _print_storage(recipe: Recipe, planned: list[PlannedStage]) -> None:
     )
 
 
-def print_scaling(recipe: Recipe, full: NetworkConfig, ticket: Ticket | None, cluster: Cluster) -> None:
+def print_scaling(plan: Plan, cluster: Cluster) -> None:
     """From one such GPU to 1,024, or one per sequence. Efficiency: speed-up over one GPU, divided by their number."""
     print(f"\nscaling with {cluster.gpus_per_node} GPUs a node (a model, not measured)")
     table = _table("GPUs", "nodes", "this plan", "dense", "saved", "efficiency", "samples a GPU and step, phase 1")
     one = 0.0
     count = 1
-    while count <= min(LARGEST, *(stage.global_batch for stage in build_stages(recipe))):
+    while count <= min(LARGEST, *(planned.stage.global_batch for planned in plan.stages)):
         inside = min(count, cluster.gpus_per_node)
         sized = dataclasses.replace(cluster, nodes=-(-count // inside), gpus_per_node=inside)
-        planned = plan_stages(recipe, full, ticket, sized)
+        planned = on_cluster(plan.stages, sized)
         ours = sum(each.seconds for each in planned)
-        theirs = sum(each.seconds for each in plan_dense(recipe, full, sized))
+        theirs = sum(each.seconds for each in on_cluster(plan.dense, sized))
         one = one or ours
         table.add_row(
             f"{sized.gpus:,}",

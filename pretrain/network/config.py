@@ -2,11 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 VOCABULARY_MULTIPLE = 64
 
 # For each layer the sorted indices, in the full network, of the units that it holds.
 KeptIndices = tuple[tuple[int, ...], ...]
+
+
+class NarrowUnits(NamedTuple):
+    """What a narrow network holds of the full one."""
+
+    heads: KeptIndices
+    neurons: KeptIndices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,13 @@ class NetworkConfig:
     ticket_sha256: str | None = None
 
     @property
+    def kept_units(self) -> NarrowUnits | None:
+        """The heads and neurons of a narrow network; None where all are there."""
+        if self.kept_heads is None or self.kept_neurons is None:
+            return None
+        return NarrowUnits(self.kept_heads, self.kept_neurons)
+
+    @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
@@ -62,3 +77,8 @@ class NetworkConfig:
 def dense_config(config: NetworkConfig) -> NetworkConfig:
     """The same network with all its heads and neurons."""
     return dataclasses.replace(config, kept_heads=None, kept_neurons=None)
+
+
+def without_coefficients(config: NetworkConfig) -> NetworkConfig:
+    """The same network when it is not searched."""
+    return dataclasses.replace(config, searching=False)

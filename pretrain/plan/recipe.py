@@ -12,17 +12,16 @@ from earlybert.core.arguments import nearest, parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
 from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
-from earlybert.pretrain.network.depth import Copy
+from earlybert.pretrain.plan.borders.border import Border
+from earlybert.pretrain.plan.borders.narrow import Narrow
+from earlybert.pretrain.plan.borders.stack import Stack
+from earlybert.pretrain.plan.schedule import Form
 from earlybert.pretrain.ticket.search import SearchConfig
 from earlybert.pretrain.ticket.ticket import TicketRule
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DEEPSPEED = Path(__file__).parent.parent.parent / "ds_configs" / "lamb.json"
 DEFAULT_RECIPE = "quickstart"
-
-# Words of a plan: what dense training consists of, and what happens between two stages.
-PHASES = ("phase1", "phase2")
-BORDERS = ("narrow", "stack")
 
 # What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
 LAYOUT_FIELDS = (
@@ -81,41 +80,6 @@ class OptimizerConfig:
     eps: float = 1e-6
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NarrowConfig:
-    """What the narrow network starts from and how long it trains.
-
-    Args:
-        rewind: start from the "initial" weights (the paper) or carry on with the "searched" weights and moments.
-        step_factor: share of each phase's steps that a plan with narrow in it trains for, rounded half up.
-    """
-
-    rewind: Literal["initial", "searched"] = "initial"
-    step_factor: float = 0.8
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """How phase 1 grows the network in depth (Gong et al. 2019); read where the plan has stack in it.
-
-    Args:
-        layers: depth before each stack; it must divide the next one, the last one model.num_layers.
-        until: share of phase 1's steps at which each stack happens.
-        copy: "stacked" puts the block on top of itself (the paper), "interleaved" every layer on top of itself,
-            "identity" adds layers that at first change nothing.
-        moments: the optimizer's are "reset" (the paper) or "copied" with the layers. Copied, its step count goes on:
-            what is new then (identity's layers, a search's coefficients) moves further in its first steps.
-        learning_rates: learning rate at each stack and at the end of phase 1, straight lines between (the paper);
-            without them phase 1 has the one curve of the schedule, whatever happens in it.
-    """
-
-    layers: list[int] = field(default_factory=list)
-    until: list[float] = field(default_factory=list)
-    copy: Copy = "stacked"
-    moments: Literal["reset", "copied"] = "reset"
-    learning_rates: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +159,7 @@ class Recipe:
 
     phase1: PhaseConfig
     phase2: PhaseConfig
-    plan: list[Literal["search", "narrow", "stack", "phase1", "phase2"]] = field(
-        default_factory=lambda: ["search", "narrow", "phase1", "phase2"]
-    )
+    plan: list[str] = field(default_factory=lambda: ["search", "narrow", "phase1", "phase2"])
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
@@ -211,9 +173,9 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     draw: TicketRule = field(default_factory=TicketRule)
-    narrow: NarrowConfig = field(default_factory=NarrowConfig)
-    stack: StackConfig = field(default_factory=StackConfig)
-    schedule: Literal["poly", "poly_continuous"] = "poly"
+    narrow: Narrow = field(default_factory=Narrow)
+    stack: Stack = field(default_factory=Stack)
+    schedule: Form = "poly"
     masking: Literal["dynamic", "static"] = "dynamic"
     mask_probability: float = 0.15
     whole_words: bool = False
@@ -227,6 +189,17 @@ class Recipe:
 
     def phase(self, name: str) -> PhaseConfig:
         return self.phase2 if name == "phase2" else self.phase1
+
+    @property
+    def borders(self) -> dict[str, Border]:
+        """What may happen between two stages, by its word in a plan: the sections that are borders."""
+        sections = (getattr(self, section.name) for section in dataclasses.fields(self))
+        return {section.word: section for section in sections if isinstance(section, Border)}
+
+    @property
+    def plan_borders(self) -> list[Border]:
+        """Those that the plan has, each once, in its order."""
+        return [self.borders[word] for word in dict.fromkeys(self.plan) if word in self.borders]
 
     def save(self, path: Path) -> None:
         write_text(path, yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
@@ -257,7 +230,8 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
         raise UserError(
             f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys to values"
         )
-    hints = get_type_hints(section)
+    types = get_type_hints(section)
+    hints = {field.name: types[field.name] for field in dataclasses.fields(section)}
     seen: set[str] = set()
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
@@ -311,7 +285,7 @@ def load_recipe(file: Path, overrides: list[str]) -> Recipe:
 
 def _with_corpus_lengths(recipe: Recipe) -> Recipe:
     """The corpus is prepared for exactly the lengths that the plan trains at."""
-    lengths = sorted({recipe.phase(name).length for name in recipe.plan if name not in BORDERS})
+    lengths = sorted({recipe.phase(name).length for name in recipe.plan if name not in recipe.borders})
     if not lengths or lengths[0] < MINIMUM_LENGTH:
         return recipe  # check_recipe says what is wrong with the plan or the phase
     return dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, lengths=lengths))

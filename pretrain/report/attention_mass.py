@@ -3,6 +3,8 @@
 Shape suffixes: B sequences, S positions, A heads, D head size, 3 = query, key, value.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +23,28 @@ def attention_weights(qkv_BSI: Tensor, attended_BS: Tensor, head_size: int) -> T
     return score_BASS.masked_fill(~attended_BS[:, None, None, :], -torch.inf).softmax(dim=-1)
 
 
-@torch.no_grad()
-def attention_mass(model: PreTrainingNetwork, batch: Batch) -> dict[str, Any]:
-    """Per layer the share of attention on keys within two positions (itself included) and on [CLS].
+@dataclass(frozen=True)
+class AttentionMass:
+    """Per layer the share of attention on keys within two positions ("near", itself included) and on [CLS] ("cls").
 
-    Means over heads and over the queries that are tokens. `uniform` is what evenly spread attention would give. The two
-    overlap for the first queries.
+    `uniform` is what evenly spread attention would give. Measured on `samples` sequences of at most `length` tokens.
+    """
+
+    shares: Mapping[str, Sequence[float]]
+    uniform: Mapping[str, float]
+    samples: int
+    length: int
+
+    def content(self) -> dict[str, Any]:
+        """In report.json."""
+        return {**self.shares, "uniform": self.uniform, "samples": self.samples, "length": self.length}
+
+
+@torch.no_grad()
+def attention_mass(model: PreTrainingNetwork, batch: Batch, length: int) -> AttentionMass:
+    """Measures a batch of sequences that were prepared for a length.
+
+    Means over heads and over the queries that are tokens. The two kinds of keys overlap for the first queries.
     """
     attended_BS = batch.attention_mask_BS.bool()
     position_S = torch.arange(attended_BS.shape[1])
@@ -51,4 +69,5 @@ def attention_mass(model: PreTrainingNetwork, batch: Batch) -> dict[str, Any]:
         for hook in hooks:
             hook.remove()
     even_B1SS = (attended_BS / attended_BS.sum(1, keepdim=True))[:, None, None, :].expand(-1, 1, len(position_S), -1)
-    return {**found, "uniform": {kind: share(even_B1SS, keys_SS) for kind, keys_SS in kinds.items()}}
+    uniform = {kind: share(even_B1SS, keys_SS) for kind, keys_SS in kinds.items()}
+    return AttentionMass(found, uniform, len(attended_BS), length)

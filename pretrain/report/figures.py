@@ -2,23 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from earlybert.pretrain.report.attention_mass import AttentionMass
+
 
 @dataclass(frozen=True)
 class Curve:
     """Masked-token loss of one run against four measures of effort; `xs` has one array per name of `EFFORTS`.
 
-    `guessing` is the loss of guessing by frequency: the unigram cross-entropy of the text.
+    `stages` and `searching` are, for every loss, the stage it is of and whether that searches. `guessing` is the loss
+    of guessing by frequency: the unigram cross-entropy of the text.
     """
 
     name: str
     stages: Sequence[str]
+    searching: NDArray[np.bool_]
     losses: NDArray[np.float64]
     xs: Mapping[str, NDArray[np.float64]]
     validation_losses: NDArray[np.float64]
@@ -49,8 +52,8 @@ def curves_figure(curves: Sequence[Curve]) -> Figure:
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (effort, label) in zip(figure.subplots(2, 2).flat, EFFORTS.items(), strict=True):
         for number, curve in enumerate(curves):
-            losses, searching = smoothed(curve.losses, curve.stages), np.asarray(curve.stages) == "search"
-            for part, style in ((searching, ":"), (~searching, "-")):
+            losses = smoothed(curve.losses, curve.stages)
+            for part, style in ((curve.searching, ":"), (~curve.searching, "-")):
                 drawn = np.where(part, losses, np.nan)
                 axes.plot(curve.xs[effort], drawn, style, color=f"C{number}", linewidth=1)
             shown = curve.validation_xs[effort], curve.validation_losses
@@ -65,17 +68,17 @@ def curves_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def attention_figure(masses: Mapping[str, Mapping[str, Any]]) -> Figure:
+def attention_figure(masses: Mapping[str, AttentionMass]) -> Figure:
     """Per layer the share of attention on near keys and on [CLS], a line a run; dashed: evenly spread attention."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     titles = {"near": "within two positions", "cls": "on [CLS]"}
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for number, (name, mass) in enumerate(masses.items()):
-            axes.plot(mass[kind], "o-", color=f"C{number}", label=name)
-            axes.axhline(mass["uniform"][kind], color=f"C{number}", linestyle="--", linewidth=1)
-        largest = max(max(*mass[kind], mass["uniform"][kind]) for mass in masses.values())
+            axes.plot(mass.shares[kind], "o-", color=f"C{number}", label=name)
+            axes.axhline(mass.uniform[kind], color=f"C{number}", linestyle="--", linewidth=1)
+        largest = max(max(*mass.shares[kind], mass.uniform[kind]) for mass in masses.values())
         axes.set(title=f"attention {title}", xlabel="layer", ylabel="share of the attention", ylim=(0, 1.1 * largest))
-        axes.set_xticks(range(len(next(iter(masses.values()))[kind])))
+        axes.set_xticks(range(max(len(mass.shares[kind]) for mass in masses.values())))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure

@@ -1,51 +1,62 @@
 """The text of a report: for a reader who was not there."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 from earlybert.core.text import duration, markdown_table
-from earlybert.pretrain.plan.recipe import BORDERS
+from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.text import plan_markdown
+from earlybert.pretrain.report.attention_mass import AttentionMass
+from earlybert.pretrain.report.outcome import Outcome, StageOutcome
 
-Summaries = Mapping[str, dict[str, Any]]
-
-WORDS = """## Words
-
-| word | meaning |
-|---|---|
-| dense | the full network, nothing cut |
-| coefficient | a learnable factor, first 1, on every attention head and every FFN neuron while searching |
-| ticket | which heads and neurons of each layer stay: those with the largest coefficients when the search ends |
-| narrow | the network that is left; it starts again from its initial weights |
-| stack | grow the network in depth: its layers are copied on top of themselves |
-| mask distance | share of the units on which the masks drawn at two steps differ |
-| phase 1, phase 2 | training on short, then on long sequences |
-| masked-token loss | cross-entropy of the hidden tokens, in nats; guessing by frequency gives the unigram's |
-| step | one update of the weights, from one global batch |
-"""
+Outcomes = Mapping[str, Outcome]
+Attention = Mapping[str, AttentionMass]
 
 
-def page(summaries: Summaries, plans: Mapping[str, dict[str, Any]], pictures: Collection[str]) -> str:
+def page(outcomes: Outcomes, attention: Attention, pictures: Collection[str]) -> str:
     """The whole report.md; `pictures` are the files that lie beside it, in the runs' order."""
-    single = len(summaries) == 1
-    title = f"Run {next(iter(summaries))}" if single else f"Runs {', '.join(summaries)} side by side"
+    single = len(outcomes) == 1
+    title = f"Run {next(iter(outcomes))}" if single else f"Runs {', '.join(outcomes)} side by side"
     parts = [
-        f"# {title}\n\n{opening(summaries)}\nThe words are explained [at the end](#words).\n",
-        f"## What came out\n\n{results(summaries)}",
+        f"# {title}\n\n{opening(outcomes)}\nThe words are explained [at the end](#words).\n",
+        f"## What came out\n\n{results(outcomes)}",
     ]
-    for name, plan in plans.items():
-        parts.append(f"## {'The plan' if single else f'The plan of {name}'}\n\n{plan_markdown(plan)}")
-    parts.append(f"## Time\n\n{times(summaries)}")
+    for name, outcome in outcomes.items():
+        parts.append(f"## {'The plan' if single else f'The plan of {name}'}\n\n{plan_markdown(outcome.plan)}")
+    parts.append(f"## Time\n\n{times(outcomes)}")
     if "time_split.png" in pictures:
-        parts.append(f"## Where a step's time goes\n\n{SPLIT}\n\n{image('time_split.png')}\n{split_table(summaries)}")
-    parts.append(f"## Interruptions\n\n{interruptions(summaries)}")
+        parts.append(f"## Where a step's time goes\n\n{SPLIT}\n\n{image('time_split.png')}\n{split_table(outcomes)}")
+    parts.append(f"## Interruptions\n\n{interruptions(outcomes)}")
     if "curves.png" in pictures:
         parts.append(f"## Losses\n\n{CURVES}\n\n{image('curves.png')}")
     parts += pictured(pictures, "mask_distance", "How the masks settled", MASKS)
     parts += pictured(pictures, "ticket", "The ticket", TICKET)
     if "attention.png" in pictures:
-        parts.append(f"## Where attention goes\n\n{attention(summaries)}")
-    return "\n".join([*parts, WORDS])
+        parts.append(f"## Where attention goes\n\n{attention_section(attention)}")
+    return "\n".join([*parts, words(outcomes)])
+
+
+def words(outcomes: Outcomes) -> str:
+    """The glossary: what every report says, what a search does, and what the plans' borders say of themselves."""
+    borders = {border.word: border.meaning for each in outcomes.values() for border in each.plan.recipe.plan_borders}
+    searches = any(stage.planned.stage.searching for each in outcomes.values() for stage in each.stages)
+    meanings = {"dense": "the full network, nothing cut"}
+    if searches:
+        meanings["coefficient"] = (
+            "a learnable factor, first 1, on every attention head and every FFN neuron while searching"
+        )
+        meanings["mask distance"] = "share of the units on which the masks drawn at two steps differ"
+    if searches or any(each.plan.ticket for each in outcomes.values()):
+        meanings["ticket"] = (
+            "which heads and neurons of each layer stay: those with the largest coefficients when the search ends"
+        )
+    meanings |= borders
+    meanings |= {
+        "phase 1, phase 2": "training on short, then on long sequences",
+        "masked-token loss": "cross-entropy of the hidden tokens, in nats; guessing by frequency gives the unigram's",
+        "step": "one update of the weights, from one global batch",
+    }
+    rows = ["| word | meaning |\n|---|---|\n", *(f"| {word} | {meaning} |\n" for word, meaning in meanings.items())]
+    return f"## Words\n\n{''.join(rows)}"
 
 
 SPLIT = (
@@ -81,91 +92,114 @@ def pictured(pictures: Collection[str], kind: str, title: str, text: str) -> lis
     return [f"## {title}\n\n{text}\n\n" + "\n".join(shown)] if shown else []
 
 
-def opening(summaries: Summaries) -> str:
+def opening(outcomes: Outcomes) -> str:
     """What was run, on what, and for how long, in sentences."""
     sentences = []
-    for name, summary in summaries.items():
-        dense, narrow = summary["dense"], summary.get("narrow")
-        shape = f"BERT with {len(dense['heads'])} layers ({dense['parameters']:,} parameters)"
-        kind = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
-        what = f"{kind[narrow['ticket_source']]} ticket of it" if narrow else "all of it"
-        depths = sorted(set(summary["layers"].values()))
-        grown = f", stacked from {' to '.join(map(str, depths))} layers," if len(depths) > 1 else ""
-        steps = ", ".join(f"{stage} {count:,}" for stage, count in summary["steps"].items())
-        state = "It is finished" if summary["finished"] else "It is not finished yet"
-        ranks = "/".join(map(str, summary["ranks"]))
+    for name, outcome in outcomes.items():
+        full = outcome.plan.full
+        shape = f"BERT with {full.num_hidden_layers} layers ({count_parameters(full):,} parameters)"
+        steps = ", ".join(f"{stage.name} {stage.steps:,}" for stage in outcome.stages)
+        state = "It is finished" if outcome.finished else "It is not finished yet"
+        ranks = "/".join(map(str, outcome.ranks))
         sentences.append(
-            f"**{name}** pre-trains a {shape}; {what}{grown} is trained to the end. Steps made: {steps}. "
-            f"{state}; it ran for {duration(summary['seconds'])} on {ranks} rank{'s' * (ranks != '1')} "
-            f"({', '.join(summary['devices'])}). " + outcome(summary)
+            f"**{name}** pre-trains a {shape}; {what_is_trained(outcome)}. Steps made: {steps}. "
+            f"{state}; it ran for {duration(outcome.seconds)} on {ranks} rank{'s' * (ranks != '1')} "
+            f"({', '.join(outcome.devices)}). {how_good(outcome)}"
         )
     return "\n\n".join(sentences) + "\n"
 
 
-def outcome(summary: dict[str, Any]) -> str:
+def what_is_trained(outcome: Outcome) -> str:
+    """Which networks the plan trains, in words: cut, grown, wide again."""
+    plan = outcome.plan
+    depths = dict.fromkeys(planned.network.num_hidden_layers for planned in plan.stages)
+    grown = f", stacked from {' to '.join(map(str, depths))} layers," if len(depths) > 1 else ""
+    origins = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
+    ticket = f"{origins[plan.ticket.source.kind if plan.ticket else 'search']} ticket of it"
+    if outcome.ends_wide:
+        return f"{ticket} is trained first, then all of it{grown}: the network ends at full width"
+    if plan.stages[-1].stage.searching:
+        return f"all of it{grown} is searched for a ticket"
+    return f"{ticket if plan.stages[-1].narrow else 'all of it'}{grown} is trained to the end"
+
+
+def how_good(outcome: Outcome) -> str:
     """How good the network is by the last validation, beside what needs no network."""
-    found = summary["validation"]
-    if found is None:
+    last = outcome.last_validation
+    if last is None:
         return "It has not been validated yet."
     return (
-        f"At its last validation (step {found['step']:,} of {found['stage']}) it predicted hidden tokens of unseen "
-        f"text with a loss of {found['masked_loss']:.3f} nats, {found['masked_accuracy']:.1%} of them right; guessing "
-        f"by frequency has a loss of {summary['unigram_cross_entropy']:.3f}."
+        f"At its last validation (step {last.step:,} of {last.stage}) it predicted hidden tokens of unseen "
+        f"text with a loss of {last.scores['masked_loss']:.3f} nats, {last.scores['masked_accuracy']:.1%} of them "
+        f"right; guessing by frequency has a loss of {outcome.unigram_cross_entropy:.3f}."
     )
 
 
-def table(summaries: Summaries, rows: Iterable[tuple[str, Callable[[dict[str, Any]], str]]]) -> str:
+Rows = list[tuple[str, Callable[[Outcome], str]]]
+
+
+def table(outcomes: Outcomes, rows: Rows) -> str:
     """One column a run."""
     return markdown_table(
-        ["", *summaries], [[title, *(value(summary) for summary in summaries.values())] for title, value in rows]
+        ["", *outcomes], [[title, *(value(outcome) for outcome in outcomes.values())] for title, value in rows]
     )
 
 
-def results(summaries: Summaries) -> str:
-    """Size, loss and accuracy of each run's network."""
+def stage_names(outcomes: Outcomes) -> list[str]:
+    """The names of all stages, each once."""
+    return list(dict.fromkeys(stage.name for outcome in outcomes.values() for stage in outcome.stages))
 
-    def narrow(summary: dict[str, Any]) -> dict[str, Any]:
-        found = summary.get("narrow")
-        return found if found and found["parameters"] else summary["dense"]
 
-    def score(stage: str, name: str, form: str) -> Callable[[dict[str, Any]], str]:
-        def value(summary: dict[str, Any]) -> str:
-            found = summary["stage_validation"].get(stage)
-            return format(found[name], form) if found else "-"
+def of_stage(name: str, value: Callable[[StageOutcome], str | None]) -> Callable[[Outcome], str]:
+    """What a run's stage of this name says; a dash where the run has none, or the stage nothing to say yet."""
 
-        return value
+    def said(outcome: Outcome) -> str:
+        return next((value(stage) or "-" for stage in outcome.stages if stage.name == name), "-")
 
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("parameters of the trained network", lambda summary: f"{narrow(summary)['parameters']:,}"),
-        ("heads per layer", lambda summary: " ".join(map(str, narrow(summary)["heads"]))),
-        ("neurons per layer", lambda summary: " ".join(map(str, narrow(summary)["neurons"]))),
+    return said
+
+
+def score(name: str) -> Callable[[StageOutcome], str | None]:
+    """One of the numbers of a stage's last validation."""
+    return lambda stage: format(stage.validation.scores[name], ".4f") if stage.validation else None
+
+
+def results(outcomes: Outcomes) -> str:
+    """Size, loss and accuracy of each run's network at the plan's end."""
+    rows: Rows = [
+        ("parameters of the trained network", lambda outcome: f"{count_parameters(outcome.network):,}"),
+        ("heads per layer", lambda outcome: " ".join(map(str, outcome.network.heads))),
+        ("neurons per layer", lambda outcome: " ".join(map(str, outcome.network.neurons))),
     ]
-    for stage in dict.fromkeys(stage for summary in summaries.values() for stage in summary["steps"]):
-        rows.append((f"validation loss, end of {stage}", score(stage, "masked_loss", ".4f")))
-        rows.append((f"validation accuracy, end of {stage}", score(stage, "masked_accuracy", ".4f")))
-    rows.append(("unigram cross-entropy of the text", lambda summary: f"{summary['unigram_cross_entropy']:.4f}"))
-    return table(summaries, rows)
+    for name in stage_names(outcomes):
+        rows.append((f"validation loss, end of {name}", of_stage(name, score("masked_loss"))))
+        rows.append((f"validation accuracy, end of {name}", of_stage(name, score("masked_accuracy"))))
+    rows.append(("unigram cross-entropy of the text", lambda outcome: f"{outcome.unigram_cross_entropy:.4f}"))
+    return table(outcomes, rows)
 
 
-def times(summaries: Summaries) -> str:
+def times(outcomes: Outcomes) -> str:
     """Seconds of a step, hours in all, and what was saved, by operations, by the paper's protocol and by the clock."""
 
-    def percent(name: str) -> Callable[[dict[str, Any]], str]:
-        return lambda summary: "-" if summary.get(name) is None else f"{summary[name]:.1%}"
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.1%}"
 
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        (f"median seconds of a step, {stage}", lambda summary, stage=stage: seconds(summary, stage))  # type: ignore[misc]
-        for stage in dict.fromkeys(stage for summary in summaries.values() for stage in summary["steps"])
-    ]
-    on_gpus = any(device != "CPU" for summary in summaries.values() for device in summary["devices"])
+    def saved(outcome: Outcome, name: str) -> str:
+        return percent(getattr(outcome.savings, name) if outcome.savings else None)
+
+    def seconds(stage: StageOutcome) -> str | None:
+        return None if stage.median_seconds is None else f"{stage.median_seconds:.3f}"
+
+    rows: Rows = [(f"median seconds of a step, {name}", of_stage(name, seconds)) for name in stage_names(outcomes)]
+    on_gpus = any(device != "CPU" for outcome in outcomes.values() for device in outcome.devices)
     rows += [
-        ("running time", lambda summary: duration(summary["seconds"])),
-        ("GPU-hours" if on_gpus else "rank-hours (no GPU)", lambda summary: f"{summary['accelerator_hours']:.2f}"),
-        ("operations saved", lambda summary: saved_operations(summary)),
-        ("time saved, the paper's protocol", percent("time_saved")),
-        ("time saved, by the clock (dense estimated)", percent("time_saved_by_the_clock")),
+        ("running time", lambda outcome: duration(outcome.seconds)),
+        ("GPU-hours" if on_gpus else "rank-hours (no GPU)", lambda outcome: f"{outcome.accelerator_hours:.2f}"),
+        ("operations saved", lambda outcome: percent(outcome.operations_saved)),
+        ("time saved, the paper's protocol", lambda outcome: saved(outcome, "time_saved")),
+        ("time saved, by the clock (dense estimated)", lambda outcome: saved(outcome, "by_the_clock")),
     ]
-    return table(summaries, rows) + PROTOCOL + against_dense(summaries)
+    return table(outcomes, rows) + PROTOCOL + against_dense(outcomes)
 
 
 PROTOCOL = """
@@ -177,71 +211,62 @@ step alone, so a low figure.
 """
 
 
-def seconds(summary: dict[str, Any], stage: str) -> str:
-    found = summary["median_step_seconds"].get(stage)
-    return "-" if found is None else f"{found:.3f}"
-
-
-def saved_operations(summary: dict[str, Any]) -> str:
-    if not summary["dense_flops"]:
-        return "-"
-    return f"{1 - summary['flops'] / summary['dense_flops']:.1%}"
-
-
-def against_dense(summaries: Summaries) -> str:
+def against_dense(outcomes: Outcomes) -> str:
     """Where a finished dense run stands beside the others: what they saved of its running time."""
-    finished = {name: summary for name, summary in summaries.items() if summary["finished"]}
-    dense = {name: summary for name, summary in finished.items() if not set(BORDERS) & set(summary["plan"])}
-    others = {name: summary for name, summary in finished.items() if name not in dense}
+    finished = {name: outcome for name, outcome in outcomes.items() if outcome.finished}
+    dense = {name: outcome for name, outcome in finished.items() if outcome.plan.is_dense}
+    others = {name: outcome for name, outcome in finished.items() if name not in dense}
     if len(dense) != 1 or not others:
         return ""
     ((name, measured),) = dense.items()
-    said = "; ".join(f"{other} {1 - found['seconds'] / measured['seconds']:.1%}" for other, found in others.items())
+    said = "; ".join(f"{other} {1 - each.seconds / measured.seconds:.1%}" for other, each in others.items())
     return f"\nRunning time saved against the measured dense run {name}: {said}.\n"
 
 
-def split_table(summaries: Summaries) -> str:
+def split_table(outcomes: Outcomes) -> str:
     """The numbers of the picture, in milliseconds."""
     rows, header = [], ["milliseconds"]
-    for name, summary in summaries.items():
-        for stage, split in summary["time_split"].items():
-            header = ["milliseconds", *(part.replace("_", " and ") for part in split)]
-            title = stage if len(summaries) == 1 else f"{name}, {stage}"
-            rows.append([title, *(f"{1000 * value:.1f}" for value in split.values())])
+    for name, outcome in outcomes.items():
+        for stage in (stage for stage in outcome.stages if stage.time_split):
+            header = ["milliseconds", *(part.replace("_", " and ") for part in stage.time_split)]
+            title = stage.name if len(outcomes) == 1 else f"{name}, {stage.name}"
+            rows.append([title, *(f"{1000 * value:.1f}" for value in stage.time_split.values())])
     return markdown_table(header, rows)
 
 
-def interruptions(summaries: Summaries) -> str:
+def interruptions(outcomes: Outcomes) -> str:
     """Restarts and what they cost."""
-    found = {name: summary["interruptions"] for name, summary in summaries.items()}
-    if not any(each["restarts"] for each in found.values()):
+    if not any(outcome.interruptions.restarts for outcome in outcomes.values()):
         return "None.\n"
     return table(
-        found,
+        outcomes,
         [
-            ("restarts", lambda each: str(each["restarts"])),
-            ("steps done twice", lambda each: f"{each['lost_steps']:,}"),
-            ("time for those", lambda each: duration(each["lost_seconds"])),
-            ("time to start again", lambda each: duration(each["starting_seconds"])),
-            ("time standing still, not part of the running time", lambda each: duration(each["down_seconds"])),
+            ("restarts", lambda outcome: str(outcome.interruptions.restarts)),
+            ("steps done twice", lambda outcome: f"{outcome.interruptions.lost_steps:,}"),
+            ("time for those", lambda outcome: duration(outcome.interruptions.lost_seconds)),
+            ("time to start again", lambda outcome: duration(outcome.interruptions.starting_seconds)),
+            (
+                "time standing still, not part of the running time",
+                lambda outcome: duration(outcome.interruptions.down_seconds),
+            ),
         ],
     )
 
 
-def attention(summaries: Summaries) -> str:
+def attention_section(attention: Attention) -> str:
     """The picture and the numbers of the attention mass, and why one looks at them."""
-    found = {name: summary["attention"] for name, summary in summaries.items() if summary["attention"]}
-    first = next(iter(found.values()))
+    first = next(iter(attention.values()))
     rows = [
-        [f"{name}, {title}", *(f"{share:.3f}" for share in mass[kind]), f"{mass['uniform'][kind]:.3f}"]
-        for name, mass in found.items()
-        for kind, title in (("near", "within two positions"), ("cls", "on [CLS]"))
+        [f"{name}, {title}", *(f"{share:.3f}" for share in mass.shares[keys]), f"{mass.uniform[keys]:.3f}"]
+        for name, mass in attention.items()
+        for keys, title in (("near", "within two positions"), ("cls", "on [CLS]"))
     ]
-    header = ["share of the attention", *(f"layer {layer}" for layer in range(len(first["near"]))), "spread evenly"]
+    layers = len(first.shares["near"])
+    header = ["share of the attention", *(f"layer {layer}" for layer in range(layers)), "spread evenly"]
     return (
         "Gong et al. (2019) found that heads of a trained BERT look mostly at neighbouring tokens and at [CLS], in low "
         "and in high layers alike; that likeness is why a deep network may be grown by stacking a shallow one. "
-        f"Measured on {first['samples']} held-out samples of {first['length']} tokens, mean over heads and tokens. "
+        f"Measured on {first.samples} held-out samples of {first.length} tokens, mean over heads and tokens. "
         "A token is its own neighbour. Dashed, and in the last column: attention that is spread evenly.\n\n"
         f"{image('attention.png')}\n{markdown_table(header, rows)}"
     )

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,39 +11,38 @@ from PIL import Image
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json, write_text
 from earlybert.pretrain.checkpoint.export import newest
-from earlybert.pretrain.plan.stages import read_plan
-from earlybert.pretrain.report.attention_mass import attention_mass
+from earlybert.pretrain.report.attention_mass import AttentionMass, attention_mass
 from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, time_split_figure
+from earlybert.pretrain.report.outcome import Outcome, read_outcome
 from earlybert.pretrain.report.page import page
-from earlybert.pretrain.report.summary import summarise
-from earlybert.pretrain.report.timeline import Lines, clock, of_kind, per_step, read_lines, seen_before
+from earlybert.pretrain.report.timeline import clock, of_kind, read_lines
 from earlybert.pretrain.ticket.figures import mask_distance_figure, ticket_figure
-from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.batches import StepLoader
 
 ATTENTION_SAMPLES = 32
 
 
-def write_report(runs: list[Path], out: Path) -> dict[str, Any]:
-    """Writes the report of these runs into `out`; returns the content of report.json.
+def write_report(runs: list[Path], out: Path) -> dict[str, Outcome]:
+    """Writes the report of these runs into `out`; returns what came of them. Raises UserError.
 
-    For one run that is its summary (`summarise`), for several {"runs": {name: summary}}. All have "attention", where a
-    checkpoint is there to look at. Raises UserError.
+    report.json has the content of one run's outcome, for several {"runs": {name: content}}. All have "attention", where
+    a checkpoint is there to look at.
     """
     names = run_names(runs)
     # Everything is read before anything is written.
-    summaries = {name: summarise(run) for name, run in names.items()}
-    for name, run in names.items():
-        summaries[name]["attention"] = measure_attention(run)
-    plans = {name: read_plan(run) for name, run in names.items()}
-    pictures = draw_pictures(names, summaries, plans)
+    outcomes = {name: read_outcome(run) for name, run in names.items()}
+    attention = {name: mass for name, run in names.items() if (mass := measure_attention(run)) is not None}
+    pictures = draw_pictures(outcomes, attention)
     out.mkdir(parents=True, exist_ok=True)
     for file, figure in pictures.items():
         save_picture(figure, out / file)
-    content = next(iter(summaries.values())) if len(runs) == 1 else {"runs": summaries}
-    write_json(out / "report.json", content)
-    write_text(out / "report.md", page(summaries, plans, pictures))
-    return content
+    contents = {
+        name: outcome.content() | {"attention": attention[name].content() if name in attention else None}
+        for name, outcome in outcomes.items()
+    }
+    write_json(out / "report.json", next(iter(contents.values())) if len(runs) == 1 else {"runs": contents})
+    write_text(out / "report.md", page(outcomes, attention, pictures))
+    return outcomes
 
 
 def save_picture(figure: Figure, path: Path) -> None:
@@ -67,7 +65,7 @@ def run_names(runs: list[Path]) -> dict[str, Path]:
     return names
 
 
-def measure_attention(run: Path) -> dict[str, Any] | None:
+def measure_attention(run: Path) -> AttentionMass | None:
     """Attention mass of the newest checkpoint's network on held-out samples; None where there is no checkpoint yet."""
     trained = newest(run)
     if trained is None:
@@ -83,59 +81,74 @@ def measure_attention(run: Path) -> dict[str, Any] | None:
         rank=0,
         world_size=1,
     )
-    found = attention_mass(trained.network(), loader.load(0).batches[0])
-    return found | {"samples": samples, "length": trained.stage.length}
+    return attention_mass(trained.network(), loader.load(0).batches[0], trained.stage.length)
 
 
-def draw_pictures(names: Mapping[str, Path], summaries: Mapping[str, Any], plans: Mapping[str, Any]) -> dict[str, Any]:
+def draw_pictures(outcomes: Mapping[str, Outcome], attention: Mapping[str, AttentionMass]) -> dict[str, Figure]:
     """The figures by file name; what a run does not have (yet) is left out."""
-    pictures: dict[str, Any] = {}
-    curves = [curve(name, read_lines(run), plans[name], summaries[name]) for name, run in names.items()]
-    if any(len(found.losses) for found in curves):
+    pictures: dict[str, Figure] = {}
+    curves = [curve(name, outcome) for name, outcome in outcomes.items()]
+    if any(len(drawn.losses) for drawn in curves):
         pictures["curves.png"] = curves_figure(curves)
-    masses = {name: summary["attention"] for name, summary in summaries.items() if summary["attention"]}
-    if masses:
-        pictures["attention.png"] = attention_figure(masses)
+    if attention:
+        pictures["attention.png"] = attention_figure(attention)
     splits = {
-        stage if len(names) == 1 else f"{name}: {stage}": split
-        for name, summary in summaries.items()
-        for stage, split in summary["time_split"].items()
+        stage.name if len(outcomes) == 1 else f"{name}: {stage.name}": stage.time_split
+        for name, outcome in outcomes.items()
+        for stage in outcome.stages
+        if stage.time_split
     }
     if splits:
         pictures["time_split.png"] = time_split_figure(splits)
-    for name, run in names.items():
-        suffix = "" if len(names) == 1 else f"-{name}"
-        if (run / "ticket.json").is_file():
-            pictures[f"ticket{suffix}.png"] = ticket_figure(Ticket.load(run / "ticket.json"))
-        if (run / "search" / "mask_distance.json").is_file():
-            stored = read_json(run / "search" / "mask_distance.json")
+    for name, outcome in outcomes.items():
+        suffix = "" if len(outcomes) == 1 else f"-{name}"
+        if outcome.plan.ticket is not None:
+            pictures[f"ticket{suffix}.png"] = ticket_figure(outcome.plan.ticket)
+        distances = outcome.run_dir / "search" / "mask_distance.json"
+        if distances.is_file():
+            stored = read_json(distances)
             steps = stored.pop("steps")
             pictures[f"mask_distance{suffix}.png"] = mask_distance_figure(steps, stored)
     return pictures
 
 
-def curve(name: str, lines: Lines, plan: dict[str, Any], summary: dict[str, Any]) -> Curve:
+def curve(name: str, outcome: Outcome) -> Curve:
     """The run's losses against every measure of effort."""
+    lines = read_lines(outcome.run_dir)
     seconds = clock(lines)
-    stages = {stage["name"]: stage for stage in plan["stages"]}
+    planned = {stage.name: stage.planned for stage in outcome.stages}
+    per_step = {
+        "tokens": {name: float(each.stage.tokens_per_step) for name, each in planned.items()},
+        "flops": {name: each.flops_per_step for name, each in planned.items()},
+    }
+    before = {quantity: spent_before(outcome, amounts) for quantity, amounts in per_step.items()}
 
     def efforts(kind: str) -> dict[str, np.ndarray]:
-        found = [(line, second) for line, second in zip(lines, seconds, strict=True) if line["kind"] == kind]
-        xs = {"steps": [line["global_step"] for line, _ in found], "seconds": [second for _, second in found]}
-        for quantity in ("tokens", "flops"):
-            before = seen_before(plan, summary["steps"], quantity)
+        timed = [(line, second) for line, second in zip(lines, seconds, strict=True) if line["kind"] == kind]
+        xs = {"steps": [line["global_step"] for line, _ in timed], "seconds": [second for _, second in timed]}
+        for quantity, amounts in per_step.items():
             xs[quantity] = [
-                before[line["stage"]] + line["step"] * per_step(stages[line["stage"]], quantity) for line, _ in found
+                before[quantity][line["stage"]] + line["step"] * amounts[line["stage"]] for line, _ in timed
             ]
         return {effort: np.array(xs[effort], dtype=float) for effort in EFFORTS}
 
     train, validation = of_kind(lines, "train"), of_kind(lines, "validation")
     return Curve(
-        name,
-        [line["stage"] for line in train],
-        np.array([line["masked_loss"] for line in train]),
-        efforts("train"),
-        np.array([line["masked_loss"] for line in validation]),
-        efforts("validation"),
-        summary["unigram_cross_entropy"],
+        name=name,
+        stages=[line["stage"] for line in train],
+        searching=np.array([planned[line["stage"]].stage.searching for line in train], dtype=bool),
+        losses=np.array([line["masked_loss"] for line in train]),
+        xs=efforts("train"),
+        validation_losses=np.array([line["masked_loss"] for line in validation]),
+        validation_xs=efforts("validation"),
+        guessing=outcome.unigram_cross_entropy,
     )
+
+
+def spent_before(outcome: Outcome, per_step: Mapping[str, float]) -> dict[str, float]:
+    """What the run had spent when each stage began, of something that a step of each stage takes so much of."""
+    spent, before = 0.0, {}
+    for stage in outcome.stages:
+        before[stage.name] = spent
+        spent += stage.steps * per_step[stage.name]
+    return before

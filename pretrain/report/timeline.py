@@ -11,6 +11,8 @@ from earlybert.core.errors import UserError
 
 Lines = list[dict[str, Any]]
 
+# What a line says of itself, beside the numbers that it is there for.
+BOOKKEEPING = ("kind", "global_step", "time", "stage", "step")
 TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
 # What is read of every line, and more of some kinds.
 COMMON_FIELDS = {"kind", "global_step", "time"}
@@ -90,8 +92,19 @@ def accelerator_hours(found: list[Session]) -> float:
     return sum(session.seconds * session.ranks for session in found) / 3600
 
 
-def interruptions(lines: Lines) -> dict[str, Any]:
-    """How often the run was interrupted, and the seconds that cost: repeated steps, starting again, standing still."""
+@dataclass(frozen=True)
+class Interruptions:
+    """How often a run was interrupted, and the seconds that cost: repeated steps, starting again, standing still."""
+
+    restarts: int
+    lost_steps: int
+    lost_seconds: float
+    starting_seconds: float
+    down_seconds: float
+
+
+def interruptions(lines: Lines) -> Interruptions:
+    """What metrics.jsonl says of them."""
     found = sessions(lines)
     steps = [line["seconds"] for line in of_kind(lines, "train")]
     lost = sum(session.lost_steps for session in found)
@@ -100,24 +113,10 @@ def interruptions(lines: Lines) -> dict[str, Any]:
         first = next((line for line in of_kind(lines, "train") if line["time"] > session.began), None)
         if first is not None and first["time"] <= session.ended:
             starting.append(first["time"] - first["seconds"] - session.began)
-    return {
-        "restarts": len(found) - 1,
-        "lost_steps": lost,
-        "lost_seconds": lost * statistics.median(steps) if steps else 0.0,
-        "starting_seconds": sum(starting),
-        "down_seconds": sum(after.began - before.ended for before, after in itertools.pairwise(found)),
-    }
-
-
-def seen_before(plan: dict[str, Any], taken: dict[str, int], quantity: str) -> dict[str, float]:
-    """Tokens or FLOPs that the run had spent when each stage began; `taken` are the steps really made in each."""
-    spent, before = 0.0, {}
-    for stage in plan["stages"]:
-        before[stage["name"]] = spent
-        spent += taken[stage["name"]] * per_step(stage, quantity)
-    return before
-
-
-def per_step(stage: dict[str, Any], quantity: str) -> float:
-    """Tokens (full sequences) or FLOPs of one optimizer step."""
-    return stage["flops_per_step"] if quantity == "flops" else stage["global_batch"] * stage["length"]
+    return Interruptions(
+        restarts=len(found) - 1,
+        lost_steps=lost,
+        lost_seconds=lost * statistics.median(steps) if steps else 0.0,
+        starting_seconds=sum(starting),
+        down_seconds=sum(after.began - before.ended for before, after in itertools.pairwise(found)),
+    )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, read_json, write_json
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.depth import Copy, source_layers
 
 FORMAT = "earlybert-ticket/1"
 
@@ -297,17 +296,6 @@ def all_ticket(model: FullShape) -> Ticket:
         neurons=(tuple(range(model.intermediate_size)),) * model.num_layers,
         rule=TicketRule(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1),
         source=TicketSource(kind="all"),
-    )
-
-
-def stack_ticket(ticket: Ticket, target: int, copy: Copy) -> Ticket:
-    """The ticket of a network grown to `target` layers: every copy of a layer keeps the same units as the layer."""
-    sources = source_layers(ticket.model.num_layers, target, copy)
-    return dataclasses.replace(
-        ticket,
-        model=dataclasses.replace(ticket.model, num_layers=target),
-        heads=tuple(ticket.heads[layer] for layer in sources),
-        neurons=tuple(ticket.neurons[layer] for layer in sources),
     )
 
 

@@ -123,5 +123,5 @@ def failure(wrong: str, engine: StageEngine, batches: StepBatches, stage: Stage,
     rank, (finding, samples) = min(enumerate(findings), key=lambda each: (each[1][0].finite, -each[1][0].largest))
     return UserError(
         f"{wrong} of {stage.name}; {finding}, in micro-batch {finding.micro_batch} of rank {rank}, samples "
-        f"{', '.join(map(str, samples))}; {stage.phase}.learning_rate {stage.learning_rate:g} may be too high"
+        f"{', '.join(map(str, samples))}; {stage.phase}.learning_rate {stage.schedule.peak:g} may be too high"
     )

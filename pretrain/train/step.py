@@ -92,7 +92,7 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
     counts what the full network would have had to do for the same batch.
     """
     began = time.perf_counter()
-    learning_rate = stage.learning_rate_at(step, recipe.schedule)
+    learning_rate = stage.schedule.learning_rate_at(step)
     engine.set_learning_rate(learning_rate)
     sums, l1, work = compute_step(engine, batches, stage, recipe)
     metrics = mean_scores(sums, work)

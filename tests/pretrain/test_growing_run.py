@@ -52,8 +52,8 @@ def test_a_shallow_ticket_grows(ticket_then_stack: Path) -> None:
     report = json.loads((ticket_then_stack / "report.json").read_text())
     assert report["narrow"]["heads"] == [3] * 4 and report["narrow"]["neurons"] == [len(ticket.neurons[0])] * 4
     trained = newest(ticket_then_stack)
-    assert trained is not None and trained.ticket is not None
-    assert [set(kept) for kept in (trained.ticket.neurons)] == [set(ticket.neurons[0])] * 4
+    assert trained is not None and trained.config.kept_neurons is not None
+    assert [set(kept) for kept in trained.config.kept_neurons] == [set(ticket.neurons[0])] * 4
     assert trained.network().config.ticket_sha256 == ticket.sha256
     assert sum(p.numel() for p in trained.network().parameters()) == sum(t.numel() for t in trained.weights.values())
 
@@ -215,7 +215,7 @@ def test_stackingbert_recipe_on_a_small_scale(growing: Path) -> None:
     assert [line["stage"] for line in lines] == ["phase1-3-layers"] * 5 + ["phase1-6-layers"] * 7 + ["phase1"] * 28
     assert [lines[step]["learning_rate"] for step in (0, 4, 11, 39)] == pytest.approx([8e-4, 5.5e-4, 3e-4, 1.95e-4])
     trained = newest(growing / "paper")
-    assert trained is not None and trained.full.num_hidden_layers == 12
+    assert trained is not None and trained.config.num_hidden_layers == 12
     for layer in (3, 6, 9):  # copies that have been trained apart
         one, two = (trained.weights[f"layers.{each}.attention.qkv.weight"] for each in (0, layer))
         assert float((one - two).abs().max()) > 0

@@ -1,14 +1,19 @@
 """Stages of a plan and their learning rates, with the numbers of full-size pre-training worked out by hand."""
 
+import dataclasses
 import math
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from earlybert.core.errors import UserError
 from earlybert.pretrain.network.work import count_parameters
-from earlybert.pretrain.plan.recipe import ModelConfig, NarrowConfig, PhaseConfig, Recipe
-from earlybert.pretrain.plan.stages import Stage, budgeted_steps, build_stages, describe_plan, model_config, stage_model
+from earlybert.pretrain.plan.borders.narrow import Narrow
+from earlybert.pretrain.plan.plan import Plan, PlannedStage, full_network
+from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
+from earlybert.pretrain.plan.schedule import Form, whole_steps
+from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.ticket.search import SearchConfig
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, random_ticket
 
@@ -40,26 +45,31 @@ def stages(**changes: Any) -> dict[str, Stage]:
     return {stage.name: stage for stage in build_stages(paper(**changes))}
 
 
+def planned(**changes: Any) -> list[PlannedStage]:
+    recipe = paper(**changes)
+    return Plan(recipe, full_network(recipe, 30_522, next_sentence=True)).stages
+
+
+FORMS: list[Form] = ["poly", "poly_continuous"]
 DENSE: dict[str, Any] = {"plan": ["phase1", "phase2"]}
 
 
 def test_stages_of_the_paper() -> None:
     found = stages()
     assert list(found) == ["search", "phase1", "phase2"]
-    assert [(s.begin, s.narrow, s.searching) for s in found.values()] == [
-        ("initial", False, True),
-        ("narrow", True, False),
-        ("lengthen", True, False),
+    assert [(p.stage.begin.word, p.narrow, p.stage.searching, p.stage.phase) for p in planned()] == [
+        ("initial", False, True, "phase1"),
+        ("narrow", True, False, "phase1"),
+        ("lengthen", True, False, "phase2"),
     ]
     assert [s.steps for s in found.values()] == [400, 5_630, 1_250]
-    assert [s.schedule_steps for s in found.values()] == [7_038, 5_630, 1_250]
+    assert [s.schedule.total for s in found.values()] == [7_038, 5_630, 1_250]
     assert [(s.length, s.max_predictions) for s in found.values()] == [(128, 20), (128, 20), (512, 80)]
     assert [(s.global_batch, s.micro_batch) for s in found.values()] == [(65_536, 64), (65_536, 64), (32_768, 16)]
 
 
 def test_dense_plan_runs_all_steps() -> None:
-    found = stages(**DENSE)
-    assert [(s.name, s.begin, s.narrow, s.steps) for s in found.values()] == [
+    assert [(p.stage.name, p.stage.begin.word, p.narrow, p.stage.steps) for p in planned(**DENSE)] == [
         ("phase1", "initial", False, 7_038),
         ("phase2", "lengthen", False, 1_563),
     ]
@@ -75,7 +85,7 @@ def test_dense_plan_runs_all_steps() -> None:
     ],
 )
 def test_how_stages_begin(plan: Any, expected: list[tuple[str, str, bool]]) -> None:
-    assert [(s.name, s.begin, s.narrow) for s in build_stages(paper(plan=plan))] == expected
+    assert [(p.stage.name, p.stage.begin.word, p.narrow) for p in planned(plan=plan)] == expected
 
 
 @pytest.mark.parametrize(
@@ -83,11 +93,11 @@ def test_how_stages_begin(plan: Any, expected: list[tuple[str, str, bool]]) -> N
     [(7_038, 0.8, 5_630), (1_563, 0.8, 1_250), (5, 0.5, 3), (7, 0.5, 4), (10, 1.0, 10), (1, 0.1, 1)],
 )
 def test_budget_rounds_half_up(steps: int, factor: float, expected: int) -> None:
-    assert budgeted_steps(steps, factor) == expected
+    assert whole_steps(steps, factor) == expected
 
 
 def test_step_factor_changes_narrow_stages_only() -> None:
-    factor = NarrowConfig(step_factor=0.5)
+    factor = Narrow(step_factor=0.5)
     assert [s.steps for s in stages(narrow=factor).values()] == [400, 3_519, 782]
     assert [s.steps for s in stages(narrow=factor, **DENSE).values()] == [7_038, 1_563]
 
@@ -95,7 +105,7 @@ def test_step_factor_changes_narrow_stages_only() -> None:
 def test_warmup_rises_in_a_line_and_falls_off_a_step() -> None:
     """Steps count from 0. Of 7,038 steps warm-up takes 0.2843, that is 2,000.9: step 1,999 is its last."""
     stage = stages(**DENSE)["phase1"]
-    rates = [stage.learning_rate_at(step, "poly") for step in range(7_038)]
+    rates = [stage.schedule.learning_rate_at(step) for step in range(7_038)]
     assert rates[0] == pytest.approx(6e-3 / (7_038 * 0.2843))
     assert rates[999] == pytest.approx(6e-3 * 1_000 / 2_000.9, rel=1e-4)
     assert rates[1_999] == pytest.approx(6e-3 * 2_000 / 2_000.9, rel=1e-4)
@@ -110,14 +120,15 @@ def test_warmup_rises_in_a_line_and_falls_off_a_step() -> None:
 
 def test_second_phase_falls_to_its_own_step() -> None:
     stage = stages(**DENSE)["phase2"]
-    assert stage.learning_rate_at(199, "poly") == pytest.approx(4e-3 * 200 / (1_563 * 0.128))
-    assert stage.learning_rate_at(200, "poly") == pytest.approx(4e-3 * math.sqrt(1 - 0.128), rel=1e-3)
+    assert stage.schedule.learning_rate_at(199) == pytest.approx(4e-3 * 200 / (1_563 * 0.128))
+    assert stage.schedule.learning_rate_at(200) == pytest.approx(4e-3 * math.sqrt(1 - 0.128), rel=1e-3)
 
 
 def test_continuous_schedule_has_no_step() -> None:
     stage = stages(**DENSE)["phase1"]
-    rates = [stage.learning_rate_at(step, "poly_continuous") for step in range(7_038)]
-    assert rates[:2_000] == [stage.learning_rate_at(step, "poly") for step in range(2_000)]
+    continuous = stages(**DENSE, schedule="poly_continuous")["phase1"]
+    rates = [continuous.schedule.learning_rate_at(step) for step in range(7_038)]
+    assert rates[:2_000] == [stage.schedule.learning_rate_at(step) for step in range(2_000)]
     assert rates[2_000] == pytest.approx(6e-3, rel=1e-4)
     # A quarter of the way left of the fall: x = 1 - 0.7157 / 4.
     assert rates[round(7_038 * (1 - 0.7157 / 4)) - 1] == pytest.approx(3e-3, rel=1e-3)
@@ -127,29 +138,31 @@ def test_continuous_schedule_has_no_step() -> None:
 
 def test_no_warmup_starts_below_the_peak_and_never_divides_by_zero() -> None:
     stage = stages(phase1=PhaseConfig(**(vars(PHASE1) | {"warmup": 0.0, "steps": 100})), **DENSE)["phase1"]
-    for schedule in ("poly", "poly_continuous"):
-        assert stage.learning_rate_at(0, schedule) == pytest.approx(6e-3 * math.sqrt(0.99))
+    for form in FORMS:
+        assert dataclasses.replace(stage.schedule, form=form).learning_rate_at(0) == pytest.approx(
+            6e-3 * math.sqrt(0.99)
+        )
 
 
 def test_search_follows_the_full_schedule() -> None:
     search, dense = stages()["search"], stages(**DENSE)["phase1"]
-    assert search.learning_rate_at(399, "poly") == pytest.approx(1.2e-3, rel=1e-3)
-    assert all(search.learning_rate_at(s, "poly") == dense.learning_rate_at(s, "poly") for s in range(400))
+    assert search.schedule.learning_rate_at(399) == pytest.approx(1.2e-3, rel=1e-3)
+    assert all(search.schedule.learning_rate_at(s) == dense.schedule.learning_rate_at(s) for s in range(400))
     # The sum bounds how far coefficients can move.
-    assert sum(search.learning_rate_at(s, "poly") for s in range(400)) == pytest.approx(0.24, abs=0.005)
+    assert sum(search.schedule.learning_rate_at(s) for s in range(400)) == pytest.approx(0.24, abs=0.005)
 
 
 def test_narrow_stages_keep_the_warmup_proportion() -> None:
     stage = stages()["phase1"]
-    rates = [stage.learning_rate_at(step, "poly") for step in range(5_630)]
+    rates = [stage.schedule.learning_rate_at(step) for step in range(5_630)]
     assert rates.index(max(rates)) == math.floor(5_630 * 0.2843) - 1 == 1_599
     assert rates[-1] == 0.0
 
 
 def test_description_of_the_paper_s_plan() -> None:
     recipe = paper(draw=TicketRule(width_multiple=1))
-    full = model_config(recipe, 30_522, next_sentence=True)
-    described = describe_plan(recipe, full)
+    full = full_network(recipe, 30_522, next_sentence=True)
+    described = Plan(recipe, full).content()
     assert [stage["tokens"] for stage in described["stages"]] == [
         400 * 65_536 * 128,
         5_630 * 65_536 * 128,
@@ -169,24 +182,29 @@ def test_description_of_the_paper_s_plan() -> None:
 def test_plan_is_known_before_the_ticket_is_drawn() -> None:
     """Layers share the neurons differently in every ticket, but there are as many."""
     recipe = paper(model=ModelConfig(num_layers=3), draw=TicketRule(width_multiple=64))
-    full = model_config(recipe, 30_522, next_sentence=True)
+    full = full_network(recipe, 30_522, next_sentence=True)
     drawn = random_ticket(full_shape(full), recipe.draw, seed=11)
-    assert describe_plan(recipe, full) == describe_plan(recipe, full, drawn)
+    plan = Plan(recipe, full)
+    assert plan.content() == plan.with_ticket(drawn, "the ticket").content()
 
 
 def test_dense_plan_describes_itself_as_dense() -> None:
     recipe = paper(**DENSE)
-    described = describe_plan(recipe, model_config(recipe, 30_522, next_sentence=True))
+    described = Plan(recipe, full_network(recipe, 30_522, next_sentence=True)).content()
     assert described["flops"] == described["dense_flops"]
 
 
 def test_networks_of_the_stages() -> None:
     recipe = paper(search=SearchConfig(steps=5))
-    full = model_config(recipe, 30_522, next_sentence=False)
+    full = full_network(recipe, 30_522, next_sentence=False)
     ticket = random_ticket(full_shape(full), recipe.draw, seed=1)
-    search, phase1, _ = (stage_model(full, stage, ticket) for stage in build_stages(recipe))
+    plan = Plan(recipe, full)
+    search, phase1, _ = (each.network for each in plan.with_ticket(ticket, "the ticket").stages)
     assert search.searching and search.kept_heads is None and not full.searching
     assert not phase1.searching and phase1.ticket_sha256 == ticket.sha256
     assert phase1.heads == [8] * 12 and not phase1.next_sentence
-    with pytest.raises(ValueError, match="phase1 is narrow and needs a ticket"):
-        stage_model(full, build_stages(recipe)[1], None)
+    assert plan.network(0) == search
+    with pytest.raises(ValueError, match="phase1 needs a ticket"):
+        plan.network(1)
+    with pytest.raises(UserError, match=r"other\.json: is a ticket for a model with num_layers 12; here it must be 3"):
+        Plan(recipe, dataclasses.replace(full, num_hidden_layers=3)).with_ticket(ticket, "other.json")

@@ -1,5 +1,6 @@
 """Reports: what metrics.jsonl says about time, worked out by hand, and pages of one run and of several."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -43,7 +44,7 @@ def test_hours_count_the_ranks_of_each_session() -> None:
 
 def test_what_an_interruption_costs() -> None:
     """Two steps at the median of 30, 60, 60 s; the first step after it began 2,020 s, 20 s after the start."""
-    assert interruptions(INTERRUPTED) == {
+    assert dataclasses.asdict(interruptions(INTERRUPTED)) == {
         "restarts": 1,
         "lost_steps": 2,
         "lost_seconds": 120.0,
@@ -53,10 +54,12 @@ def test_what_an_interruption_costs() -> None:
 
 
 def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> None:
-    alone = write_report([finished_run], tmp_path / "alone")
+    write_report([finished_run], tmp_path / "alone")
     other = shutil.copytree(finished_run, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "export"))
-    both = write_report([finished_run, other], tmp_path / "both")
-    assert json.loads((tmp_path / "alone" / "report.json").read_text()) == json.loads(json.dumps(alone))
+    write_report([finished_run, other], tmp_path / "both")
+    alone, both = (json.loads((tmp_path / folder / "report.json").read_text()) for folder in ("alone", "both"))
+    own = json.loads((finished_run / "report.json").read_text())
+    assert alone == both["runs"]["finished"] == own | {"run_dir": str(finished_run)}
     # Without checkpoints there is no network whose attention could be looked at.
     assert both["runs"]["finished"]["attention"] and not both["runs"]["other"]["attention"]
     last = metrics(finished_run, "validation")[-1]
@@ -111,8 +114,8 @@ def test_what_is_no_run_is_refused(
         ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl:1: is not a line of JSON"),
         ("metrics.jsonl", b"5\n", "metrics.jsonl:1: is not what this version writes"),
         ("metrics.jsonl", b'{"kind": "start", "global_step": 0, "time": 1}\n', "is not what this version writes"),
-        ("plan.json", b'{"plan": [], "stages": []}', "plan.json: is not what this version writes"),
-        ("plan.json", b"[]", "plan.json: is not what this version writes"),
+        ("ticket.json", b"[]", "ticket.json: \"format\" is 'list'"),
+        ("config.yaml", b"plan: [phase1]\n", "phase2"),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(

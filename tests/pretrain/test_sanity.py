@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, newest_intact
+from earlybert.pretrain.plan.plan import full_network
 from earlybert.pretrain.plan.recipe import load_recipe
-from earlybert.pretrain.plan.stages import model_config
 from earlybert.pretrain.train.health import symptom
 from tests.conftest import BIN, ROOT, free_port, run_training, start
 from tests.pretrain.run_files import losses, metrics
@@ -98,7 +98,7 @@ def test_a_run_that_diverges_stops(workplace: Path) -> None:
 
 
 def test_symptoms(workplace: Path) -> None:
-    config = model_config(load_recipe(workplace / "small.yaml", []), 1000, next_sentence=True)
+    config = full_network(load_recipe(workplace / "small.yaml", []), 1000, next_sentence=True)
     uniform = math.log(1000) + math.log(2)
     assert symptom({"loss": 2.9 * uniform, "gradient_norm": 1e9}, config) is None
     assert "exploded" in (symptom({"loss": 3.1 * uniform, "gradient_norm": 1.0}, config) or "")

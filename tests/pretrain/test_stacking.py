@@ -19,11 +19,15 @@ from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.surgery import identity_layers, narrow_weights, stack_weights
 from earlybert.pretrain.network.work import count_parameters
+from earlybert.pretrain.plan.borders.narrow import Narrow
+from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.recipe import NarrowConfig, Recipe, StackConfig, load_recipe, recipe_path
-from earlybert.pretrain.plan.stages import build_stages, describe_plan, model_config, stage_model, stage_ticket
+from earlybert.pretrain.plan.plan import Plan, PlannedStage, full_network
+from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
+from earlybert.pretrain.plan.schedule import Form
+from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.ticket.search import SearchConfig
-from earlybert.pretrain.ticket.ticket import narrow_config, stack_ticket
+from earlybert.pretrain.ticket.ticket import full_shape, narrow_config
 from tests.pretrain.small_models import (
     VOCABULARY,
     build,
@@ -101,12 +105,14 @@ def test_identity_layers_change_nothing(before: int, depths: list[int]) -> None:
 def test_cutting_then_stacking_is_stacking_then_cutting(order: Copy) -> None:
     shallow, deep = small_config(), small_config(num_hidden_layers=6)
     weights, ticket = random_weights(shallow), unequal_ticket(shallow)
-    deep_ticket = stack_ticket(ticket, 6, order)
-    assert [len(kept) for kept in deep_ticket.heads] == [[3, 1, 4][source] for source in ORDERS[order]]
-    one = narrow_weights(deep, stacked(weights, 6, order), deep_ticket)
-    fresh = narrow_weights(deep, random_weights(deep, seed=6), deep_ticket)
+    narrow = narrow_config(shallow, ticket)
+    deep_narrow = Stack(layers=[3], copy=order).network(narrow, deep, None)
+    kept = deep_narrow.kept_units
+    assert kept is not None and deep_narrow.heads == [[3, 1, 4][source] for source in ORDERS[order]]
+    one = narrow_weights(deep, stacked(weights, 6, order), kept)
+    fresh = narrow_weights(deep, random_weights(deep, seed=6), kept)
     other = stack_weights(narrow_weights(shallow, weights, ticket), fresh, order)
-    assert one.keys() == other.keys() == parameter_shapes(narrow_config(deep, deep_ticket)).keys()
+    assert one.keys() == other.keys() == parameter_shapes(deep_narrow).keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -114,16 +120,21 @@ def paper(**changes: Any) -> Recipe:
     return dataclasses.replace(load_recipe(recipe_path("stacking_base"), []), **changes)
 
 
+def planned(recipe: Recipe) -> Plan:
+    return Plan(recipe, full_network(recipe, 30_522, next_sentence=True))
+
+
 def test_stages_of_stackingbert() -> None:
     recipe = paper()
     check_recipe(recipe)
     found = build_stages(recipe)
-    assert [(s.name, s.begin, s.layers, s.steps) for s in found] == [
+    networks = [each.network for each in planned(recipe).stages]
+    assert [(s.name, s.begin.word, n.num_hidden_layers, s.steps) for s, n in zip(found, networks, strict=True)] == [
         ("phase1-3-layers", "initial", 3, 50_000),
         ("phase1-6-layers", "stack", 6, 70_000),
         ("phase1", "stack", 12, 280_000),
     ]
-    first, second, third = (lambda step, stage=stage: stage.learning_rate_at(step, "poly") for stage in found)
+    first, second, third = (lambda step, stage=stage: stage.schedule.learning_rate_at(step) for stage in found)
     # method: 8e-4 after 10,000 steps, 5.5e-4 and 3e-4 at the borders, 1.95e-4 at the end; straight lines.
     assert first(9_999) == pytest.approx(8e-4) and first(4_999) == pytest.approx(4e-4)
     assert first(29_999) == pytest.approx(6.75e-4)
@@ -132,42 +143,48 @@ def test_stages_of_stackingbert() -> None:
     assert third(279_999) == pytest.approx(1.95e-4)
     assert [stage.first_position for stage in found] == [0, 50_000 * 960, 120_000 * 960]
     layer_steps = 3 * 50_000 + 6 * 70_000 + 12 * 280_000
-    described = describe_plan(recipe, model_config(recipe, 30_522, next_sentence=True))
-    encoder = describe_plan(paper(plan=["phase1"]), model_config(recipe, 30_522, next_sentence=True))
+    described = planned(recipe).content()
+    encoder = planned(paper(plan=["phase1"])).content()
     assert 1 - layer_steps / (12 * 400_000) == pytest.approx(0.181, abs=1e-3)
     assert described["dense_flops"] == encoder["flops"]
     assert 0.819 < described["flops"] / described["dense_flops"] < 0.84
 
 
 @pytest.mark.parametrize("schedule", ["poly", "poly_continuous"])
-def test_one_curve_whatever_is_stacked(schedule: str) -> None:
+def test_one_curve_whatever_is_stacked(schedule: Form) -> None:
     """Without learning rates of its own a growing phase 1 has, step for step, the dense run's; at any budget."""
     for steps in (40, 1_001):
-        grows = paper(stack=StackConfig(layers=[3, 6], until=[0.125, 0.3]))
+        grows = paper(stack=Stack(layers=[3, 6], until=[0.125, 0.3]), schedule=schedule)
         grows = dataclasses.replace(grows, phase1=dataclasses.replace(grows.phase1, steps=steps, warmup=0.2))
         (dense,) = build_stages(dataclasses.replace(grows, plan=["phase1"]))
-        rates = [stage.learning_rate_at(step, schedule) for stage in build_stages(grows) for step in range(stage.steps)]
-        assert rates == [dense.learning_rate_at(step, schedule) for step in range(steps)]
+        rates = [stage.schedule.learning_rate_at(i) for stage in build_stages(grows) for i in range(stage.steps)]
+        assert rates == [dense.schedule.learning_rate_at(step) for step in range(steps)]
+
+
+def facts(each: PlannedStage) -> tuple[str, str, bool, int, int, int]:
+    stage = each.stage
+    layers = each.network.num_hidden_layers
+    return stage.name, stage.begin.word, each.narrow, layers, stage.schedule.start, stage.steps
 
 
 def test_ticket_then_stack() -> None:
     """The search is over the shallow network in the full time; all parts of phase 1 are narrow and shorter."""
     recipe = paper(plan=["search", "narrow", "phase1", "stack", "phase1", "stack", "phase1", "phase2"])
     check_recipe(recipe)
-    found = build_stages(recipe)
-    assert [(s.name, s.begin, s.narrow, s.layers, s.schedule_start, s.steps, s.schedule_steps) for s in found] == [
+    plan = planned(recipe)
+    assert [(*facts(each), each.stage.schedule.total) for each in plan.stages] == [
         ("search", "initial", False, 3, 0, 400, 400_000),
         ("phase1-3-layers", "narrow", True, 3, 0, 40_000, 320_000),
         ("phase1-6-layers", "stack", True, 6, 40_000, 56_000, 320_000),
         ("phase1", "stack", True, 12, 96_000, 224_000, 320_000),
         ("phase2", "lengthen", True, 12, 0, 32_000, 32_000),
     ]
-    full = model_config(recipe, 30_522, next_sentence=True)
     heads, neurons = [[*range(5)], [*range(12)], [4]], [[*range(64)], [*range(9)], [*range(3_000)]]
-    ticket = make_ticket(at_depth(full, 3), heads, neurons)
-    deep = stage_ticket(found[-1], ticket)
-    assert deep is not None and deep.neurons == ticket.neurons * 4
-    model = stage_model(full, found[3], ticket)
+    ticket = make_ticket(at_depth(plan.full, 3), heads, neurons)
+    assert plan.ticket_shape == ticket.model
+    plan = plan.with_ticket(ticket, "the ticket")
+    assert plan.network(4).kept_neurons == ticket.neurons * 4
+    model = plan.network(3)
     assert model.heads == [5, 12, 1] * 4 and model.ticket_sha256 == ticket.sha256
 
 
@@ -176,16 +193,18 @@ def test_stack_then_ticket() -> None:
     recipe = paper(plan=["phase1", "stack", "phase1", "stack", "search", "narrow", "phase1", "phase2"])
     recipe = dataclasses.replace(recipe, narrow=dataclasses.replace(recipe.narrow, rewind="searched"))
     check_recipe(recipe)
-    found = build_stages(recipe)
-    assert [(s.name, s.begin, s.narrow, s.layers, s.schedule_start, s.steps) for s in found] == [
+    plan = planned(recipe)
+    assert [facts(each) for each in plan.stages] == [
         ("phase1-3-layers", "initial", False, 3, 0, 40_000),
         ("phase1-6-layers", "stack", False, 6, 40_000, 56_000),
         ("search", "stack", False, 12, 96_000, 400),
         ("phase1", "narrow", True, 12, 96_400, 223_600),
         ("phase2", "lengthen", True, 12, 0, 32_000),
     ]
-    assert found[3].learning_rate_at(0, "poly") < found[2].learning_rate_at(399, "poly")
-    assert stage_model(model_config(recipe, 30_522, next_sentence=True), found[2], None).searching
+    search, phase1 = (each.stage.schedule for each in plan.stages[2:4])
+    assert phase1.learning_rate_at(0) < search.learning_rate_at(399)
+    assert plan.network(2).searching
+    assert plan.ticket_shape == full_shape(plan.full)
 
 
 GROWN = ["phase1", "stack", "phase1", "stack"]
@@ -208,27 +227,27 @@ NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
         ['narrow.rewind is "initial"', "throw away"],
     ),
     (
-        {"plan": [*GROWN, "search", "narrow", "phase2"], "narrow": NarrowConfig(rewind="searched")},
+        {"plan": [*GROWN, "search", "narrow", "phase2"], "narrow": Narrow(rewind="searched")},
         ["phase 1 would end half-way", "after narrow must come phase1"],
     ),
     (
         {"plan": [*GROWN, "search"], "search": SearchConfig(stop_window=3)},
         ["search.stop_window is 3", "must be 0 after a stack"],
     ),
-    ({"stack": StackConfig(layers=[3], until=[0.1, 0.2])}, ["stack.layers is [3]", "2"]),
-    ({"stack": StackConfig(layers=[3, 6], until=[0.1])}, ["stack.until is [0.1]", "2"]),
-    ({"stack": StackConfig(layers=[4, 6], until=[0.1, 0.2])}, ["stack.layers is [4, 6]", "divisor", "12"]),
-    ({"stack": StackConfig(layers=[6, 12], until=[0.1, 0.2])}, ["stack.layers is [6, 12]", "12"]),
-    ({"stack": StackConfig(layers=[0, 6], until=[0.1, 0.2])}, ["stack.layers is [0, 6]"]),
-    ({"stack": StackConfig(layers=[3, 6], until=[0.3, 0.2])}, ["stack.until is [0.3, 0.2]", "ascending"]),
-    ({"stack": StackConfig(layers=[3, 6], until=[0.3, 1.0])}, ["stack.until is [0.3, 1.0]", "between 0 and 1"]),
-    ({"stack": StackConfig(layers=[3, 6], until=[0.1, 0.1000001])}, ["phase1-6-layers 0 of 400000 steps"]),
+    ({"stack": Stack(layers=[3], until=[0.1, 0.2])}, ["stack.layers is [3]", "2"]),
+    ({"stack": Stack(layers=[3, 6], until=[0.1])}, ["stack.until is [0.1]", "2"]),
+    ({"stack": Stack(layers=[4, 6], until=[0.1, 0.2])}, ["stack.layers is [4, 6]", "divisor", "12"]),
+    ({"stack": Stack(layers=[6, 12], until=[0.1, 0.2])}, ["stack.layers is [6, 12]", "12"]),
+    ({"stack": Stack(layers=[0, 6], until=[0.1, 0.2])}, ["stack.layers is [0, 6]"]),
+    ({"stack": Stack(layers=[3, 6], until=[0.3, 0.2])}, ["stack.until is [0.3, 0.2]", "ascending"]),
+    ({"stack": Stack(layers=[3, 6], until=[0.3, 1.0])}, ["stack.until is [0.3, 1.0]", "between 0 and 1"]),
+    ({"stack": Stack(layers=[3, 6], until=[0.1, 0.1000001])}, ["phase1-6-layers 0 of 400000 steps"]),
     (
-        {"stack": StackConfig(layers=[3, 6], until=[0.1, 0.2], learning_rates=[1e-4])},
+        {"stack": Stack(layers=[3, 6], until=[0.1, 0.2], learning_rates=[1e-4])},
         ["stack.learning_rates is [0.0001]", "3"],
     ),
     (
-        {"stack": StackConfig(layers=[3, 6], until=[0.02, 0.2], learning_rates=[1e-4] * 3)},
+        {"stack": Stack(layers=[3, 6], until=[0.02, 0.2], learning_rates=[1e-4] * 3)},
         ["phase1.warmup is 0.025, 10000 steps", "before the first stack, at step 8000"],
     ),
 ]
@@ -243,7 +262,7 @@ def test_a_plan_without_sense_is_refused_in_one_sentence(changes: dict[str, Any]
 
 
 def test_a_search_must_leave_its_part_of_phase_1_a_step() -> None:
-    recipe = paper(plan=["phase1", "stack", "search", "narrow", "phase1"], stack=StackConfig(layers=[6], until=[0.5]))
+    recipe = paper(plan=["phase1", "stack", "search", "narrow", "phase1"], stack=Stack(layers=[6], until=[0.5]))
     recipe = dataclasses.replace(recipe, narrow=dataclasses.replace(recipe.narrow, rewind="searched"))
     fits = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, steps=159_999))
     check_recipe(fits)

@@ -1,0 +1,1 @@
+"""What happens between two stages: a file each, registered by its line in the recipe."""

@@ -1,0 +1,49 @@
+"""Learning rates of a stage, and how shares of a phase become whole steps."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Form = Literal["poly", "poly_continuous"]
+
+
+def whole_steps(steps: int, share: float) -> int:
+    """A share of these steps, rounded half up; at least one."""
+    return max(1, math.floor(steps * share + 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A stage's piece of its phase's learning-rate curve.
+
+    Args:
+        start: steps of the curve that lie before the stage.
+        total: steps of the whole curve, of which the stage may be a part.
+        peak: learning rate at the end of warm-up.
+        warmup: share of the total over which it rises in a straight line.
+        form: after warm-up, both degree 0.5: "poly" is NVIDIA's PolyWarmUp, "poly_continuous" starts at the peak.
+        knots: points (step, learning rate); with them the curve is the straight lines between, whatever the form.
+    """
+
+    start: int
+    total: int
+    peak: float
+    warmup: float
+    form: Form
+    knots: tuple[tuple[float, float], ...] = ()
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of the stage's step 0, 1, ..."""
+        taken = self.start + step + 1
+        if self.knots:
+            steps, rates = np.array(self.knots).T
+            return float(np.interp(taken, steps, rates))
+        progress = taken / self.total
+        if progress < self.warmup:
+            return self.peak * progress / self.warmup
+        decay = math.sqrt(max(0.0, 1.0 - progress))
+        if self.form == "poly_continuous":
+            decay /= math.sqrt(1.0 - self.warmup)
+        return self.peak * decay
