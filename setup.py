@@ -12,7 +12,7 @@ PACKAGES = sorted(str(path.parent.relative_to(ROOT)) for top in FOLDERS for path
 setup(
     name="earlybert",
     version="0.1.0",
-    description="Pre-trains BERT for about half the money: early-bird tickets, trained narrow, on DeepSpeed",
+    description="Pre-trains BERT with early-bird tickets, really narrow, and progressive stacking, on DeepSpeed",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -55,6 +55,7 @@ setup(
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
+            "setuptools>=77",
             "ruff",
             "mypy",
             "types-PyYAML",
