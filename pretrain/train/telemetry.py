@@ -8,6 +8,7 @@ A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -46,6 +47,7 @@ class Telemetry:
         # Unbuffered: what the disk has not taken stays in `_unwritten` until it does.
         self._metrics = path.open("ab", buffering=0)
         self._unwritten = b""
+        threading.excepthook = _show_exception
         self._board_folder = run_dir / "tensorboard"
         self._board: SummaryWriter | None = SummaryWriter(str(self._board_folder), purge_step=resume_after + 1)
         self._warned = False
@@ -128,6 +130,12 @@ class Telemetry:
             self._warned = True
             return False
         return True
+
+
+def _show_exception(found: threading.ExceptHookArgs) -> None:
+    """Of a thread. TensorBoard's hands what goes wrong to whoever writes next, where it is reported in one line."""
+    if not type(found.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(found)
 
 
 def _costs_of_interruption(lines: list[dict[str, Any]], resumed_step: int) -> dict[str, Any]:
