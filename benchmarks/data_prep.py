@@ -44,13 +44,13 @@ from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.shards import SampleSet, write_shard, write_spill
-from earlybert.data_prep.sources.registry import read_unit
 from earlybert.data_prep.steps.joining import join
 from earlybert.data_prep.steps.preparation import Preparation
-from earlybert.data_prep.steps.workers import Workers
+from earlybert.data_prep.steps.reading import read_unit
 from earlybert.data_prep.tokens.sentences import split_sentences
 from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import Encoder
+from earlybert.data_prep.workers import Workers
 
 if TYPE_CHECKING:
     from earlybert.pretrain.train.batches import StepLoader

@@ -28,16 +28,17 @@ import numpy as np
 from backports import zstd
 from provenance import measured_on
 
+from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.cleaning.duplicates import duplicates
 from earlybert.data_prep.cleaning.near_duplicates import minhash_bands, near_duplicates
 from earlybert.data_prep.cleaning.rules import clean
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.sources.config import CleaningConfig
-from earlybert.data_prep.sources.input_files import Piece, open_file
+from earlybert.data_prep.sources.input_files import open_file
 from earlybert.data_prep.sources.mediawiki import read_pages
-from earlybert.data_prep.sources.registry import read_unit, units
+from earlybert.data_prep.sources.source import Fragment
 from earlybert.data_prep.sources.wikitext import prose
+from earlybert.data_prep.steps.reading import read_unit, work_units
 
 TURNS = 3
 NAMESPACES = frozenset({"file", "image", "media", "category"})
@@ -67,7 +68,7 @@ def drain(items: Iterable[object]) -> None:
 
 def documents(config: CorpusConfig) -> Iterator[str]:
     """The text of all cleaned documents."""
-    for unit in units(config):
+    for unit in work_units(config):
         for document in read_unit(unit, config, Counts()):
             yield document.text
 
@@ -80,12 +81,12 @@ def dump_speeds(dump: Path) -> dict[str, float]:
     """Each step of reading a dump, and mwparserfromhell on the same pages."""
     with open_file(dump) as stream:
         xml = stream.read()
-    pages = [text for _, text in read_pages(Piece(dump, 0), Counts())]
+    pages = [text for _, text in read_pages(Fragment(dump, 0), Counts())]
     config = CorpusConfig(source="mediawiki", files=[str(dump)])
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "dump.xml"
         plain.write_bytes(xml)
-        pages_seconds = seconds(lambda: drain(read_pages(Piece(plain, 0), Counts())))
+        pages_seconds = seconds(lambda: drain(read_pages(Fragment(plain, 0), Counts())))
     whole, wikitext = len(xml) / 1e6, size(pages)
     return {
         "unpack bz2 (XML)": whole / seconds(lambda: bz2.decompress(dump.read_bytes())),
@@ -137,7 +138,7 @@ def duplicate_speeds(count: int) -> dict[str, float]:
 def leftovers(dump: Path) -> dict[str, float]:
     """Paragraphs with markup in them: as the parser leaves them, and in the documents."""
     sign = re.compile("|".join(map(re.escape, MARKUP)))
-    pages = read_pages(Piece(dump, 0), Counts())
+    pages = read_pages(Fragment(dump, 0), Counts())
     parsed = [paragraph for _, text in pages for paragraph in prose(text, NAMESPACES)]
     config = CorpusConfig(source="mediawiki", files=[str(dump)])
     cleaned = [paragraph for text in documents(config) for paragraph in text.split("\n")]

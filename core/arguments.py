@@ -19,9 +19,16 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant, if any is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return close[0] if close else None
+    """The known name that was probably meant, if any is near; letters' case does not matter."""
+    spelt = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), spelt, n=1)
+    return spelt[close[0]] if close else None
+
+
+def alternatives(name: str, known: Sequence[str]) -> str:
+    """The end of an error about a name that is not known: the nearest one, else all of them."""
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else f"; it must be one of {', '.join(known)}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

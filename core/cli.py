@@ -6,13 +6,13 @@ import os
 import sys
 import time
 
-from earlybert.core.arguments import nearest
+from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
 
 # A command's `main` gets the arguments after its name. Imported when called: none waits for what another one needs.
 COMMANDS = {
     "train": ("earlybert.pretrain.commands.train", "pre-train: search, draw a ticket, train narrow; or resume"),
-    "prepare": ("earlybert.data_prep.prepare", "make sample shards from text"),
+    "prepare": ("earlybert.data_prep.commands.prepare", "make sample shards from text"),
     "plan": (
         "earlybert.pretrain.commands.plan",
         "print the stages and their cost; on a cluster also memory, time and disk",
@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 def module_of(command: str) -> str:
     """Name of the module with the command's `main`; raises UserError."""
     if command not in COMMANDS:
-        close = nearest(command, COMMANDS)
-        hint = f"did you mean {close}?" if close else f"it must be one of {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {command!r}; {hint}")
+        raise UserError(f"unknown command {command!r}{alternatives(command, list(COMMANDS))}")
     return COMMANDS[command][0]
 
 

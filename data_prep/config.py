@@ -4,13 +4,40 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from earlybert.core.errors import UserError
-from earlybert.data_prep.sources.config import CleaningConfig, MixedSource, SourceConfig
+from earlybert.data_prep.cleaning.config import CleaningConfig
+from earlybert.data_prep.sources.registry import check_source
+from earlybert.data_prep.sources.source import SourceConfig
 
 Objective = Literal["nsp", "sop", "full-sentences"]
 TokenizerKind = Literal["wordpiece", "unigram", "bpe"]
 MINIMUM_LENGTH = 8
 # Five special tokens and an alphabet have to fit, or WordPiece learns nothing.
 MINIMUM_VOCABULARY = 128
+# In the place of a kind of source: several sources.
+MIX = "mix"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSource(SourceConfig):
+    """One source of a mix.
+
+    Args:
+        name: What statistics and messages call it.
+        weight: How often each of its documents enters one pass over the training text: 2 means twice, 0.3 a random
+            three tenths of the documents once, 1.3 all once and three tenths of them twice.
+    """
+
+    name: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without reading anything."""
+        super().__post_init__()
+        if self.source == MIX:
+            raise UserError(f"mix: {self.name} has the source mix, but a mix holds no other mix.")
+        check_source(self)
+        if not 0 < self.weight <= 100:
+            raise UserError(f"mix: {self.name} has the weight {self.weight}, but it must be above 0 and at most 100.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +86,14 @@ class CorpusConfig(SourceConfig):
     def __post_init__(self) -> None:
         """Check every field that can be checked without reading anything."""
         super().__post_init__()
+        check_source(self, others=(MIX,))
         names = [source.name for source in self.mix]
-        if (self.source == "mix") != bool(names) or len(set(names)) != len(names):
+        if (self.source == MIX) != bool(names) or len(set(names)) != len(names):
             raise UserError(
                 f"source is {self.source!r} and mix names {names}, but source mix needs at least one source and no "
                 "name twice, and other sources need mix to be empty."
             )
-        if self.source == "mix" and (self.files or self.hub_name or self.max_megabytes):
+        if self.source == MIX and (self.files or self.hub_name or self.max_megabytes):
             raise UserError("files, hub_name and max_megabytes belong to the sources of a mix, not beside it.")
         for name, choices in (("objective", Objective), ("tokenizer_kind", TokenizerKind)):
             if (value := getattr(self, name)) not in get_args(choices):
@@ -98,4 +126,4 @@ class CorpusConfig(SourceConfig):
     def sources(self) -> list[MixedSource]:
         """The sources in their order; a source that is no mix is one of weight 1, named like itself."""
         own = {field.name: getattr(self, field.name) for field in fields(SourceConfig)}
-        return self.mix if self.source == "mix" else [MixedSource(name=self.source, **own)]
+        return self.mix if self.source == MIX else [MixedSource(name=self.source, **own)]

@@ -1,16 +1,15 @@
-"""`earlybert prepare`: text in, corpus directory out; complete or absent."""
+"""Text in, corpus directory out; complete or absent."""
 
 import shutil
 from pathlib import Path
 
-from earlybert.core.arguments import parse
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.manifest import NAME
 from earlybert.data_prep.steps.preparation import Preparation, require_same, unfinished_config, work_folder
-from earlybert.data_prep.steps.workers import Workers
+from earlybert.data_prep.workers import Workers
 
 
 def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpus:
@@ -95,43 +94,3 @@ def _open_existing(config: CorpusConfig, directory: Path) -> Corpus:
     shutil.rmtree(work_folder(directory), ignore_errors=True)
     say(f"{directory} is there already.")
     return corpus
-
-
-def main(argv: list[str]) -> None:
-    """Run `earlybert prepare`, or one of its commands for a corpus that is there.
-
-    Args:
-        argv: The arguments after `prepare`.
-
-    Raises:
-        UserError: An argument, the text or the directory is wrong.
-    """
-    from jsonargparse import ArgumentParser
-
-    from earlybert.data_prep import corpus_commands
-
-    if argv and argv[0] in corpus_commands.PURPOSES:
-        corpus_commands.main(argv)
-        return
-    parser = ArgumentParser(
-        prog="earlybert prepare",
-        description="Make a corpus of samples from text. Lists are written '[128,512]' or --files+ ONE --files+ TWO.",
-        epilog="earlybert prepare merge DIR joins parts; verify DIR checks a corpus; stats DIR describes one.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    parser.add_argument("--out", type=Path, required=True, help="new or empty directory for the corpus")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--part", type=str, help="as 3/8: only the third of eight parts of reading and tokenising")
-    parser.add_class_arguments(CorpusConfig, as_group=False)
-    options = parse(parser, argv)
-    own = ("config", "out", "workers", "part")
-    config = CorpusConfig(**{name: value for name, value in options.items() if name not in own})
-    if options.part is None:
-        corpus_commands.print_summary(prepare(config, options.out, workers=options.workers))
-        return
-    part, _, parts = options.part.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise UserError(f"part is {options.part!r}, but must be like 3/8.")
-    prepare_part(config, options.out, int(part), int(parts), workers=options.workers)

@@ -1,9 +1,9 @@
 """GLUE's tasks: where their columns, labels and files are, and how each is scored."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
 from earlybert.finetune.metrics import Values, accuracy, accuracy_and_f1, correlations, matthews
 
@@ -93,7 +93,4 @@ def require_known(option: str, names: list[str], known: tuple[str, ...]) -> None
     """Raises UserError, with the nearest one, for a name that is none of the known ones."""
     for name in names:
         if name not in known:
-            spelt = {other.lower(): other for other in known}
-            close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.5)
-            hint = f"; did you mean {spelt[close[0]]}?" if close else f"; it must be one of {', '.join(known)}"
-            raise UserError(f"{option} is {name!r}, which is not known{hint}")
+            raise UserError(f"{option} is {name!r}, which is not known{alternatives(name, known)}")

@@ -5,6 +5,8 @@ after="TEXT"" a line to insert after the one line of PATH that holds TEXT; other
 `extend` with a section's heading and runs what that section promises with `run_extended`.
 """
 
+import gzip
+import json
 import re
 import shutil
 import subprocess
@@ -130,7 +132,49 @@ def test_blocks_are_applied_and_the_copy_is_what_runs(tmp_path: Path) -> None:
     ],
 )
 def test_a_section_that_does_not_fit_is_named(tmp_path: Path, anchor: str, line: str, message: str) -> None:
-    shutil.copytree(ROOT / "core", tmp_path / "core")
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "text.py").write_text("from collections.abc import Sequence\nreturn 1\nreturn 2\nreturn 3\n")
     with pytest.raises(AssertionError, match=message):
         for block in blocks_of("A thing", PAGE_WITH_A_SECTION.format(anchor=anchor, line=line)):
             apply(block, tmp_path)
+
+
+MAIL = """From ada at example.org Mon Jan  1 10:00:00 2024
+From: Ada <ada@example.org>
+Subject: Message {number}
+Content-Type: text/plain; charset="utf-8"
+Content-Transfer-Encoding: quoted-printable
+
+> What did it say?
+Message number {number} says gr=C3=BC=C3=9Fe
+to all of you.
+
+A second paragraph follows it here.
+
+--{space}
+Ada, who signs everything
+
+"""
+
+
+def test_a_source_is_one_file_and_one_line(tmp_path: Path) -> None:
+    """Its messages become a corpus on two workers, packed files too, and help knows it."""
+    folder = extend("A source", tmp_path)
+    mails = [MAIL.format(number=number, space=" ") for number in range(120)]
+    (folder / "first.mbox").write_text("".join(mails[:60]))
+    (folder / "second.mbox.gz").write_bytes(gzip.compress("".join(mails[60:]).encode()))
+    options = ["--vocab_size", "200", "--lengths", "[32]", "--objective", "full-sentences", "--workers", "2"]
+    command(
+        folder, "prepare", "--source", "mbox", "--files", "[first.mbox,second.mbox.gz]", *options, "--out", "corpus"
+    )
+    counts = json.loads((folder / "corpus" / "manifest.json").read_text())["counts"]
+    assert sum(split["documents"] for split in counts.values()) == 120
+    assert sum(split["sentences"] for split in counts.values()) == 240
+    code = (
+        "from pathlib import Path; from earlybert.data_prep.samples.corpus import Corpus\n"
+        "corpus = Corpus.open(Path('corpus')); samples = corpus.samples('validation', 32)\n"
+        "print(corpus.tokenizer.decode(samples.rows([0])[0].input_ids))"
+    )
+    sentences = r"message number \d+ says gru(ß|ss)e to all of you. a second paragraph follows it here. \[SEP\]"
+    assert re.search(sentences, run_extended(folder, "-c", code))
+    assert "archives of mailing lists" in " ".join(command(folder, "prepare", "--help").split())

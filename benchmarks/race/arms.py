@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.prepare import prepare
-from earlybert.data_prep.sources.config import MixedSource
 from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
 
 # On CPUs: 1,500 steps of 2,048 tokens; on a GPU BERT-Base on 6,000 steps of 32,768.

@@ -8,8 +8,8 @@ from itertools import compress
 
 import numpy as np
 
+from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import Counts
-from earlybert.data_prep.sources.config import CleaningConfig
 
 # Control characters but white space, soft hyphens, zero-width spaces and joiners of words, marks of direction, byte
 # order marks, replacement marks. Zero-width joiners stay: Persian and Indic scripts spell with them.

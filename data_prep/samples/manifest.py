@@ -1,13 +1,12 @@
 """The manifest of a corpus directory: what is in it, and that it is all there, unchanged."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from earlybert.core.errors import UserError
-from earlybert.core.files import write_json
+from earlybert.core.files import file_hash, write_text
 
 FORMAT = "earlybert-corpus/2"
 NAME = "manifest.json"
@@ -16,8 +15,7 @@ FIELDS = frozenset({"config", "vocabulary", "counts", "dropped", "files"})
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def write_manifest(directory: Path, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
@@ -28,7 +26,9 @@ def write_manifest(directory: Path, content: dict[str, Any], files: dict[str, di
         content: What is in it.
         files: For every file, by its path inside, what `describe_file` says.
     """
-    write_json(directory / NAME, {"format": FORMAT, **content, "files": files})
+    # Runs know a corpus by the hash of these bytes.
+    text = json.dumps({"format": FORMAT, **content, "files": files}, indent=2, ensure_ascii=False)
+    write_text(directory / NAME, text + "\n")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the corpus again.") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path} has the format {found!r}, but this version reads {FORMAT!r}; prepare it again.")
+    written = manifest.get("format") if isinstance(manifest, dict) else None
+    if written != FORMAT:
+        raise UserError(f"{path} has the format {written!r}, but this version reads {FORMAT!r}; prepare it again.")
     if missing := sorted(FIELDS - manifest.keys()):
         raise UserError(f"{path} has no {missing[0]!r}; prepare the corpus again.")
     for name, expected in manifest["files"].items():
@@ -62,4 +62,4 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def damaged_files(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """Every file of a manifest, and whether its SHA-256 is another than the manifest's."""
     for name, expected in manifest["files"].items():
-        yield name, describe_file(directory / name)["sha256"] != expected["sha256"]
+        yield name, file_hash(directory / name) != expected["sha256"]

@@ -19,9 +19,9 @@ from earlybert.core.randomness import generator
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.packing import pack_shard
 from earlybert.data_prep.samples.samples import plan_samples, with_special_tokens
-from earlybert.data_prep.steps.workers import Workers
 from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import SpecialTokens
+from earlybert.data_prep.workers import Workers
 
 if TYPE_CHECKING:
     import pyarrow

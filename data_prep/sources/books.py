@@ -1,11 +1,12 @@
-"""Books as plain text, one file each, the way Project Gutenberg and others wrap them; chapters become documents."""
+"""Books, the way Project Gutenberg and others wrap them; chapters become documents."""
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from pathlib import Path
 
-from earlybert.data_prep.sources.config import SourceConfig
-from earlybert.data_prep.sources.input_files import Piece, file_pieces, find_files, read_lines
+from earlybert.data_prep.sources.file_source import FileSource
+from earlybert.data_prep.sources.input_files import file_fragment, read_lines
+from earlybert.data_prep.sources.source import Fragment
 
 # Lines of a wrapped paragraph are at most so long; a longer line is a paragraph of its own.
 WRAPPED = 100
@@ -25,21 +26,32 @@ _PICTURE = re.compile(r"\[Illustration[^\]]*\]", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<!\w)_([^_]+)_(?!\w)")
 
 
-def book_pieces(source: SourceConfig) -> list[Piece]:
-    """All files of the source, sorted, each whole."""
-    files = find_files(source.files, (".txt",))
-    pieces = [file_pieces(file) for file in files]
-    return [replace(group[0], bytes=sum(piece.bytes for piece in group), end=None) for group in pieces]
+class Books(FileSource):
+    """A book a file, or a row; its chapters are the documents."""
+
+    name = "books"
+    meaning = (
+        "books, .txt (a book a file, a blank line between paragraphs), .jsonl or .parquet (a book a row); their "
+        "chapters become documents"
+    )
+
+    def plain_fragments(self, file: Path) -> list[Fragment]:
+        """The file, whole."""
+        return [file_fragment(file)]
+
+    def read_plain(self, fragment: Fragment) -> Iterator[str]:
+        """The chapters of the book."""
+        return chapters(line for _, line in read_lines(fragment))
+
+    def read_row(self, text: str) -> Iterator[str]:
+        """The chapters of the book."""
+        return chapters(text.split("\n"))
 
 
-def read_book(piece: Piece) -> Iterator[str]:
-    """The chapters of one book; what stands before the first heading is one too.
-
-    Raises:
-        UserError: The file cannot be read; the message says where.
-    """
+def chapters(lines: Iterable[str]) -> Iterator[str]:
+    """The chapters of one book; what stands before the first heading is one too."""
     paragraphs: list[str] = []
-    for block in _blocks(line for _, line in read_lines(piece)):
+    for block in _blocks(lines):
         if any(map(_BEGIN.search, block)):
             paragraphs = []
         elif any(map(_END.search, block)):
@@ -56,8 +68,8 @@ def read_book(piece: Piece) -> Iterator[str]:
 
 def _is_heading(block: list[str]) -> bool:
     """A heading, which may have its title below, or headings only: a table of contents."""
-    found = [bool(_HEADING.fullmatch(line.strip())) for line in block]
-    return all(found) or (found[0] and len(block) <= 3 and len(block[-1]) < WRAPPED // 2)
+    headings = [bool(_HEADING.fullmatch(line.strip())) for line in block]
+    return all(headings) or (headings[0] and len(block) <= 3 and len(block[-1]) < WRAPPED // 2)
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:

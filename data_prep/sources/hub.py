@@ -1,62 +1,59 @@
-"""Data sets for the `datasets` library, streamed; one piece for each of their shards."""
+"""Data sets for the `datasets` library, streamed; one fragment for each of their shards."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from earlybert.core.errors import UserError
-from earlybert.data_prep.sources.config import SourceConfig
-from earlybert.data_prep.sources.input_files import Piece
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.sources.source import Fragment, Source, SourceConfig
 
 # What a shard holds cannot be known before it is read; published ones are cut to about half a gigabyte at most.
 SHARD_BYTES = 1 << 26
 
 
-def hub_pieces(source: SourceConfig) -> list[Piece]:
-    """The shards (data files) of a data set.
+class Hub(Source):
+    """A row is a document."""
 
-    Raises:
-        UserError: It cannot be loaded.
-    """
-    return [Piece(None, SHARD_BYTES, shard) for shard in range(_load(source).num_shards)]
+    name = "hub"
+    meaning = "a data set for the datasets library, or a local folder with one (a document a row)"
+    needs = "hub_name"
 
+    def fragments(self, config: SourceConfig) -> list[Fragment]:
+        """The shards (data files) of a data set."""
+        return [Fragment(None, SHARD_BYTES, shard) for shard in range(_load(config).num_shards)]
 
-def read_hub(piece: Piece, source: SourceConfig) -> Iterator[str]:
-    """The rows of one shard, a document each.
-
-    Raises:
-        UserError: It cannot be loaded, or a row has no text.
-    """
-    data = _load(source)
-    rows = iter(data.shard(data.num_shards, piece.start))
-    place = f"hub_name: row {{}} in part {piece.start} of {source.hub_name}"
-    number = 0
-    while True:
-        try:
-            row = next(rows, None)
-        # What can go wrong here is the library's, the network's and the data set's: no list of types would be complete.
-        except Exception as error:
-            raise UserError(f"{place.format(number)} cannot be read ({_one_line(error)}).") from error
-        if row is None:
-            return
-        text = row.get(source.text_field)
-        if not isinstance(text, str):
-            raise UserError(
-                f"{place.format(number)} has no text in the field {source.text_field!r}; "
-                f"its fields are {', '.join(row)} (see text_field)."
-            )
-        yield text
-        number += 1
+    def read(self, fragment: Fragment, config: SourceConfig, counts: Counts) -> Iterator[str]:
+        """The rows of one shard."""
+        data = _load(config)
+        rows = iter(data.shard(data.num_shards, fragment.start))
+        for number in count():
+            named = f"hub_name: row {number} in part {fragment.start} of {config.hub_name}"
+            try:
+                row = next(rows, None)
+            # What can go wrong here is the library's, the network's and the data set's: no list would be complete.
+            except Exception as error:
+                raise UserError(f"{named} cannot be read ({_one_line(error)}).") from error
+            if row is None:
+                return
+            text = row.get(config.text_field)
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{named} has no text in the field {config.text_field!r}; "
+                    f"its fields are {', '.join(row)} (see text_field)."
+                )
+            yield text
 
 
-def _load(source: SourceConfig) -> Any:
+def _load(config: SourceConfig) -> Any:
     import datasets
 
     try:
         return datasets.load_dataset(
-            source.hub_name, source.hub_config, split=source.hub_split, streaming=True, token=False
+            config.hub_name, config.hub_config, split=config.hub_split, streaming=True, token=False
         )
     except Exception as error:
-        message = f"hub_name: the data set {source.hub_name} cannot be loaded ({_one_line(error)})."
+        message = f"hub_name: the data set {config.hub_name} cannot be loaded ({_one_line(error)})."
         raise UserError(message) from error
 
 

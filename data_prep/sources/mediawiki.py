@@ -14,17 +14,16 @@ from xml.etree import ElementTree
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.sources import wikitext
-from earlybert.data_prep.sources.config import SourceConfig
 from earlybert.data_prep.sources.input_files import (
-    OPENERS,
     UNPACKED,
     UNPACKING_ERRORS,
-    Piece,
-    file_pieces,
+    file_fragments,
     find_files,
     open_file,
 )
 from earlybert.data_prep.sources.namespaces import FILES_AND_CATEGORIES
+from earlybert.data_prep.sources.source import Fragment, Source, SourceConfig
+from earlybert.data_prep.sources.streams import OPENERS
 
 CHUNK = 1 << 16
 PAGE = b"<page>"
@@ -39,16 +38,27 @@ _DISAMBIGUATION = re.compile(
 )
 
 
-def dump_pieces(source: SourceConfig) -> list[Piece]:
-    """All files of the source, sorted, in pieces.
+class MediaWiki(Source):
+    """An article is a document; redirects, disambiguations and pages about the wiki itself are none."""
 
-    Raises:
-        UserError: A file is missing or has an unknown ending, or an index does not belong to its dump.
-    """
-    pieces: list[Piece] = []
-    for file in find_files(source.files, (".xml",)):
-        pieces += _stream_pieces(file, index) if (index := _index_file(file)) else file_pieces(file)
-    return pieces
+    name = "mediawiki"
+    meaning = (
+        "dumps of Wikipedia and its sisters, .xml (pages-articles, whole or in parts; parts of a multistream dump are "
+        "read in parallel when the index lies beside it under its original name)"
+    )
+    needs = "files"
+
+    def fragments(self, config: SourceConfig) -> list[Fragment]:
+        """All files of the source, sorted, in fragments."""
+        fragments: list[Fragment] = []
+        for file in find_files(config.files, (".xml",)):
+            index = _index_file(file)
+            fragments += _stream_fragments(file, index) if index else file_fragments(file)
+        return fragments
+
+    def read(self, fragment: Fragment, config: SourceConfig, counts: Counts) -> Iterator[str]:
+        """The articles in a fragment as prose."""
+        return read_articles(fragment, counts)
 
 
 def _index_file(file: Path) -> Path | None:
@@ -60,8 +70,8 @@ def _index_file(file: Path) -> Path | None:
     return next(filter(Path.is_file, candidates), None)
 
 
-def _stream_pieces(file: Path, index: Path) -> list[Piece]:
-    """One piece for each stream; what stands before the first (the head of the XML) makes one too."""
+def _stream_fragments(file: Path, index: Path) -> list[Fragment]:
+    """One fragment for each stream; what stands before the first (the head of the XML) makes one too."""
     size, modified = file.stat().st_size, file.stat().st_mtime_ns
     starts = [0]
     number = 0
@@ -80,35 +90,35 @@ def _stream_pieces(file: Path, index: Path) -> list[Piece]:
         raise UserError(f"{index}:{number} is not an index of {file} ({error}).") from None
     ends = [*starts[1:], size]
     return [
-        Piece(file, (end - start) * UNPACKED, start, end, modified) for start, end in zip(starts, ends, strict=True)
+        Fragment(file, (end - start) * UNPACKED, start, end, modified) for start, end in zip(starts, ends, strict=True)
     ]
 
 
-def read_articles(piece: Piece, counts: Counts) -> Iterator[str]:
-    """The articles in a piece as prose: no redirects, disambiguations, nor pages about the wiki itself.
+def read_articles(fragment: Fragment, counts: Counts) -> Iterator[str]:
+    """The articles in a fragment as prose: no redirects, disambiguations, nor pages about the wiki itself.
 
     Raises:
         UserError: The file cannot be unpacked or is no dump; the message names the place.
     """
-    for title, text in read_pages(piece, counts):
+    for title, text in read_pages(fragment, counts):
         if title.lower().endswith("(disambiguation)") or _DISAMBIGUATION.search(text):
             counts.drop("page: disambiguation", title)
         else:
-            assert piece.path
+            assert fragment.path
             broken = partial(counts.drop, "paragraph: markup")
-            yield "\n".join(wikitext.prose(text, _dropped_namespaces(piece.path), broken))
+            yield "\n".join(wikitext.prose(text, _dropped_namespaces(fragment.path), broken))
 
 
-def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
-    """Title and wikitext of the articles in a piece, redirects left out."""
-    place = f"{piece.path}" + (f" (from byte {piece.start} on)" if piece.start else "")
+def read_pages(fragment: Fragment, counts: Counts) -> Iterator[tuple[str, str]]:
+    """Title and wikitext of the articles in a fragment, redirects left out."""
+    named = f"{fragment.path}" + (f" (from byte {fragment.start} on)" if fragment.start else "")
     title = None
     try:
-        for page in _page_elements(piece):
+        for page in _page_elements(fragment):
             title = page.findtext("{*}title", "")
             text = page.findtext("{*}revision/{*}text") or ""
             model = page.findtext("{*}revision/{*}model", "wikitext")
-            if _namespace(page, title, piece) != "0" or model != "wikitext":
+            if _namespace(page, title, fragment) != "0" or model != "wikitext":
                 counts.drop("page: no article", title)
             elif page.find("{*}redirect") is not None or text[:9].upper() == "#REDIRECT":
                 counts.drop("page: redirect", title)
@@ -118,33 +128,33 @@ def read_pages(piece: Piece, counts: Counts) -> Iterator[tuple[str, str]]:
         line, column = error.position
         after = f"after the page {title!r}" if title else "before any page"
         reason = str(error).partition(":")[0]
-        raise UserError(f"{place} is broken XML at line {line}, column {column}, {after} ({reason}).") from None
+        raise UserError(f"{named} is broken XML at line {line}, column {column}, {after} ({reason}).") from None
     except (*UNPACKING_ERRORS, LookupError) as error:  # LookupError: the XML declares an encoding that there is not
         after = f"after the page {title!r}" if title else "before any page"
-        raise UserError(f"{place} cannot be read {after} ({error}).") from error
+        raise UserError(f"{named} cannot be read {after} ({error}).") from error
 
 
-def _namespace(page: ElementTree.Element, title: str, piece: Piece) -> str:
+def _namespace(page: ElementTree.Element, title: str, fragment: Fragment) -> str:
     """The page's own statement; old dumps have none, there the title's prefix says it."""
     if (stated := page.findtext("{*}ns")) is not None:
         return stated
-    assert piece.path
+    assert fragment.path
     prefix, colon, _ = title.partition(":")
-    return _namespaces(piece.path).get(prefix.strip().lower(), "0") if colon else "0"
+    return _namespaces(fragment.path).get(prefix.strip().lower(), "0") if colon else "0"
 
 
-def _page_elements(piece: Piece) -> Iterator[ElementTree.Element]:
-    """The `<page>` elements of a piece; each is emptied when the next is asked for."""
+def _page_elements(fragment: Fragment) -> Iterator[ElementTree.Element]:
+    """The `<page>` elements of a fragment; each is emptied when the next is asked for."""
     parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(("start", "end"))
     root: ElementTree.Element | None = None
     page: ElementTree.Element | None = None
-    for chunk in _xml(piece):
+    for chunk in _xml(fragment):
         parser.feed(chunk)
         for event, element in cast("Iterator[tuple[str, ElementTree.Element]]", parser.read_events()):
             if root is None:
                 root = element
                 if _local_name(root) != "mediawiki":
-                    raise UserError(f"{piece.path} is no MediaWiki dump: its root element is <{_local_name(root)}>.")
+                    raise UserError(f"{fragment.path} is no MediaWiki dump: its root element is <{_local_name(root)}>.")
             elif _local_name(element) == "page":
                 page = element
                 if event == "end":
@@ -168,21 +178,21 @@ def _local_name(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2]
 
 
-def _xml(piece: Piece) -> Iterator[bytes]:
-    """A piece as a whole XML document: a stretch from the middle gets a head and an end."""
-    assert piece.path
-    size = piece.path.stat().st_size
-    with piece.path.open("rb") as file:
-        if piece.path.suffix in OPENERS:
-            begin, stop = piece.start, size if piece.end is None else piece.end
+def _xml(fragment: Fragment) -> Iterator[bytes]:
+    """A fragment as a whole XML document: a stretch from the middle gets a head and an end."""
+    assert fragment.path
+    size = fragment.path.stat().st_size
+    with fragment.path.open("rb") as file:
+        if fragment.path.suffix in OPENERS:
+            begin, stop = fragment.start, size if fragment.end is None else fragment.end
         else:
-            begin = _next_page(file, piece.start) if piece.start else 0
-            stop = size if piece.end is None else _next_page(file, piece.end)
+            begin = _next_page(file, fragment.start) if fragment.start else 0
+            stop = size if fragment.end is None else _next_page(file, fragment.end)
         if begin:
             yield b"<mediawiki>"
         file.seek(begin)
         stretch = _Stretch(file, stop - begin)
-        stream = OPENERS[piece.path.suffix](stretch) if piece.path.suffix in OPENERS else stretch
+        stream = OPENERS[fragment.path.suffix](stretch) if fragment.path.suffix in OPENERS else stretch
         while chunk := stream.read(CHUNK):
             yield chunk
         if stop < size or 0 < begin == size:
@@ -209,8 +219,8 @@ def _next_page(file: BinaryIO, start: int) -> int:
     file.seek(start)
     tail = b""
     while chunk := file.read(CHUNK):
-        if (found := (tail + chunk).find(PAGE)) >= 0:
-            return start - len(tail) + found
+        if (offset := (tail + chunk).find(PAGE)) >= 0:
+            return start - len(tail) + offset
         start += len(chunk)
         tail = chunk[1 - len(PAGE) :]
     return start

@@ -12,6 +12,11 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.sources.source import Fragment, Source, SourceConfig
+
+# About what an installation like ours gives; it cannot be known before it is read.
+TOTAL_BYTES = 10**7
 MINIMUM_WORDS = 8
 MINIMUM_DOCUMENT_WORDS = 40
 # Tests hold little prose; this package itself would make the corpus change with every edit.
@@ -35,6 +40,21 @@ _FIELD = re.compile(r"^(?::[\w ,*`.~\[\]|]+:|@\w+|[\w*`.,/ |]{1,40}(?:\([^)]*\))
 _CODE = re.compile(r"^(?:>>>|\.\.\.? |\.\. |\||\+[-=]|In \[|\$ )")
 _PROSE = re.compile(r"[A-Z\"'(].*[.!?:][\"')]?", re.DOTALL)
 _SYMBOL = re.compile(r"[=<>{}\[\]|\\_#@~^*`/]")
+
+
+class PythonDocumentation(Source):
+    """A module is a document, as is a package's description or a topic of the language reference."""
+
+    name = "pydocs"
+    meaning = "prose from the documentation of the installed Python and its packages (needs no download)"
+
+    def fragments(self, config: SourceConfig) -> list[Fragment]:
+        """All in one."""
+        return [Fragment(None, TOTAL_BYTES)]
+
+    def read(self, fragment: Fragment, config: SourceConfig, counts: Counts) -> Iterator[str]:
+        """All documents."""
+        return documents()
 
 
 def documents() -> Iterator[str]:
@@ -99,8 +119,8 @@ def paragraphs(text: str) -> Iterator[str]:
         if code_indentation is not None and indentation > code_indentation:
             continue
         code_indentation = None
-        for piece in _pieces(lines):
-            prose = _clean(piece)
+        for item in _items(lines):
+            prose = _clean(item)
             if is_prose(prose):
                 yield prose
         if lines[-1].endswith("::") or _CODE.match(lines[-1].lstrip()):
@@ -111,31 +131,31 @@ def _indentation(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _pieces(lines: list[str]) -> Iterator[str]:
+def _items(lines: list[str]) -> Iterator[str]:
     """Cut a block where the indentation changes or an item begins, and join the lines of each part."""
-    piece: list[str] = []
+    item: list[str] = []
     indentation = -1
     for line in lines:
         bare = line.lstrip()
         opens = bool(_BULLET.match(bare) or _FIELD.match(bare))
         if opens or _CODE.match(bare) or _indentation(line) != indentation:
             # The lines after a bullet or a field hang under its text.
-            hangs = piece and not _CODE.match(piece[0]) and (_BULLET.match(piece[0]) or _FIELD.match(piece[0]))
+            hangs = item and not _CODE.match(item[0]) and (_BULLET.match(item[0]) or _FIELD.match(item[0]))
             if opens or _CODE.match(bare) or not hangs or _indentation(line) < indentation:
-                if piece:
-                    yield " ".join(piece)
-                piece = []
+                if item:
+                    yield " ".join(item)
+                item = []
             indentation = _indentation(line)
-        piece.append(bare)
-    if piece:
-        yield " ".join(piece)
+        item.append(bare)
+    if item:
+        yield " ".join(item)
 
 
-def _clean(piece: str) -> str:
-    piece = _FIELD.sub("", _BULLET.sub("", piece))
+def _clean(item: str) -> str:
+    item = _FIELD.sub("", _BULLET.sub("", item))
     for pattern, replacement in _MARKUP:
-        piece = pattern.sub(replacement, piece)
-    return " ".join(piece.replace("::", ":").split())
+        item = pattern.sub(replacement, item)
+    return " ".join(item.replace("::", ":").split())
 
 
 def is_prose(text: str) -> bool:

@@ -26,14 +26,13 @@ import numpy as np
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, whole_folder, write_json
 from earlybert.core.progress import say
-from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.cleaning.config import CleaningConfig
+from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.samples.manifest import describe_file, write_manifest
 from earlybert.data_prep.samples.shards import TOKENS_PER_SHARD, SampleSet, make_samples, shard_folder
-from earlybert.data_prep.sources.config import CleaningConfig, MixedSource
-from earlybert.data_prep.sources.registry import units
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
+from earlybert.data_prep.steps.reading import work_units
 from earlybert.data_prep.steps.unit_files import UnitFiles
-from earlybert.data_prep.steps.workers import Workers
 from earlybert.data_prep.tokens.statistics import token_frequencies, unigram_statistics
 from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import (
@@ -45,6 +44,7 @@ from earlybert.data_prep.tokens.tokenizer import (
     vocabulary_size,
 )
 from earlybert.data_prep.tokens.training import train_tokenizer
+from earlybert.data_prep.workers import Workers
 
 # More text changes a vocabulary of usual size little, and training SentencePiece on it would take over 1 GB.
 SAMPLE_BYTES = 32 * 10**6
@@ -94,7 +94,7 @@ class Preparation:
         """
         self.config, self.directory, self.workers = config, directory, workers
         self.work = work_folder(directory)
-        self.units = [UnitFiles(self.work / "units", unit) for unit in units(config)]
+        self.units = [UnitFiles(self.work / "units", unit) for unit in work_units(config)]
         path = self.work / CONFIG
         if not path.is_file():
             write_json(path, asdict(config))
@@ -160,7 +160,7 @@ class Preparation:
                 f"{self.work} lacks {len(missing)} of {len(self.units)} units, the first of them {missing[0]}; "
                 "prepare the missing parts first."
             )
-        key = hashlib.sha256(" ".join(unit.key for unit in self.units).encode()).hexdigest()[:16]
+        key = hashlib.sha256(" ".join(unit.unit.key for unit in self.units).encode()).hexdigest()[:16]
         merged = self.work / f"merged-{key}"
         if not (merged / "text").is_dir():
             join(self.units, self.config, vocabulary.dtype, merged / "text")

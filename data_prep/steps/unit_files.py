@@ -1,6 +1,5 @@
-"""One unit on disk: first its cleaned documents as sentences, then as tokens. Each step is done or not begun."""
+"""One work unit on disk: first its cleaned documents as sentences, then as tokens. Each step is done or not begun."""
 
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -11,14 +10,14 @@ import numpy.typing as npt
 from earlybert.core.files import read_json, whole_file, write_json
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.sources.registry import Unit, read_unit
+from earlybert.data_prep.steps.reading import WorkUnit, read_unit
 from earlybert.data_prep.tokens.arrays import map_array
 from earlybert.data_prep.tokens.sentences import read_sentences, split_sentences
 from earlybert.data_prep.tokens.tokenizer import Encoder
 
 
 class UnitFiles:
-    """The files of one unit, in a folder that is named after what the unit reads.
+    """The files of one unit, in a folder whose name stands for what the unit reads.
 
     The step of reading leaves, for each document, `digests` (uint64 [documents, 2]), `copies` (uint16), `words` and
     `characters` (uint32) and, if near duplicates are looked for, `bands` (uint64 [documents, bands]); its sentences,
@@ -26,11 +25,10 @@ class UnitFiles:
     `sentence_tokens` (uint32 for each sentence) and `document_sentences` (uint32 for each document).
     """
 
-    def __init__(self, folder: Path, unit: Unit) -> None:
+    def __init__(self, folder: Path, unit: WorkUnit) -> None:
         """Name the files; nothing is touched."""
         self.unit = unit
-        self.key = hashlib.sha256(repr(unit).encode(errors="replace")).hexdigest()[:16]
-        self.folder = folder / self.key
+        self.folder = folder / unit.key
         self.sentences = self.folder / "sentences.txt"
         # Written last, so what they stand for is complete.
         self._read, self._tokenised = self.folder / "read.json", self.folder / "tokenised.json"

@@ -5,14 +5,13 @@ Sizes are decided in the first process, so the workers need no change.
 
 import sys
 
-from earlybert.data_prep.prepare import main
-from earlybert.data_prep.sources import registry as sources
-from earlybert.data_prep.steps import preparation
+from earlybert.data_prep.commands.prepare import main
+from earlybert.data_prep.steps import preparation, reading
 from earlybert.data_prep.tokens import text
 
 
 def make_steps_small() -> None:
-    sources.SMALLEST_UNIT = 4_000
+    reading.SMALLEST_UNIT = 4_000
     text.TOKENS_PER_BLOCK = 3_000
     preparation.TOKENS_PER_SHARD = 4_000
 

@@ -6,7 +6,7 @@ import pytest
 
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.sources.registry import read_unit, units
+from earlybert.data_prep.steps.reading import read_unit, work_units
 from tests.data_prep.reading import read_texts
 
 BOOK = """The Project Gutenberg eBook of A Title, by An Author
@@ -100,5 +100,5 @@ def test_small_books_share_a_unit(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(f"The text of book number {number} is here.")
     config = CorpusConfig(source="books", files=[str(tmp_path / "*.txt")])
-    (unit,) = units(config)
+    (unit,) = work_units(config)
     assert len(list(read_unit(unit, config, Counts()))) == 5

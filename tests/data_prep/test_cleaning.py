@@ -5,9 +5,9 @@ import unicodedata
 import numpy as np
 import pytest
 
+from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import EXAMPLES, Counts
 from earlybert.data_prep.cleaning.rules import clean
-from earlybert.data_prep.sources.config import CleaningConfig
 
 RULES = CleaningConfig(min_document_characters=1)
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from earlybert.core.errors import UserError
+from earlybert.data_prep.commands.describe import length_histogram
+from earlybert.data_prep.commands.prepare import main
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.corpus_commands import length_histogram
-from earlybert.data_prep.prepare import main, prepare
+from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus
 
 SHARDS = ["train/length-32/shard-00000.arrow", "validation/length-64/shard-00000.arrow"]

@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 
 from earlybert.core.errors import UserError
-from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.sources.config import CleaningConfig, MixedSource
+from earlybert.data_prep.cleaning.config import CleaningConfig
+from earlybert.data_prep.config import CorpusConfig, MixedSource
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"source": "web"}, ["source", "'web'", "pydocs"]),
+        ({"source": "book"}, ["source", "'book'", "did you mean books?"]),
         ({"source": "text"}, ["files", "empty"]),
         ({"source": "hub"}, ["hub_name"]),
         ({"lengths": []}, ["lengths", "[]"]),

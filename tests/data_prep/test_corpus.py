@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from earlybert.core.errors import UserError
+from earlybert.data_prep.commands.prepare import main
 from earlybert.data_prep.config import CorpusConfig, TokenizerKind
-from earlybert.data_prep.prepare import main, merge, prepare, prepare_part
+from earlybert.data_prep.prepare import merge, prepare, prepare_part
 from earlybert.data_prep.samples.corpus import Corpus, Sample
 
 

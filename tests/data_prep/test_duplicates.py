@@ -11,12 +11,12 @@ import pytest
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning import duplicates as duplicates_module
+from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.cleaning.duplicates import duplicates
 from earlybert.data_prep.cleaning.near_duplicates import BANDS, minhash_bands, near_duplicates
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.sources.config import CleaningConfig
-from earlybert.data_prep.sources.registry import read_unit, units
+from earlybert.data_prep.steps.reading import read_unit, work_units
 
 
 @pytest.mark.parametrize("at_once", [3, 50, 10_000])
@@ -121,7 +121,7 @@ def test_near_duplicates_of_real_units(tmp_path: Path) -> None:
     texts[9] = "Short " + texts[2]
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
     config = CorpusConfig(source="text", files=[str(tmp_path / "a.txt")], cleaning=CleaningConfig(near_duplicates=True))
-    found = list(read_unit(units(config)[0], config, Counts()))
+    found = list(read_unit(work_units(config)[0], config, Counts()))
     bands = np.array([document.bands for document in found])
     (dropped,) = near_duplicates([bands], [np.zeros(20, dtype=bool)])
     assert np.flatnonzero(dropped).tolist() == [7, 9]
@@ -130,4 +130,4 @@ def test_near_duplicates_of_real_units(tmp_path: Path) -> None:
 def test_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(UserError, match="near_duplicates is true, but the package rensa is missing"):
-        units(CorpusConfig(cleaning=CleaningConfig(near_duplicates=True)))
+        work_units(CorpusConfig(cleaning=CleaningConfig(near_duplicates=True)))

@@ -14,8 +14,8 @@ from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.sources import input_files, mediawiki
-from earlybert.data_prep.sources import registry as sources
-from earlybert.data_prep.sources.registry import Unit, read_unit, units
+from earlybert.data_prep.steps import reading
+from earlybert.data_prep.steps.reading import WorkUnit, read_unit, work_units
 from tests.data_prep.reading import read_texts
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="de">
@@ -79,7 +79,7 @@ def test_articles_only(tmp_path: Path) -> None:
     ]
     (tmp_path / "dump.xml").write_text(HEAD + "".join(content) + FOOT)
     config, counts = config_for(tmp_path / "dump.xml"), Counts()
-    texts = [document.text for unit in units(config) for document in read_unit(unit, config, counts)]
+    texts = [document.text for unit in work_units(config) for document in read_unit(unit, config, counts)]
     assert texts == ["The first article is about this.", "This link is about something."]
     dropped = {name: (rule.dropped, rule.examples) for name, rule in counts.rules.items()}
     assert dropped == {
@@ -141,10 +141,10 @@ def test_stretches_of_a_plain_dump_hold_each_article_once(
     (tmp_path / "a.xml").write_text(HEAD + "".join(pages(40)) + FOOT)
     expected = read_texts(config_for(tmp_path / "a.xml"))
     monkeypatch.setattr(input_files, "STRETCH", stretch)
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", stretch)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", stretch)
     monkeypatch.setattr(mediawiki, "CHUNK", 64)
     config = config_for(tmp_path / "a.xml")
-    found = [[document.text for document in read_unit(unit, config, Counts())] for unit in units(config)]
+    found = [[document.text for document in read_unit(unit, config, Counts())] for unit in work_units(config)]
     assert len(found) > 3 and [text for unit in found for text in unit] == expected and len(expected) == 40
 
 
@@ -152,14 +152,14 @@ def test_stretches_of_a_plain_dump_hold_each_article_once(
 def test_streams_are_read_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     made = pages(40)
     dump = write_multistream(tmp_path, [made[:10], made[10:25], made[25:26], made[26:]], name)
-    (whole,) = units(config_for(dump))
-    assert [(piece.start, piece.end) for piece in whole.pieces] == [(0, dump.stat().st_size)]
+    (whole,) = work_units(config_for(dump))
+    assert [(fragment.start, fragment.end) for fragment in whole.fragments] == [(0, dump.stat().st_size)]
     together = [document.text for document in read_unit(whole, config_for(dump), Counts())]
     assert len(together) == 40
 
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 1)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", 1)
     config = config_for(dump)
-    apart = [[document.text for document in read_unit(unit, config, Counts())] for unit in units(config)]
+    apart = [[document.text for document in read_unit(unit, config, Counts())] for unit in work_units(config)]
     # The head makes a unit of its own when units are so small.
     assert list(map(len, apart)) == [0, 10, 15, 1, 14]
     assert [text for unit in apart for text in unit] == together
@@ -172,9 +172,9 @@ def test_parts_of_a_dump_are_units_in_order_of_their_names(tmp_path: Path, monke
     for part in (1, 2):
         group = made[20 * part - 20 : 20 * part]
         write_multistream(tmp_path, [group[:12], group[12:]], f"wiki-multistream{part}.xml-p{part}p{part + 9}.bz2")
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 1)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", 1)
     config = config_for(tmp_path / "wiki-multistream*.xml-p*.bz2")
-    found = [[document.text for document in read_unit(unit, config, Counts())] for unit in units(config)]
+    found = [[document.text for document in read_unit(unit, config, Counts())] for unit in work_units(config)]
     assert list(map(len, found)) == [0, 12, 8, 0, 12, 8]
     assert [" ".join(text.split()[:2]) for unit in found for text in unit] == [f"Article {n}" for n in range(40)]
 
@@ -220,14 +220,14 @@ def test_dump_without_pages_gives_no_document(tmp_path: Path) -> None:
 def test_damaged_stream_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = pages(40)
     dump = write_multistream(tmp_path, [made[:10], made[10:20], made[20:30], made[30:]])
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 1)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", 1)
     config = config_for(dump)
-    third = units(config)[3].pieces[0]
+    third = work_units(config)[3].fragments[0]
     content = bytearray(dump.read_bytes())
     content[third.start + 40] ^= 255
     dump.write_bytes(content)
     read_texts, messages = [], []
-    for unit in units(config):
+    for unit in work_units(config):
         try:
             read_texts += [document.text for document in read_unit(unit, config, Counts())]
         except UserError as error:
@@ -242,8 +242,8 @@ def test_damaged_head_is_named_by_every_unit(tmp_path: Path, monkeypatch: pytest
     content = bytearray(dump.read_bytes())
     content[40] ^= 255
     dump.write_bytes(content)
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 1)
-    for unit in units(config_for(dump)):
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", 1)
+    for unit in work_units(config_for(dump)):
         with pytest.raises(UserError, match=r"multistream\.xml\.bz2 cannot be read (at its head|before any page)"):
             list(read_unit(unit, config_for(dump), Counts()))
 
@@ -254,7 +254,7 @@ def test_index_of_another_dump_is_named(tmp_path: Path, lines: str) -> None:
     (tmp_path / "wiki-pages-articles-multistream-index.txt.bz2").unlink()
     (tmp_path / "wiki-pages-articles-multistream-index.txt").write_text(lines)
     with pytest.raises(UserError, match=rf"index\.txt:{lines.count(chr(10))} is not an index of"):
-        units(config_for(dump))
+        work_units(config_for(dump))
 
 
 def test_truncated_index_is_named(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_truncated_index_is_named(tmp_path: Path) -> None:
     index = tmp_path / "wiki-pages-articles-multistream-index.txt.bz2"
     index.write_bytes(index.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"index\.txt\.bz2 cannot be read"):
-        units(config_for(dump))
+        work_units(config_for(dump))
 
 
 def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
             for number in range(copies):
                 stream.write(page(f"Title {number}", "A word or two. " * 7000).encode())
             stream.write(FOOT.encode())
-        unit: Unit = units(config_for(file))[0]
+        unit: WorkUnit = work_units(config_for(file))[0]
         tracemalloc.start()
         found = sum(1 for _ in read_unit(unit, config_for(file), Counts()))
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -18,10 +18,9 @@ from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import merge, prepare, prepare_part
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.data_prep.sources import registry as sources
-from earlybert.data_prep.steps import preparation
-from earlybert.data_prep.steps.workers import Workers
+from earlybert.data_prep.steps import preparation, reading
 from earlybert.data_prep.tokens import text
+from earlybert.data_prep.workers import Workers
 from tests.data_prep import small_steps
 
 DRIVER = Path(small_steps.__file__)
@@ -30,7 +29,7 @@ DRIVER = Path(small_steps.__file__)
 @pytest.fixture(autouse=True)
 def small_steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (sources, "SMALLEST_UNIT"),
+        (reading, "SMALLEST_UNIT"),
         (text, "TOKENS_PER_BLOCK"),
         (preparation, "TOKENS_PER_SHARD"),
     ):
@@ -65,7 +64,7 @@ def config(options: dict[str, object]) -> CorpusConfig:
 def expected(config: CorpusConfig, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The manifest of one worker that nobody disturbs. It holds the checksum of every file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "SMALLEST_UNIT", 0)
+        patch.setattr(reading, "SMALLEST_UNIT", 0)
         small_steps.make_steps_small()
         corpus = prepare(config, tmp_path_factory.mktemp("expected") / "corpus")
     files = list(corpus.manifest["files"])

@@ -15,11 +15,11 @@ from backports import zstd
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
-from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.sources import input_files
-from earlybert.data_prep.sources import registry as sources
-from earlybert.data_prep.sources.config import MixedSource
-from earlybert.data_prep.sources.registry import read_unit, units
+from earlybert.data_prep.sources.source import Fragment
+from earlybert.data_prep.steps import reading
+from earlybert.data_prep.steps.reading import WorkUnit, read_unit, work_units
 from tests.data_prep.reading import read_texts, read_units
 
 PLAIN = "\nThe first line of it.\r\nThe second line of it.\n \n\nAnother document of one line.\n"
@@ -77,7 +77,7 @@ def test_reading_stops_after_the_limit(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("\n\n".join(["x" * 1000] * 5))
     config = text_config(tmp_path / "*.txt", max_megabytes=0.0065)
-    assert len(units(config)) == 1
+    assert len(work_units(config)) == 1
     assert len(read_texts(config)) == 7
 
 
@@ -97,8 +97,8 @@ def test_stretches_of_a_file_hold_each_document_once(
         content = "\n" * 3 + "".join(text + "\n" * rng.integers(2, 6) for text in texts)
     (tmp_path / f"a{ending}").write_text(content)
     monkeypatch.setattr(input_files, "STRETCH", stretch)
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", stretch)
-    monkeypatch.setattr(sources, "UNITS_PER_SOURCE", 1 << 30)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", stretch)
+    monkeypatch.setattr(reading, "UNITS_PER_SOURCE", 1 << 30)
     config = text_config(tmp_path / f"a{ending}")
     found = read_units(config)
     assert len(found) == -(-len(content.encode()) // stretch)
@@ -107,11 +107,11 @@ def test_stretches_of_a_file_hold_each_document_once(
 
 def test_units_are_stretches_and_files_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_files, "STRETCH", 100)
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 350)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", 350)
     for name, size in (("a", 50), ("b", 60), ("c", 1000), ("d", 30)):
         (tmp_path / f"{name}.txt").write_text("x" * size)
-    found = units(text_config(tmp_path / "*.txt"))
-    stretches = [[(piece.path.name, piece.start, piece.end) for piece in unit.pieces if piece.path] for unit in found]
+    found = work_units(text_config(tmp_path / "*.txt"))
+    stretches = [[(part.path.name, part.start, part.end) for part in unit.fragments if part.path] for unit in found]
     assert stretches == [
         [("a.txt", 0, 100), ("b.txt", 0, 100), ("c.txt", 0, 200)],
         [("c.txt", 200, 500)],
@@ -120,14 +120,23 @@ def test_units_are_stretches_and_files_together(tmp_path: Path, monkeypatch: pyt
     ]
     assert [unit.bytes for unit in found] == [310, 300, 300, 230]
     assert len({unit.name for unit in found}) == 4
-    assert pickle.loads(pickle.dumps(found)) == found == units(text_config(tmp_path / "*.txt"))
+    assert pickle.loads(pickle.dumps(found)) == found == work_units(text_config(tmp_path / "*.txt"))
 
 
 def test_changed_file_makes_other_units(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A document of this file.")
-    before = units(text_config(tmp_path / "a.txt"))
+    (before,) = work_units(text_config(tmp_path / "a.txt"))
     os.utime(tmp_path / "a.txt", ns=(1, 1))
-    assert repr(units(text_config(tmp_path / "a.txt"))) != repr(before)
+    (after,) = work_units(text_config(tmp_path / "a.txt"))
+    assert before != after and before.key != after.key
+
+
+def test_unfinished_work_of_older_versions_is_found_again() -> None:
+    """Keys that the version before Parquet gave these two."""
+    source = MixedSource(name="a", source="text", files=["x.txt"], weight=2)
+    first, second = Fragment(Path("x.txt"), 10, 0, 20, 5), Fragment(Path("y 'é.txt"), 4)
+    assert WorkUnit("a-00000", source, (first,)).key == "84fbbb7548e4fef3"
+    assert WorkUnit("a-00000", source, (first, second)).key == "fd887b2dec1daba3"
 
 
 @pytest.mark.parametrize(
@@ -169,21 +178,21 @@ def test_bad_line_in_a_late_stretch_has_its_number_in_the_file(tmp_path: Path, m
     rows[70] = '{"text"'
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     monkeypatch.setattr(input_files, "STRETCH", 200)
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 200)
+    monkeypatch.setattr(reading, "SMALLEST_UNIT", 200)
     config = text_config(tmp_path / "a.jsonl")
     failed = []
-    for unit in units(config):
+    for unit in work_units(config):
         try:
             list(read_unit(unit, config, Counts()))
         except UserError as error:
             failed.append(str(error))
     # The other units can be read.
-    assert len(units(config)) > 10 and len(failed) == 1 and "a.jsonl:71 is not JSON" in failed[0]
+    assert len(work_units(config)) > 10 and len(failed) == 1 and "a.jsonl:71 is not JSON" in failed[0]
 
 
 def test_pattern_without_a_match_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file matches .*nothing-\*\.txt"):
-        units(text_config(tmp_path / "nothing-*.txt"))
+        work_units(text_config(tmp_path / "nothing-*.txt"))
 
 
 def test_hub_streams_the_files_of_a_local_data_set_apart(tmp_path: Path) -> None:
@@ -198,7 +207,7 @@ def test_hub_streams_the_files_of_a_local_data_set_apart(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"row 0 in part 0 .* 'text'; its fields are body"):
         read_texts(CorpusConfig(source="hub", hub_name=str(tmp_path / "set")))
     with pytest.raises(UserError, match=r"hub_name: the data set .* cannot be loaded .*nosplit"):
-        units(CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), hub_split="nosplit"))
+        work_units(CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), hub_split="nosplit"))
     (tmp_path / "set" / "train-1.jsonl").write_text('{"body": "Good."}\n{"body"\n')
     with pytest.raises(UserError, match=r"in part 1 of .*set cannot be read"):
         read_texts(config)
@@ -215,7 +224,7 @@ def mix_config(tmp_path: Path, seed: int = 1, **weights: float) -> CorpusConfig:
 
 def test_weights_of_a_mix_are_copies_of_documents(tmp_path: Path) -> None:
     config = mix_config(tmp_path, once=1, twice=2, some=0.3, more=1.6)
-    found = {unit.source.name: list(read_unit(unit, config, Counts())) for unit in units(config)}
+    found = {unit.source.name: list(read_unit(unit, config, Counts())) for unit in work_units(config)}
     assert list(found) == ["once", "twice", "some", "more"]
     copies = {name: [document.copies for document in group] for name, group in found.items()}
     assert copies["once"] == [1] * 1000 and copies["twice"] == [2] * 1000
@@ -230,7 +239,7 @@ def test_weights_of_a_mix_are_copies_of_documents(tmp_path: Path) -> None:
 def test_documents_that_the_weight_leaves_out_are_counted(tmp_path: Path) -> None:
     config = mix_config(tmp_path, some=0.3)
     counts = Counts()
-    kept = list(read_unit(units(config)[0], config, counts))
+    kept = list(read_unit(work_units(config)[0], config, counts))
     rule = counts.rules["document: weight of its source"]
     assert len(kept) + rule.dropped == 1000 and len(rule.examples) == 3
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from earlybert.core.randomness import uniform
-from earlybert.data_prep.config import CorpusConfig, Objective
+from earlybert.data_prep.config import CorpusConfig, MixedSource, Objective
 from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus, Sample
 from earlybert.data_prep.samples.masking import mask_sample
-from earlybert.data_prep.sources.config import MixedSource
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 DOCUMENTS, PASSES, LENGTHS = 250, 2, [32, 128]

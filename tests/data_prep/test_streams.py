@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from backports import zstd
-from reading import read_texts
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.sources.input_files import UNPACKING_ERRORS
 from earlybert.data_prep.sources.streams import OPENERS
+from tests.data_prep.reading import read_texts
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

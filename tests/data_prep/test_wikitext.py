@@ -10,8 +10,8 @@ import mwparserfromhell
 import pytest
 
 from earlybert.data_prep.cleaning.counts import Counts
-from earlybert.data_prep.sources.input_files import Piece
 from earlybert.data_prep.sources.mediawiki import _DISAMBIGUATION, read_articles, read_pages
+from earlybert.data_prep.sources.source import Fragment
 from earlybert.data_prep.sources.wikitext import DROPPED_SECTIONS, prose
 
 NAMESPACES = frozenset({"file", "image", "category", "datei"})
@@ -221,7 +221,7 @@ def reference_paragraphs(wikitext: str) -> list[str]:
 def test_real_articles_have_the_words_that_mwparserfromhell_finds() -> None:
     words = re.compile(r"\w+")
     counted = found = invented = written = 0
-    for _, text in list(read_pages(Piece(real_dump(), 0), Counts()))[:8]:
+    for _, text in list(read_pages(Fragment(real_dump(), 0), Counts()))[:8]:
         ours = set(words.findall(" ".join(plain(text))))
         theirs = set(words.findall(" ".join(reference_paragraphs(text))))
         counted, found = counted + len(theirs), found + len(theirs & ours)
@@ -234,10 +234,10 @@ def test_real_articles_have_the_words_that_mwparserfromhell_finds() -> None:
 @NEEDS_DUMP
 def test_hardly_any_markup_is_left_of_a_real_dump() -> None:
     markup = re.compile(r"\{\{|\}\}|\[\[|\]\]|<ref|\|")
-    paragraphs = [paragraph for _, text in read_pages(Piece(real_dump(), 0), Counts()) for paragraph in plain(text)]
+    paragraphs = [paragraph for _, text in read_pages(Fragment(real_dump(), 0), Counts()) for paragraph in plain(text)]
     left = sum(bool(markup.search(paragraph)) for paragraph in paragraphs)
     assert len(paragraphs) > 4000 and left < len(paragraphs) / 1000
     # What is left is dropped and counted.
     counts = Counts()
-    cleaned = [paragraph for text in read_articles(Piece(real_dump(), 0), counts) for paragraph in text.split("\n")]
+    cleaned = [paragraph for text in read_articles(Fragment(real_dump(), 0), counts) for paragraph in text.split("\n")]
     assert not any(map(markup.search, cleaned)) and counts.rules["paragraph: markup"].dropped <= left

@@ -262,7 +262,7 @@ BAD_OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--optimizer.eps", "-1"], ["optimizer.eps is -1"]),
     (["--optimizer.weight_decay", "-1"], ["optimizer.weight_decay is -1"]),
     (["--optimizer.max_grad_norm", "-1"], ["optimizer.max_grad_norm is -1"]),
-    (["--corpus.source", "web"], ["corpus.source is web", "pydocs"]),
+    (["--corpus.source", "boks"], ["source is 'boks' (did you mean books?)", "pydocs"]),
     (["--corpus.vocab_size", "5"], ["vocab_size is 5", "at least"]),
 ]
 

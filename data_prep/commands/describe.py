@@ -1,11 +1,10 @@
-"""`earlybert prepare merge|verify|stats`: what one does with a corpus after its parts, or with a finished one."""
+"""What a corpus holds, in tables and as a picture, and whether it is whole."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
 from earlybert.core.progress import progress
 from earlybert.data_prep.samples.corpus import Corpus
@@ -14,39 +13,7 @@ from earlybert.data_prep.samples.manifest import damaged_files
 if TYPE_CHECKING:
     from rich.table import Table
 
-PURPOSES = {
-    "merge": "Make a corpus of which all parts are prepared.",
-    "verify": "Check a corpus: every file is there and has the manifest's SHA-256.",
-    "stats": "Describe a corpus: counts, lengths, padding, sources; also as a picture.",
-}
 BINS = 32
-
-
-def main(argv: list[str]) -> None:
-    """Run one of the commands.
-
-    Args:
-        argv: The arguments after `prepare`, the command first.
-
-    Raises:
-        UserError: An argument or the directory is wrong.
-    """
-    command = argv[0]
-    parser = ArgumentParser(f"earlybert prepare {command}", description=PURPOSES[command])
-    parser.add_argument("directory", type=Path, help="directory of the corpus")
-    if command == "merge":
-        parser.add_argument("--workers", type=int, default=1, help="processes")
-    if command == "stats":
-        parser.add_argument("--png", type=Path, help="where the picture goes; DIR/stats.png if not given")
-    options = parser.parse_args(argv[1:])
-    if command == "merge":
-        from earlybert.data_prep.prepare import merge
-
-        print_summary(merge(options.directory, workers=options.workers))
-    elif command == "verify":
-        verify(options.directory)
-    else:
-        show_statistics(Corpus.open(options.directory), options.png)
 
 
 def verify(directory: Path) -> None:
@@ -69,9 +36,9 @@ def verify(directory: Path) -> None:
         )
     for split, counts in corpus.manifest["counts"].items():
         for length in corpus.lengths:
-            expected, found = counts["samples"][str(length)], corpus.stored_samples(split, length)
-            if found != expected:
-                raise UserError(f"{directory} has {found} {split} samples of length {length}, not {expected}.")
+            expected, there = counts["samples"][str(length)], corpus.stored_samples(split, length)
+            if there != expected:
+                raise UserError(f"{directory} has {there} {split} samples of length {length}, not {expected}.")
     print(f"{directory}: all {len(files)} files are whole.")
 
 
@@ -164,9 +131,9 @@ def _source_table(corpus: Corpus) -> "Table":
     splits = corpus.manifest["counts"]
     table = Table("source", "split", "documents", "tokens", "share of a pass")
     for split, counts in splits.items():
-        for name, found in counts["sources"].items():
-            share = f"{found['tokens_with_copies'] / counts['tokens_with_copies']:.1%}"
-            table.add_row(name, split, f"{found['documents']:,}", f"{found['tokens']:,}", share)
+        for name, entered in counts["sources"].items():
+            share = f"{entered['tokens_with_copies'] / counts['tokens_with_copies']:.1%}"
+            table.add_row(name, split, f"{entered['documents']:,}", f"{entered['tokens']:,}", share)
     return table
 
 

@@ -1,0 +1,1 @@
+"""`earlybert prepare` and its commands."""

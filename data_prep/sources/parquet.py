@@ -1,0 +1,90 @@
+"""Parquet files, read by row groups: a large file by many workers, each with a few rows in memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earlybert.core.errors import UserError
+from earlybert.data_prep.sources.source import Fragment
+from earlybert.data_prep.sources.streams import OPENERS
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+PARQUET = ".parquet"
+ROWS_PER_BATCH = 64
+# What is read of a column at a time; without a limit it would be the row group.
+READ_BYTES = 1 << 20
+
+
+def parquet_fragments(file: Path, column: str) -> list[Fragment]:
+    """A fragment for each row group; row groups are what `start` and `end` count.
+
+    Raises:
+        UserError: It is no whole Parquet file, or has no text in the column.
+    """
+    if file.suffix in OPENERS:
+        raise UserError(f"files: {file} must not be compressed once more, as Parquet is inside; unpack it.")
+    modified = file.stat().st_mtime_ns
+    with _open(file, column) as parquet:
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        leaves = [parquet.metadata.schema.column(leaf).path for leaf in range(parquet.metadata.num_columns)]
+    sizes = [group.column(leaves.index(column)).total_uncompressed_size for group in groups]
+    # A file without rows has no text, but it is there.
+    return [Fragment(file, size, group, group + 1, modified) for group, size in enumerate(sizes)] or [
+        Fragment(file, 0, 0, 0, modified)
+    ]
+
+
+def read_parquet(fragment: Fragment, column: str) -> Iterator[str]:
+    """The text of each row.
+
+    Raises:
+        UserError: The file cannot be read, or a row has no text; the message names row group and row, from 0.
+    """
+    assert fragment.path and fragment.end is not None
+    with _open(fragment.path, column) as parquet:
+        for group in range(fragment.start, fragment.end):
+            row = 0
+            try:
+                for batch in parquet.iter_batches(
+                    ROWS_PER_BATCH, row_groups=[group], columns=[column], use_threads=False
+                ):
+                    for value in batch.column(0):
+                        if (text := value.as_py()) is None:
+                            raise UserError(f"the column {column!r} is null")
+                        yield text
+                        row += 1
+            # Both pyarrow's ArrowInvalid and text that is no UTF-8 are ValueErrors, and so is UserError.
+            except (OSError, ValueError) as error:
+                message = f"{fragment.path}: row {row} of row group {group} has no text that can be read"
+                raise UserError(f"{message} ({_one_line(error)}).") from None
+
+
+def _open(file: Path, column: str) -> "ParquetFile":
+    """Open a file that has text in the column."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        parquet = ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"files: {file} cannot be read as Parquet ({_one_line(error)}).") from None
+    schema = parquet.schema_arrow
+    places = schema.get_all_field_indices(column)
+    if len(places) != 1:
+        raise UserError(
+            f"files: {file} has {len(places)} columns {column!r}, but must have one (see text_field); "
+            f"its columns are {', '.join(schema.names)}."
+        )
+    found = schema.field(places[0]).type
+    values = found.value_type if pyarrow.types.is_dictionary(found) else found
+    if not (
+        pyarrow.types.is_string(values) or pyarrow.types.is_large_string(values) or pyarrow.types.is_string_view(values)
+    ):
+        raise UserError(f"files: {file} has {_one_line(found)} in the column {column!r}, but it must be text.")
+    return parquet
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
