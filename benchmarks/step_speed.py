@@ -71,7 +71,6 @@ from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
 from earlybert.kernels import dropout, extension, packed_attention  # noqa: E402
 from earlybert.kernels.cross_entropy import linear_cross_entropy_reference  # noqa: E402
-from earlybert.kernels.packing import Packing  # noqa: E402
 from earlybert.pretrain.cost.hardware import measured_peak  # noqa: E402
 from earlybert.pretrain.network import model  # noqa: E402
 from earlybert.pretrain.network.config import NetworkConfig, dense_config  # noqa: E402
@@ -210,7 +209,7 @@ def all_needed(batch: Batch) -> Batch:
     everything = PackedPlaces(
         tokens=places.tokens,
         token_rows_T=places.token_rows_T,
-        needed=Packing(places.tokens.lengths, places.tokens.bounds),
+        needed=places.tokens,
         needed_rows_M=torch.arange(places.tokens.tokens, device=DEVICE),
         predicted_rows_N=places.needed_rows_M[places.predicted_rows_N],
         first_rows_B=places.needed_rows_M[places.first_rows_B],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from earlybert.kernels.sizes import CHUNK_BYTES
+from earlybert.kernels.sizes import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
 
 # Elements that a CPU keeps in the cache of one core.
 CPU_BLOCK = 1 << 18
@@ -36,7 +36,7 @@ def _into_gradient(logits_CV: Tensor, labels_C: Tensor, of_bias_V: Tensor) -> tu
     """
     losses, correct = [], []
     # A few rows at a time on a CPU, so that they stay in the cache for the half a dozen passes over them.
-    rows = max(1, CPU_BLOCK // logits_CV.shape[1]) if logits_CV.device.type == "cpu" else len(logits_CV)
+    rows = max(1, CPU_BLOCK // logits_CV.shape[1]) if _on_plain_cpu(logits_CV) else len(logits_CV)
     for logits_RV, labels_R in zip(logits_CV.split(rows), labels_C.split(rows), strict=True):
         labels_R1 = labels_R[:, None]
         exact_RV = logits_RV.to(of_bias_V.dtype)
@@ -52,9 +52,14 @@ def _into_gradient(logits_CV: Tensor, labels_C: Tensor, of_bias_V: Tensor) -> tu
     return torch.stack(losses).sum(), torch.stack(correct).sum()
 
 
+def _on_plain_cpu(tensor: Tensor) -> bool:
+    """Whether to do what only a CPU gains by: sizes that depend on the numbers make a compiler give up."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _count_highest(logits_RV: Tensor, labels_R: Tensor, candidate_R1: Tensor) -> Tensor:
     """How often argmax is the label; only where the label's logit equals the highest (`candidate_R1`) can it be."""
-    if logits_RV.device.type == "cpu":
+    if _on_plain_cpu(logits_RV):
         # argmax takes longer than the softmax there, and there are few candidates; a GPU would be waited for.
         candidate_R = candidate_R1.flatten()
         logits_RV, labels_R = logits_RV[candidate_R], labels_R[candidate_R]
@@ -70,22 +75,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         # Chunks add up in fp32 at least.
         exact = torch.promote_types(hidden_NH.dtype, torch.float32)
-        of_hidden_NH = torch.empty_like(hidden_NH)
+        of_hidden: list[Tensor] = []
         of_weight_VH: Tensor | None = None
         of_bias_V = torch.zeros_like(bias_V, dtype=exact)
         loss, correct = hidden_NH.new_zeros((), dtype=exact), labels_N.new_zeros(())
-        for first in range(0, len(labels_N), chunk):
-            place = slice(first, first + chunk)
-            of_logits_CV = torch.addmm(bias_V, hidden_NH[place], weight_VH.T)
-            chunk_loss, chunk_correct = _into_gradient(of_logits_CV, labels_N[place], of_bias_V)
+        for hidden_CH, labels_C in zip(hidden_NH.split(chunk), labels_N.split(chunk), strict=True):
+            of_logits_CV = torch.addmm(bias_V, hidden_CH, weight_VH.T)
+            chunk_loss, chunk_correct = _into_gradient(of_logits_CV, labels_C, of_bias_V)
             loss += chunk_loss
             correct += chunk_correct
-            of_hidden_NH[place] = of_logits_CV @ weight_VH
-            of_chunk_VH = of_logits_CV.T @ hidden_NH[place]
+            of_hidden.append(of_logits_CV @ weight_VH)
+            of_chunk_VH = of_logits_CV.T @ hidden_CH
             of_weight_VH = of_chunk_VH if of_weight_VH is None else of_weight_VH.to(exact).add_(of_chunk_VH)
-        if of_weight_VH is None:
-            of_weight_VH = torch.zeros_like(weight_VH)
-        ctx.save_for_backward(of_hidden_NH, of_weight_VH, of_bias_V)
+        ctx.save_for_backward(torch.cat(of_hidden) if len(of_hidden) > 1 else of_hidden[0], of_weight_VH, of_bias_V)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
@@ -97,16 +99,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return of_hidden_NH, of_weight_VH, of_bias_V, None, None
 
 
+def _chunk_rows(predictions: int, vocabulary: int, device: torch.device) -> int:
+    """How many predictions make a chunk: on a GPU as few and as equal chunks as fit."""
+    if device.type == "cpu":
+        return max(1, CPU_CHUNK_BYTES // (4 * vocabulary))
+    most = max(1, GPU_CHUNK_BYTES // (4 * vocabulary))
+    if predictions <= most:
+        return predictions
+    chunks = -(-predictions // most)
+    return -(-predictions // chunks)
+
+
 def linear_cross_entropy(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, labels_N: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy_reference`, `chunk` predictions at a time (default: 64 MiB of logits).
+    """`linear_cross_entropy_reference`, `chunk` predictions at a time (default: by device, see `sizes`).
 
     While gradients are wanted, they are computed together with the loss, with three matrix products in all as the plain
     version has. In fp16 the probabilities of a large vocabulary vanish before the loss scale reaches them, so there
     each chunk is computed again in the backward pass.
     """
-    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight_VH.shape[0]))
+    if chunk is None:
+        chunk = _chunk_rows(len(labels_N), weight_VH.shape[0], hidden_NH.device)
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden_NH, weight_VH, bias_V))
     if wanted and hidden_NH.dtype != torch.float16:
         return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, chunk)

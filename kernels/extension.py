@@ -22,12 +22,12 @@ from filelock import FileLock
 from torch import Tensor
 
 from earlybert.core.errors import UserError
+from earlybert.kernels.operators import DTYPES
 
 SOURCES = Path(__file__).parent / "csrc"
 # Each runs on every GPU of its generation. CUDA 13 has dropped sm_70: V100 needs nvcc 12.
 ARCHITECTURES = (70, 80, 90)
 IMPLEMENTATIONS = ("cuda", "require", "torch")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # The oldest PyTorch whose stable ABI the sources keep to: 2.11.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -146,11 +146,14 @@ def _load(capability: tuple[int, int]) -> None:
     torch.ops.load_library(str(present[0] if present else build((needed,))))
 
 
+@torch.compiler.assume_constant_result
+def _usable_on(device: torch.device) -> bool:
+    return device.type == "cuda" and _loaded(torch.cuda.get_device_capability(device))
+
+
 def operators_for(tensor: Tensor) -> bool:
     """Whether `torch.ops.earlybert` can work on this tensor; the first call on a GPU builds and loads them."""
-    if not tensor.is_cuda or tensor.dtype not in DTYPES:
-        return False
-    return _loaded(torch.cuda.get_device_capability(tensor.device))
+    return tensor.dtype in DTYPES and _usable_on(tensor.device)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,31 @@ but it never touches an activation: its cost does not grow with the batch, and a
 Shape suffixes: O output features, I input features, C coefficients, I = C * group.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _ScaleColumns(torch.autograd.Function):
+    """weight * scale, computed in the scale's precision and rounded once.
+
+    As operations of autograd's it would make, and keep for the backward pass, an fp32 copy of the weight: a search
+    does this in every micro-batch to most of the network.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight_OI: Tensor, scale_I: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_OI, scale_I)
+        return torch.mul(weight_OI, scale_I, out=torch.empty_like(weight_OI))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        weight_OI, scale_I = ctx.saved_tensors
+        of_weight_OI = torch.mul(gradients[0], scale_I, out=torch.empty_like(weight_OI))
+        return of_weight_OI, (gradients[0].to(scale_I.dtype) * weight_OI).sum(0)
 
 
 def fold_coefficients(weight_OI: Tensor, coefficient_C: Tensor) -> Tensor:
@@ -21,8 +44,7 @@ def fold_coefficients(weight_OI: Tensor, coefficient_C: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(weight_OI.dtype, torch.float32)
     group = weight_OI.shape[1] // coefficient_C.shape[0]
-    scale_I = coefficient_C.to(dtype).repeat_interleave(group)
-    return (weight_OI.to(dtype) * scale_I).to(weight_OI.dtype)
+    return _ScaleColumns.apply(weight_OI, coefficient_C.to(dtype).repeat_interleave(group))
 
 
 def scale_columns_reference(activation_xI: Tensor, coefficient_C: Tensor) -> Tensor:

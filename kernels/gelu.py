@@ -37,7 +37,7 @@ class _BiasGelu(torch.autograd.Function):
 
 def bias_gelu(hidden_TF: Tensor, bias_F: Tensor) -> Tensor:
     """`bias_gelu_reference` by the CUDA kernel where there is one: any width, bias gradient summed in fp32."""
-    if hidden_TF.is_cuda and extension.operators_for(hidden_TF):
+    if extension.operators_for(hidden_TF):
         return _BiasGelu.apply(hidden_TF, bias_F)
     return bias_gelu_reference(hidden_TF, bias_F)
 
@@ -47,7 +47,7 @@ def linear_gelu(input_TH: Tensor, weight_FH: Tensor, bias_F: Tensor) -> Tensor:
 
     The columns beyond F are exactly zero and so are all their gradients: `linear` takes such an input as it is.
     """
-    if not input_TH.is_cuda:
+    if input_TH.device.type == "cpu":
         return F.gelu(F.linear(input_TH, weight_FH, bias_F))
     added = -weight_FH.shape[0] % STORED_MULTIPLE
     if added:

@@ -19,14 +19,15 @@ once, which an optimizer never sees under ZeRO: set DeepSpeed's `gradient_clippi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from earlybert.kernels.lamb_step import lamb_step
+from earlybert.kernels.lamb_step import LambStep, Rates, Stretch, Tensors, lamb_step, to_device
 from earlybert.kernels.partition import (
     Partition,
     Piece,
@@ -38,26 +39,49 @@ from earlybert.kernels.partition import (
 )
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """Consecutive elements of a flat tensor that belong to one unit (a parameter, or one of its row blocks)."""
-
-    unit: int
-    start: int
-    numel: int
-
-    def of(self, flat: Tensor) -> Tensor:
-        # A whole tensor needs no view of its elements in a row, which not every tensor can give.
-        return flat if self.numel == flat.numel() else flat.view(-1)[self.start : self.start + self.numel]
-
-
 @dataclass(frozen=True, eq=False)
 class _Units:
-    """What has a trust ratio of its own in one flat tensor: all names, and the stretches that this rank holds."""
+    """What has a trust ratio of its own in one flat tensor (a parameter, or one of its row blocks): all names, and the
+    stretches that this rank holds, each with the unit that it is of."""
 
     names: list[str]
-    stretches: list[_Stretch]
+    stretches: list[tuple[int, Stretch]]
     process_group: torch.distributed.ProcessGroup | None
+
+
+@dataclass(eq=False)
+class _Table:
+    """What never changes about the steps on some tensors: U units in them, of P stretches that are here.
+
+    `stretch_U` is the stretch of each unit, P for those of which nothing is here, and `unit_P` the unit of each
+    stretch; both are on the tensors' device, and None where stretches and units are the same.
+    """
+
+    flats: list[Tensor]
+    names: list[str]
+    stretches: list[Stretch]
+    stretch_U: Tensor | None
+    unit_P: Tensor | None
+    process_group: torch.distributed.ProcessGroup | None
+    step: LambStep | None = None
+
+    @staticmethod
+    def of(flats: list[Tensor], units: list[_Units]) -> _Table:
+        names: list[str] = []
+        stretches: list[Stretch] = []
+        owners: list[int] = []
+        for position, unit in enumerate(units):
+            owners += [len(names) + number for number, _ in unit.stretches]
+            stretches += [replace(stretch, tensor=position) for _, stretch in unit.stretches]
+            names += unit.names
+        # A group's tensors are either all spread over the same ranks or all whole.
+        table = _Table(flats, names, stretches, None, None, units[0].process_group)
+        if owners != list(range(len(names))):
+            unit_P, device = torch.tensor(owners, dtype=torch.int64), flats[0].device
+            # A unit has at most one stretch here.
+            stretch_U = torch.full((len(names),), len(owners)).index_copy_(0, unit_P, torch.arange(len(owners)))
+            table.stretch_U, table.unit_P = to_device(stretch_U, device), to_device(unit_P, device)
+        return table
 
 
 class Lamb(torch.optim.Optimizer):
@@ -119,11 +143,13 @@ class Lamb(torch.optim.Optimizer):
             if not shape or blocks < 1 or shape[0] % blocks:
                 raise ValueError(f"row_blocks: {blocks} equal row blocks do not fit a parameter of {tuple(shape)}.")
         self._bound: dict[Tensor, _Units] = {}
-        self._trust_ratios: dict[str, float] = {}
+        self._tables: dict[Tensor, _Table] = {}
+        self._trust_ratios: dict[str, tuple[Tensor, int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, whose tensors are their own: they are not bound."""
-        return super().__getstate__() | {"_row_blocks": self._row_blocks, "_bound": {}, "_trust_ratios": {}}
+        own: dict[str, Any] = {"_bound": {}, "_tables": {}, "_trust_ratios": {}}
+        return super().__getstate__() | {"_row_blocks": self._row_blocks} | own
 
     def bind(self, engine: Any) -> list[Partition]:
         """Learn from a `deepspeed.DeepSpeedEngine` what the tensors hold that this optimizer now steps on.
@@ -133,7 +159,7 @@ class Lamb(torch.optim.Optimizer):
         """
         layout = partition_layout(engine)
         self._bound = {partition.flat: self._units(partition) for partition in layout}
-        self._trust_ratios = {}
+        self._tables, self._trust_ratios = {}, {}
         start_state(engine, layout)
         return layout
 
@@ -151,8 +177,10 @@ class Lamb(torch.optim.Optimizer):
 
         Tensors that have none (no decay, unless `nvlamb`; `trust_ratio` False) are left out, and one without gradient
         keeps its last. Names are DeepSpeed's after `bind`; before it those of named parameters, or `group.position`.
+        The ratios are where they were computed: a GPU is waited for here, and not in `step`.
         """
-        return dict(self._trust_ratios)
+        found = {ratios_U: ratios_U.tolist() for ratios_U in {ratios_U for ratios_U, _ in self._trust_ratios.values()}}
+        return {name: found[ratios_U][unit] for name, (ratios_U, unit) in self._trust_ratios.items()}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -165,19 +193,20 @@ class Lamb(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group_index, group in enumerate(self.param_groups):
-            flats, units = self._present(group_index, group)
-            if flats:
-                self._step_group(group, flats, units)
+            # Outside DeepSpeed a tensor that had no gradient for a while has taken fewer steps than the others.
+            by_count: dict[float, list[Tensor]] = {}
+            for flat in self._present(group):
+                by_count.setdefault(float(self.state[flat]["step"]), []).append(flat)
+            for count, flats in by_count.items():
+                self._step_group(group, self._table(group_index, group, flats), count + 1)
         return loss
 
-    def _present(self, group_index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[_Units]]:
-        """The group's tensors that take part in this step, and what they hold."""
-        flats, units = [], []
-        for position, flat in enumerate(group["params"]):
+    def _present(self, group: dict[str, Any]) -> Iterator[Tensor]:
+        """The group's tensors that take part in this step."""
+        for flat in group["params"]:
             if flat in self._bound:
                 # Takes part even without a gradient on this rank: the others wait for it in the collective.
-                flats.append(flat)
-                units.append(self._bound[flat])
+                yield flat
             elif not isinstance(flat, nn.Parameter):
                 # DeepSpeed's masters before `bind`. FP16_UnfusedOptimizer's constructor steps on them with zero
                 # gradients; anything else would train with the wrong ratios.
@@ -186,18 +215,29 @@ class Lamb(torch.optim.Optimizer):
             elif flat.grad is not None:
                 if flat.grad.is_sparse:
                     raise RuntimeError("Lamb needs dense gradients: make the embedding with sparse=False.")
-                name = group["param_names"][position] if "param_names" in group else f"{group_index}.{position}"
-                piece = Piece(name, flat, flat.shape, 0, 0, flat.numel())
-                flats.append(flat)
-                units.append(self._units(Partition(flat, (piece,), process_group=None)))
                 if not self.state[flat]:
                     self.state[flat].update(zero_moments(flat))
-        return flats, units
+                yield flat
+
+    def _table(self, group_index: int, group: dict[str, Any], flats: list[Tensor]) -> _Table:
+        """The table of these tensors of a group, made once."""
+        table = self._tables.get(flats[0])
+        if table is None or list(map(id, table.flats)) != list(map(id, flats)):
+            names = group.get("param_names") or [f"{group_index}.{place}" for place in range(len(group["params"]))]
+            whole = {
+                parameter: Partition(
+                    parameter, (Piece(name, parameter, parameter.shape, 0, 0, parameter.numel()),), None
+                )
+                for name, parameter in zip(names, group["params"], strict=True)
+            }
+            units = [self._bound[flat] if flat in self._bound else self._units(whole[flat]) for flat in flats]
+            table = self._tables[flats[0]] = _Table.of(flats, units)
+        return table
 
     def _units(self, partition: Partition) -> _Units:
         """Cut the pieces of a partition at the borders of the row blocks."""
         names: list[str] = []
-        stretches: list[_Stretch] = []
+        stretches: list[tuple[int, Stretch]] = []
         for piece in partition.pieces:
             blocks = self._row_blocks.get(piece.parameter, 1)
             block_numel = piece.shape.numel() // blocks
@@ -207,54 +247,44 @@ class Lamb(torch.optim.Optimizer):
                 end = min(piece_end, (block + 1) * block_numel)
                 if start < end:
                     flat_start = piece.flat_start + start - piece.parameter_start
-                    stretches.append(_Stretch(len(names), flat_start, end - start))
+                    stretches.append((len(names), Stretch(0, flat_start, end - start)))
                 names.append(f"{piece.name}[{block}]" if blocks > 1 else piece.name)
         return _Units(names, stretches, partition.process_group)
 
-    def _step_group(self, group: dict[str, Any], flats: list[Tensor], units: list[_Units]) -> None:
-        states = [self.state[flat] for flat in flats]
+    def _step_group(self, group: dict[str, Any], table: _Table, count: float) -> None:
+        states = [self.state[flat] for flat in table.flats]
         for state in states:
             # A new tensor each time: DeepSpeed's universal checkpoints load one tensor object into several states.
             state["step"] = state["step"] + 1
-        weights = [flat.detach() for flat in flats]
-        gradients = [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in flats]
-        moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
-        steps = [float(state["step"]) for state, unit in zip(states, units, strict=True) for _ in unit.stretches]
-        squares_2P = torch.zeros(2, len(steps), dtype=torch.float64, device=flats[0].device)
-        if steps:
+        device, stretches = table.flats[0].device, len(table.stretches)
+        squares_2P = torch.zeros(2, stretches, dtype=torch.float64, device=device)
+        if stretches:
             # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
-            step = lamb_step(*(list(_stretches(tensors, units)) for tensors in (weights, gradients, *moments)))
+            weights = [flat.detach() for flat in table.flats]
+            gradients = [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in table.flats]
+            moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+            tensors = Tensors(weights, gradients, *moments)
+            table.step = lamb_step(table.stretches, tensors, before=table.step)
             names = ("betas", "eps", "weight_decay", "bias_correction")
-            squares_2P = step.advance(steps, *(group[name] for name in names))
-        ratios = [1.0] * len(steps)
+            squares_2P = table.step.advance(tensors, Rates(count, *(group[name] for name in names)))
         if group["trust_ratio"] and (group["weight_decay"] or group["nvlamb"]):
-            ratios = self._ratios(group, squares_2P, units)
-        if steps:
-            step.apply([-group["lr"] * ratio for ratio in ratios])
+            factors_P = self._ratios(group, table, squares_2P).mul(-group["lr"])
+        else:
+            factors_P = torch.full((stretches,), -group["lr"], dtype=torch.float64, device=device)
+        if table.step:
+            table.step.apply(factors_P)
 
-    def _ratios(self, group: dict[str, Any], squares_2P: Tensor, units: list[_Units]) -> list[float]:
+    def _ratios(self, group: dict[str, Any], table: _Table, squares_2P: Tensor) -> Tensor:
         """Trust ratio of each of P stretches, from the squared norms of weights and updates of the parts held here."""
-        names: list[str] = []
-        owners: list[int] = []
-        for unit in units:
-            owners += [len(names) + stretch.unit for stretch in unit.stretches]
-            names += unit.names
-        squares_2U = squares_2P.new_zeros(2, len(names))
-        squares_2U[:, owners] = squares_2P  # a unit has at most one stretch here
-        # A group's tensors are either all spread over the same ranks or all whole.
-        if units[0].process_group is not None:
-            torch.distributed.all_reduce(squares_2U, group=units[0].process_group)
+        squares_2U = squares_2P
+        if table.stretch_U is not None:
+            squares_2U = F.pad(squares_2P, (0, 1)).index_select(1, table.stretch_U)
+        if table.process_group is not None:
+            torch.distributed.all_reduce(squares_2U, group=table.process_group)
         weight_norms_U, update_norms_U = squares_2U.sqrt_()
         usable_U = (weight_norms_U > 0) & (update_norms_U > 0)
         ratios_U = torch.where(usable_U, weight_norms_U / update_norms_U, 1.0)
         if group["max_trust_ratio"] is not None:
             ratios_U.clamp_(max=group["max_trust_ratio"])
-        ratios = ratios_U.tolist()
-        self._trust_ratios.update(zip(names, ratios, strict=True))
-        return [ratios[owner] for owner in owners]
-
-
-def _stretches(flats: list[Tensor], units: list[_Units]) -> Iterator[Tensor]:
-    """What `units` say that these tensors hold here, in their order."""
-    for flat, unit in zip(flats, units, strict=True):
-        yield from (stretch.of(flat) for stretch in unit.stretches)
+        self._trust_ratios.update({name: (ratios_U, number) for number, name in enumerate(table.names)})
+        return ratios_U if table.unit_P is None else ratios_U.index_select(0, table.unit_P)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from earlybert.kernels import extension
+from earlybert.kernels import extension, operators
 from earlybert.kernels.dropout import dropout as drop
 
 # A block holds a row, each of its threads 16 bytes of it, or one element where rows are no multiple of 16 bytes.
@@ -46,22 +46,25 @@ class _DropoutResidualLayerNorm(torch.autograd.Function):
         hidden_TH, residual_TH = hidden_TH.contiguous(), residual_TH.to(hidden_TH.dtype).contiguous()
         weight_H, bias_H = weight_H.to(hidden_TH.dtype), bias_H.to(hidden_TH.dtype)
         # From PyTorch's CPU generator: who seeds PyTorch seeds this mask, and nobody waits for the GPU.
-        seed = int(torch.randint(2**63 - 1, ())) if dropout else 0
+        seed = torch.randint(2**63 - 1, ()) if dropout else torch.zeros((), dtype=torch.int64)
         output_TH, sum_TH, mean_T, deviation_T = torch.ops.earlybert.dropout_residual_layer_norm_forward(
             hidden_TH, residual_TH, weight_H, bias_H, dropout, seed, eps
         )
-        ctx.save_for_backward(sum_TH, mean_T, deviation_T, weight_H)
-        ctx.dropout, ctx.seed = dropout, seed
+        ctx.save_for_backward(sum_TH, mean_T, deviation_T, weight_H, seed)
+        ctx.dropout = dropout
         return output_TH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, seed = ctx.saved_tensors
         gradient_hidden_TH, gradient_residual_TH, partial_2RH = (
             torch.ops.earlybert.dropout_residual_layer_norm_backward(
-                gradients[0].contiguous(), *ctx.saved_tensors, ctx.dropout, ctx.seed
+                gradients[0].contiguous(), *saved, ctx.dropout, seed
             )
         )
+        if not operators.drops(ctx.dropout):
+            gradient_hidden_TH = gradient_residual_TH
         weight_H, bias_H = partial_2RH.sum(1)
         return gradient_hidden_TH, gradient_residual_TH, weight_H, bias_H, None, None
 
@@ -87,6 +90,6 @@ def dropout_residual_layer_norm(
     are summed in fp32.
     """
     arguments = hidden_TH, residual_TH, weight_H, bias_H, dropout, eps
-    if hidden_TH.is_cuda and extension.operators_for(hidden_TH) and _fits(hidden_TH):
+    if extension.operators_for(hidden_TH) and _fits(hidden_TH):
         return _DropoutResidualLayerNorm.apply(*arguments)
     return dropout_residual_layer_norm_reference(*arguments)

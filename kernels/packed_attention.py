@@ -103,10 +103,14 @@ def packed_attention(
     The environment variable EARLYBERT_ATTENTION names an implementation that is to be taken instead. Raises UserError
     when it names none.
     """
-    capability = torch.cuda.get_device_capability(query_MAD.device) if query_MAD.is_cuda else (0, 0)
-    setting = Setting(query_MAD.device.type, capability, query_MAD.dtype, query_MAD.shape[-1], dropout)
-    name = _settle(setting, chosen())
+    name = _implementation(query_MAD.device, query_MAD.dtype, query_MAD.shape[-1], dropout)
     return IMPLEMENTATIONS[name](query_MAD, key_TAD, value_TAD, queries, keys, dropout)
+
+
+@torch.compiler.assume_constant_result
+def _implementation(device: torch.device, dtype: torch.dtype, head_size: int, dropout: float) -> str:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    return _settle(Setting(device.type, capability, dtype, head_size, dropout), chosen())
 
 
 def chosen() -> str:
@@ -271,8 +275,8 @@ def _flash_attention(
         value_TAD,
         queries.bounds,
         keys.bounds,
-        max(queries.lengths),
-        max(keys.lengths),
+        queries.longest,
+        keys.longest,
         dropout,
         False,  # causal
         False,  # debug mask
@@ -291,8 +295,8 @@ def _memory_efficient_attention(
         None,  # bias
         queries.bounds,
         keys.bounds,
-        max(queries.lengths),
-        max(keys.lengths),
+        queries.longest,
+        keys.longest,
         dropout,
         0,  # no mask
         compute_log_sumexp=torch.is_grad_enabled(),

@@ -2,5 +2,6 @@
 
 # Rows of fp16 matrices of any other width are not aligned for tensor cores and 128-bit accesses.
 STORED_MULTIPLE = 64
-# fp32 logits of one chunk: few enough to stay cheap, enough rows to keep a matrix product busy.
-CHUNK_BYTES = 1 << 26
+# fp32 logits of one chunk of predictions. On a CPU few enough to stay cheap, enough rows to keep a matrix product busy;
+# on a GPU, which waits for every launch, as many as a large micro-batch has (4,396 for BERT's vocabulary).
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 1 << 26, 1 << 29

@@ -67,19 +67,16 @@ __device__ __forceinline__ double sum_over_warp(double value) {
   return value;
 }
 
-// corrections[stretches, 2]: root_scale and scaled_eps of LambRule::advance. partial[chunks, 2]: squared norms of
-// weight and update.
+// partial[chunks, 2]: squared norms of weight and update.
 __global__ void __launch_bounds__(kLambThreads, 1)
-    lamb_stage_one(const Stretch* __restrict__ stretches, const float* __restrict__ corrections,
-                   const int* __restrict__ chunk_owner, const int* __restrict__ chunk_start,
-                   double* __restrict__ partial, LambRule rule) {
+    lamb_stage_one(const Stretch* __restrict__ stretches, const int* __restrict__ chunk_owner,
+                   const int* __restrict__ chunk_start, double* __restrict__ partial, LambRule rule) {
   const Chunk chunk = Chunk::of(stretches, chunk_owner, chunk_start);
   const Stretch& s = chunk.stretch;
-  const float root_scale = corrections[2 * chunk.owner], scaled_eps = corrections[2 * chunk.owner + 1];
   // At most 64 elements a thread, then double: fp32 is exact enough for so few.
   float weight_square = 0.0f, update_square = 0.0f;
   const auto advance = [&](float weight, float gradient, float& first, float& second) {
-    const float update = rule.advance(weight, gradient, first, second, root_scale, scaled_eps);
+    const float update = rule.advance(weight, gradient, first, second);
     weight_square += weight * weight;
     update_square += update * update;
     return update;

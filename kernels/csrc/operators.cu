@@ -101,6 +101,12 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(Tensor grad_output, Tensor hidden,
   return {grad_hidden, partial};
 }
 
+Dropout dropout_of(double probability, const Tensor& seed) {
+  STD_TORCH_CHECK(seed.is_cpu() && seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
+                  "the seed must be one int64 on the CPU");
+  return Dropout::of(probability, *data<int64_t>(seed));
+}
+
 // Threads for one row, each with a pack of columns, in whole warps.
 unsigned threads_for_row(int64_t columns, int pack) {
   const int64_t threads = (columns / pack + 31) / 32 * 32;
@@ -109,7 +115,7 @@ unsigned threads_for_row(int64_t columns, int pack) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_residual_layer_norm_forward(
-    Tensor hidden, Tensor residual, Tensor weight, Tensor bias, double probability, int64_t seed, double epsilon) {
+    Tensor hidden, Tensor residual, Tensor weight, Tensor bias, double probability, Tensor seed, double epsilon) {
   const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
   hidden = aligned(hidden), residual = aligned(residual), weight = aligned(weight), bias = aligned(bias);
   const int64_t columns = weight.numel(), rows = columns ? hidden.numel() / columns : 0;
@@ -124,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_residual_layer_norm_forward(
         <<<static_cast<unsigned>(rows), threads, 0, current_stream(hidden)>>>(
             data<T>(hidden), data<T>(residual), data<T>(weight), data<T>(bias), data<T>(output), data<T>(sum),
             data<float>(mean), data<float>(inverse_deviation), static_cast<int>(columns),
-            static_cast<float>(epsilon), Dropout::of(probability, seed));
+            static_cast<float>(epsilon), dropout_of(probability, seed));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {output, sum, mean, inverse_deviation};
@@ -132,15 +138,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_residual_layer_norm_forward(
 
 std::tuple<Tensor, Tensor, Tensor> dropout_residual_layer_norm_backward(Tensor grad_output, Tensor sum, Tensor mean,
                                                                         Tensor inverse_deviation, Tensor weight,
-                                                                        double probability, int64_t seed) {
+                                                                        double probability, Tensor seed) {
   const torch::stable::accelerator::DeviceGuard guard(sum.get_device_index());
   grad_output = aligned(grad_output), sum = aligned(sum), weight = aligned(weight);
   const int64_t columns = weight.numel(), rows = mean.numel();
-  const Dropout dropout = Dropout::of(probability, seed);
+  const Dropout dropout = dropout_of(probability, seed);
   Tensor grad_residual = torch::stable::empty_like(sum);
-  Tensor grad_hidden = dropout.threshold ? torch::stable::empty_like(sum) : grad_residual;
+  // Empty where nothing is dropped and the two are the same: results of an operator may not share memory.
+  Tensor grad_hidden = dropout.threshold ? torch::stable::empty_like(sum) : torch::stable::new_empty(sum, {0});
   const int64_t groups = std::min(rows, kPartialSums);
-  Tensor partial = torch::stable::new_zeros(sum, {2, groups, columns}, ScalarType::Float);
+  Tensor partial = torch::stable::new_empty(sum, {2, groups, columns}, ScalarType::Float);
   if (rows == 0) return {grad_hidden, grad_residual, partial};
   dispatch(sum, [&](auto zero, auto pack) {
     using T = decltype(zero);
@@ -157,21 +164,20 @@ std::tuple<Tensor, Tensor, Tensor> dropout_residual_layer_norm_backward(Tensor g
   return {grad_hidden, grad_residual, partial};
 }
 
-// stretches: int64 [P, 6], rows of lamb.cuh's Stretch; corrections: float32 [P, 2]; chunk_owner: int32 [C];
-// chunk_start: int32 [P + 1]. Returns float64 [2, P], squared norms of weights and updates.
-Tensor lamb_stage_one(Tensor stretches, Tensor corrections, Tensor chunk_owner, Tensor chunk_start, double beta1,
-                      double beta2, double weight_decay) {
+// stretches: int64 [P, 6], rows of lamb.cuh's Stretch; chunk_owner: int32 [C]; chunk_start: int32 [P + 1]; numbers as
+// LambRule::of takes them. Returns float64 [2, P], squared norms of weights and updates.
+Tensor lamb_stage_one(Tensor stretches, Tensor chunk_owner, Tensor chunk_start, double beta1, double beta2,
+                      double weight_decay, double root_scale, double scaled_eps) {
   const torch::stable::accelerator::DeviceGuard guard(stretches.get_device_index());
   const int64_t chunks = chunk_owner.numel(), tensors = stretches.size(0);
   Tensor partial = torch::stable::new_empty(stretches, {chunks, 2}, ScalarType::Double);
   Tensor squares = torch::stable::new_empty(stretches, {2, tensors}, ScalarType::Double);
   if (tensors == 0) return squares;
   const cudaStream_t stream = current_stream(stretches);
-  const earlybert::LambRule rule = earlybert::LambRule::of(beta1, beta2, weight_decay);
+  const earlybert::LambRule rule = earlybert::LambRule::of(beta1, beta2, weight_decay, root_scale, scaled_eps);
   if (chunks > 0) {
     earlybert::lamb_stage_one<<<static_cast<unsigned>(chunks), earlybert::kLambThreads, 0, stream>>>(
-        data<earlybert::Stretch>(stretches), data<float>(corrections), data<int>(chunk_owner), data<int>(chunk_start),
-        data<double>(partial), rule);
+        data<earlybert::Stretch>(stretches), data<int>(chunk_owner), data<int>(chunk_start), data<double>(partial), rule);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   earlybert::lamb_squared_norms<<<static_cast<unsigned>(tensors), 32, 0, stream>>>(
@@ -192,21 +198,7 @@ void lamb_stage_two(Tensor stretches, Tensor factors, Tensor chunk_owner, Tensor
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(earlybert, library) {
-  library.def("bias_gelu_forward(Tensor hidden, Tensor bias) -> Tensor");
-  library.def("bias_gelu_backward(Tensor grad_output, Tensor hidden, Tensor bias) -> (Tensor, Tensor)");
-  library.def(
-      "dropout_residual_layer_norm_forward(Tensor hidden, Tensor residual, Tensor weight, Tensor bias, "
-      "float probability, int seed, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def(
-      "dropout_residual_layer_norm_backward(Tensor grad_output, Tensor sum, Tensor mean, Tensor inverse_deviation, "
-      "Tensor weight, float probability, int seed) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "lamb_stage_one(Tensor stretches, Tensor corrections, Tensor chunk_owner, Tensor chunk_start, float beta1, "
-      "float beta2, float weight_decay) -> Tensor");
-  library.def("lamb_stage_two(Tensor stretches, Tensor factors, Tensor chunk_owner, Tensor chunk_start) -> ()");
-}
-
+// Their schemas: kernels/operators.py.
 STABLE_TORCH_LIBRARY_IMPL(earlybert, CUDA, library) {
   library.impl("bias_gelu_forward", TORCH_BOX(&bias_gelu_forward));
   library.impl("bias_gelu_backward", TORCH_BOX(&bias_gelu_backward));

@@ -78,16 +78,17 @@ struct Dropout {
 // LAMB's moments and its update without trust ratio (see kernels/lamb.py). The caller folds both bias corrections into
 // two numbers: first/c1 / (sqrt(second/c2) + eps) = first / (sqrt(second) * c1/sqrt(c2) + c1*eps).
 struct LambRule {
-  float first_rate, second_keep, second_rate, weight_decay;
+  float first_rate, second_keep, second_rate, weight_decay, root_scale, scaled_eps;
 
   // Rates are differences of doubles: 1 - 0.999 in fp32 is off by 1.3e-5.
-  EARLYBERT_HD static LambRule of(double beta1, double beta2, double weight_decay) {
-    return LambRule{static_cast<float>(1.0 - beta1), static_cast<float>(beta2), static_cast<float>(1.0 - beta2),
-                    static_cast<float>(weight_decay)};
+  EARLYBERT_HD static LambRule of(double beta1, double beta2, double weight_decay, double root_scale,
+                                  double scaled_eps) {
+    return LambRule{static_cast<float>(1.0 - beta1),   static_cast<float>(beta2),
+                    static_cast<float>(1.0 - beta2),   static_cast<float>(weight_decay),
+                    static_cast<float>(root_scale), static_cast<float>(scaled_eps)};
   }
 
-  EARLYBERT_HD float advance(float weight, float gradient, float& first, float& second, float root_scale,
-                             float scaled_eps) const {
+  EARLYBERT_HD float advance(float weight, float gradient, float& first, float& second) const {
     first += first_rate * (gradient - first);
     second = second_keep * second + second_rate * gradient * gradient;
     return first / (sqrtf(second) * root_scale + scaled_eps) + weight_decay * weight;

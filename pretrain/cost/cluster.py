@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from earlybert.core.errors import UserError
-from earlybert.kernels.sizes import CHUNK_BYTES
+from earlybert.kernels.sizes import GPU_CHUNK_BYTES
 from earlybert.pretrain.cost.gpus import GPUS, Gpu
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
@@ -148,7 +148,7 @@ def head_bytes(shape: Shape, micro_batch: int, number: int = 2) -> float:
     """What the loss takes in passing: a chunk of logits at most, and the vocabulary's gradient, once more in fp32."""
     vocabulary = shape.config.padded_vocab_size
     logits = 4.0 * micro_batch * shape.predictions * vocabulary
-    return LOGITS_COPIES * min(logits, CHUNK_BYTES) + (4 + number) * vocabulary * shape.config.hidden_size
+    return LOGITS_COPIES * min(logits, GPU_CHUNK_BYTES) + (4 + number) * vocabulary * shape.config.hidden_size
 
 
 def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:

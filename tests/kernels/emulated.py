@@ -2,7 +2,6 @@
 
 import atexit
 import ctypes
-import re
 import shutil
 import subprocess
 import tempfile
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from earlybert.kernels import extension, lamb_step
 from earlybert.kernels.extension import SOURCES
+from earlybert.kernels.operators import DTYPES, SCHEMAS
 
 HERE = Path(__file__).parent
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # As in csrc/operators.cu, but fewer, so that small tests have several rows in a group.
 FORWARD_GROUPS, PARTIAL_SUMS = 5, 3
 
@@ -91,7 +90,7 @@ class Operators:
         weight: Tensor,
         bias: Tensor,
         probability: float,
-        seed: int,
+        seed: Tensor,
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         output, total = torch.empty_like(hidden), torch.empty_like(hidden)
@@ -100,7 +99,7 @@ class Operators:
         tensors = (hidden, residual, weight, bias, output, total, mean, deviation)
         self.library.run_norm_forward(
             *(DTYPES.index(hidden.dtype), *map(pointer, tensors), ctypes.c_longlong(rows), weight.numel()),
-            *(ctypes.c_float(epsilon), ctypes.c_double(probability), ctypes.c_ulonglong(seed)),
+            *(ctypes.c_float(epsilon), ctypes.c_double(probability), ctypes.c_ulonglong(int(seed))),
         )
         return output, total, mean, deviation
 
@@ -112,35 +111,32 @@ class Operators:
         deviation: Tensor,
         weight: Tensor,
         probability: float,
-        seed: int,
+        seed: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad_residual = torch.empty_like(total)
-        grad_hidden = torch.empty_like(total) if probability else grad_residual
+        grad_hidden = torch.empty_like(total) if probability else total.new_empty(0)
         rows = mean.numel()
         partial = torch.full((2, min(rows, PARTIAL_SUMS), weight.numel()), torch.nan)
         tensors = (grad_output, total, mean, deviation, weight, grad_hidden if probability else None, grad_residual)
         self.library.run_norm_backward(
             *(DTYPES.index(total.dtype), *map(pointer, tensors), pointer(partial), ctypes.c_longlong(rows)),
-            *(weight.numel(), partial.shape[1], ctypes.c_double(probability), ctypes.c_ulonglong(seed)),
+            *(weight.numel(), partial.shape[1], ctypes.c_double(probability), ctypes.c_ulonglong(int(seed))),
         )
         return grad_hidden, grad_residual, partial
 
     def lamb_stage_one(
         self,
         stretches: Tensor,
-        corrections: Tensor,
         chunk_owner: Tensor,
         chunk_start: Tensor,
-        beta1: float,
-        beta2: float,
-        weight_decay: float,
+        *numbers: float,
     ) -> Tensor:
         partial = torch.full((len(chunk_owner), 2), torch.nan, dtype=torch.float64)
         squares = torch.empty(2, len(stretches), dtype=torch.float64)
-        tensors = (stretches, corrections, chunk_owner, chunk_start, partial, squares)
+        tensors = (stretches, chunk_owner, chunk_start, partial, squares)
         self.library.run_lamb_stage_one(
             *(*map(pointer, tensors), len(chunk_owner), len(stretches)),
-            *(ctypes.c_double(number) for number in (beta1, beta2, weight_decay)),
+            *(ctypes.c_double(number) for number in numbers),
         )
         return squares
 
@@ -149,20 +145,11 @@ class Operators:
         self.library.run_lamb_stage_two(*map(pointer, tensors), len(chunk_owner))
 
 
-@cache
-def schemas() -> list[str]:
-    """What csrc/operators.cu declares."""
-    source = (SOURCES / "operators.cu").read_text()
-    return ["".join(re.findall(r'"(.*?)"', text)) for text in re.findall(r"library\.def\((.*?)\);", source, re.DOTALL)]
-
-
 def register(library: ctypes.CDLL) -> torch.library.Library:
     """Makes `torch.ops.earlybert.*` work on CPU tensors until the result is destroyed."""
-    operators, registered = Operators(library), torch.library.Library("earlybert", "FRAGMENT")
-    for schema in schemas():
+    operators, registered = Operators(library), torch.library.Library("earlybert", "IMPL")
+    for schema in SCHEMAS:
         name = schema.split("(")[0]
-        if not hasattr(torch.ops.earlybert, name):
-            registered.define(schema)
         registered.impl(name, getattr(operators, name), "CPU")
     return registered
 

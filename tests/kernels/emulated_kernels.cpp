@@ -39,12 +39,13 @@ void scalar_philox(const unsigned* counter, unsigned key_low, unsigned key_high,
   for (int i = 0; i < 4; ++i) random[i] = result.word(i);
 }
 
-void scalar_lamb(float* numbers, double beta1, double beta2, double decay, float root_scale, float eps, long long count) {
+void scalar_lamb(float* numbers, double beta1, double beta2, double decay, double root_scale, double eps,
+                 long long count) {
   // Rows of weight, gradient, first, second; the update goes where the gradient was.
-  const LambRule rule = LambRule::of(beta1, beta2, decay);
+  const LambRule rule = LambRule::of(beta1, beta2, decay, root_scale, eps);
   for (long long i = 0; i < count; ++i) {
     float* row = numbers + 4 * i;
-    row[1] = rule.advance(row[0], row[1], row[2], row[3], root_scale, eps);
+    row[1] = rule.advance(row[0], row[1], row[2], row[3]);
   }
 }
 
@@ -97,11 +98,12 @@ void run_norm_backward(int dtype, const void* grad_output, const void* sum, cons
   });
 }
 
-void run_lamb_stage_one(const Stretch* stretches, const float* corrections, const int* chunk_owner,
-                        const int* chunk_start, double* partial, double* squares, unsigned chunks, unsigned tensors,
-                        double beta1, double beta2, double decay) {
+void run_lamb_stage_one(const Stretch* stretches, const int* chunk_owner, const int* chunk_start, double* partial,
+                        double* squares, unsigned chunks, unsigned tensors, double beta1, double beta2, double decay,
+                        double root_scale, double eps) {
+  const LambRule rule = LambRule::of(beta1, beta2, decay, root_scale, eps);
   emulation::launch({chunks}, {kLambThreads}, [&] {
-    lamb_stage_one(stretches, corrections, chunk_owner, chunk_start, partial, LambRule::of(beta1, beta2, decay));
+    lamb_stage_one(stretches, chunk_owner, chunk_start, partial, rule);
   });
   emulation::launch({tensors}, {32}, [&] { lamb_squared_norms(partial, chunk_start, squares); });
 }

@@ -44,6 +44,21 @@ def test_chunked_equals_plain(chunk: int | None, block: int, monkeypatch: pytest
     assert PREDICTIONS // 3 <= int(found[1]) < PREDICTIONS
 
 
+@pytest.mark.parametrize(
+    ("device", "predictions", "rows"),
+    [
+        ("cpu", 640, 549),
+        ("cpu", 1, 549),
+        ("cuda", 640, 640),
+        ("cuda", 4396, 4396),
+        ("cuda", 4397, 2199),
+        ("cuda", 0, 0),
+    ],
+)
+def test_a_gpu_gets_as_few_and_as_equal_chunks_as_fit(device: str, predictions: int, rows: int) -> None:
+    assert module._chunk_rows(predictions, 30528, torch.device(device)) == rows
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_is_that_of_the_plain_loss(dtype: torch.dtype) -> None:
     exact, labels = make_inputs(torch.float64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from earlybert.kernels import extension
 from earlybert.kernels.gelu import bias_gelu, bias_gelu_reference, linear, linear_gelu
-from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, lamb_step
+from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, Rates, Stretch, Tensors, lamb_step
 from earlybert.kernels.layer_norm import dropout_residual_layer_norm, dropout_residual_layer_norm_reference
 from tests.kernels.test_cuda_kernels import kept_reference, no_worse
 
@@ -105,10 +105,11 @@ def test_lamb_step_is_lamb_in_float64() -> None:
     flats = [torch.randn(70_000, device="cuda") for _ in range(4)]
     flats[3].square_()
     before = [flat.double() for flat in flats]
-    step = lamb_step(*([flat[start : start + numel] for start, numel in places] for flat in flats))
+    tensors = Tensors(*([flat] for flat in flats))
+    step = lamb_step([Stretch(0, start, numel) for start, numel in places], tensors)
     assert isinstance(step, CudaLambStep)
-    squares_2P = step.advance([4.0] * len(places), (0.9, 0.999), 1e-6, 0.01, bias_correction=True)
-    step.apply([-0.1] * len(places))
+    squares_2P = step.advance(tensors, Rates(4.0, (0.9, 0.999), 1e-6, 0.01, bias_correction=True))
+    step.apply(torch.full((len(places),), -0.1, dtype=torch.float64, device="cuda"))
     for position, (start, numel) in enumerate(places):
         weight, gradient, first, second = (flat[start : start + numel] for flat in before)
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
@@ -137,20 +138,20 @@ def test_kernels_move_bytes_nearly_as_fast_as_a_copy() -> None:
     copied = 2 * large_bytes / seconds(lambda: hidden_TF.copy_(upstream_TF))
     rows = LARGE[0] * 4
     narrow_TH, other_TH = hidden_TF.view(rows, 1024), upstream_TF.view(rows, 1024)
-    vector_H = bias_F[:1024].clone()
-    saved = operators.dropout_residual_layer_norm_forward(narrow_TH, other_TH, vector_H, vector_H, 0.1, 1, 1e-12)
+    vector_H, seed = bias_F[:1024].clone(), torch.tensor(1)
+    saved = operators.dropout_residual_layer_norm_forward(narrow_TH, other_TH, vector_H, vector_H, 0.1, seed, 1e-12)
     runs = {
         "gelu forward": (2, lambda: operators.bias_gelu_forward(hidden_TF, bias_F)),
         "gelu backward": (3, lambda: operators.bias_gelu_backward(upstream_TF, hidden_TF, bias_F)),
         "norm forward": (
             4,
             lambda: operators.dropout_residual_layer_norm_forward(
-                narrow_TH, other_TH, vector_H, vector_H, 0.1, 1, 1e-12
+                narrow_TH, other_TH, vector_H, vector_H, 0.1, seed, 1e-12
             ),
         ),
         "norm backward": (
             4,
-            lambda: operators.dropout_residual_layer_norm_backward(other_TH, *saved[1:], vector_H, 0.1, 1),
+            lambda: operators.dropout_residual_layer_norm_backward(other_TH, *saved[1:], vector_H, 0.1, seed),
         ),
     }
     shares = {name: tensors * large_bytes / seconds(run) / copied for name, (tensors, run) in runs.items()}

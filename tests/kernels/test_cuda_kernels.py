@@ -10,7 +10,7 @@ from torch import Tensor
 
 from earlybert.kernels import layer_norm
 from earlybert.kernels.gelu import _BiasGelu, bias_gelu_reference
-from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep
+from earlybert.kernels.lamb_step import CUDA_CHUNK, CudaLambStep, Rates, Stretch, Tensors
 from earlybert.kernels.layer_norm import _DropoutResidualLayerNorm, dropout_residual_layer_norm_reference
 from tests.kernels.emulated import pointer
 
@@ -91,7 +91,7 @@ def test_scalar_lamb_is_that_of_float64(library: ctypes.CDLL) -> None:
     scales = first_correction / second_correction**0.5, first_correction * eps
     library.scalar_lamb(
         *(pointer(numbers), *map(ctypes.c_double, (beta1, beta2, decay))),
-        *(*map(ctypes.c_float, scales), ctypes.c_longlong(len(numbers))),
+        *(*map(ctypes.c_double, scales), ctypes.c_longlong(len(numbers))),
     )
     for column, exact in ((1, update), (2, first), (3, second)):
         torch.testing.assert_close(numbers[:, column].double(), exact, rtol=2e-6, atol=1e-6)
@@ -176,7 +176,7 @@ def test_dropout_drops_its_share_and_depends_on_row_column_and_seed(operators: t
     ones_TH, zeros_H = torch.ones(64, 512), torch.zeros(512)
 
     def kept(probability: float, seed: int) -> Tensor:
-        arguments = (ones_TH, torch.zeros_like(ones_TH), zeros_H, zeros_H, probability, seed, 1e-12)
+        arguments = (ones_TH, torch.zeros_like(ones_TH), zeros_H, zeros_H, probability, torch.tensor(seed), 1e-12)
         return torch.ops.earlybert.dropout_residual_layer_norm_forward(*arguments)[1] != 0
 
     for probability in (0.1, 0.5):
@@ -197,22 +197,24 @@ def test_lamb_step_is_lamb_in_float64_on_stretches_at_any_address(operators: tor
     # A gradient tensor at another offset from a 16-byte border: the path of single elements.
     flats[1] = torch.cat((torch.zeros(1), flats[1]))[1:]
     before = [flat.clone() for flat in flats]
-    step = CudaLambStep(*([flat[start : start + numel] for start, numel in places] for flat in flats))
-    betas, eps, decay, rates = (0.9, 0.999), 1e-6, 0.01, [-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]
-    steps = [3.0, 1.0, 9.0, 4.0, 2.0, 4.0]
-    squares_2P = step.advance(steps, betas, eps, decay, bias_correction=True)
-    step.apply(rates)
+    step = CudaLambStep([Stretch(0, start, numel) for start, numel in places], flats[0].device)
+    betas, eps, decay, count = (0.9, 0.999), 1e-6, 0.01, 3.0
+    factors = [-0.1, -0.2, -0.3, -0.4, -0.5, -0.6]
+    squares_2P = step.advance(
+        Tensors(*([flat] for flat in flats)), Rates(count, betas, eps, decay, bias_correction=True)
+    )
+    step.apply(torch.tensor(factors, dtype=torch.float64))
     touched = torch.zeros(50_000, dtype=torch.bool)
     for position, (start, numel) in enumerate(places):
         weight, gradient, first, second = (flat[start : start + numel].double() for flat in before)
         touched[start : start + numel] = True
         first = betas[0] * first + (1 - betas[0]) * gradient
         second = betas[1] * second + (1 - betas[1]) * gradient**2
-        corrected = first / (1 - betas[0] ** steps[position])
-        update = corrected / ((second / (1 - betas[1] ** steps[position])).sqrt() + eps) + decay * weight
+        corrected = first / (1 - betas[0] ** count)
+        update = corrected / ((second / (1 - betas[1] ** count)).sqrt() + eps) + decay * weight
         torch.testing.assert_close(squares_2P[0, position], weight.square().sum(), rtol=2e-6, atol=0)
         torch.testing.assert_close(squares_2P[1, position], update.square().sum(), rtol=2e-6, atol=0)
-        exact = (weight + rates[position] * update, gradient, first, second)
+        exact = (weight + factors[position] * update, gradient, first, second)
         for flat, expected in zip(flats, exact, strict=True):
             torch.testing.assert_close(flat[start : start + numel].double(), expected, rtol=1e-5, atol=2e-6)
     for flat, old in zip(flats, before, strict=True):

@@ -1,6 +1,7 @@
 """Packed attention against its definition and Hugging Face's, its gradient, and the table that picks a kernel."""
 
 import logging
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -144,7 +145,7 @@ def test_fused_kernels_take_what_they_are_given(name: str, dtype: torch.dtype) -
     query = torch.empty(3, 5, 64, dtype=dtype, device="meta", requires_grad=True)
     projection = torch.empty(8, 2, 5, 64, dtype=dtype, device="meta", requires_grad=True)
     context = IMPLEMENTATIONS[name](
-        query, *projection.unbind(1), Packing(queries.lengths, bounds[0]), Packing(keys.lengths, bounds[1]), 0.1
+        query, *projection.unbind(1), replace(queries, bounds=bounds[0]), replace(keys, bounds=bounds[1]), 0.1
     )
     assert (context.shape, context.dtype, context.device.type) == (query.shape, dtype, "meta")
     assert context.requires_grad
