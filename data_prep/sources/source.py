@@ -20,7 +20,8 @@ class SourceConfig:
     Args:
         source: The kind of source, of those at the end of `earlybert prepare --help`; `mix` is several, see `mix`.
         files: Files or glob patterns. `.txt`, `.jsonl` and `.xml` may be compressed as `.gz`, `.bz2`, `.xz` or `.zst`.
-        text_field: The field (`.jsonl`, `hub`) or column (`.parquet`) with a row's text, one paragraph a line.
+        text_field: The field (`.jsonl`, `hub`) or column (`.parquet`) with a row's text, one paragraph a line;
+            --text_column is the same option.
         hub_name: For `hub`: name of the data set, or a local data set folder.
         hub_config: For `hub`: name of the data set's configuration, where it has several.
         hub_split: For `hub`: the split to read.
