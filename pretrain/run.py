@@ -21,7 +21,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import write_json, write_text
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact, signs_of_progress
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
 from earlybert.pretrain.checkpoint.export import export_checkpoint
 from earlybert.pretrain.checkpoint.state import RunState
@@ -29,7 +29,7 @@ from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.cost.hardware import device_name
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.corpora import open_corpus
+from earlybert.pretrain.plan.corpora import KEPT, open_corpus
 from earlybert.pretrain.plan.plan import Plan, corpus_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe
 from earlybert.pretrain.plan.stages import build_stages
@@ -65,10 +65,15 @@ class Run:
         return self.run_dir / "checkpoints"
 
 
-def run(recipe: Recipe, run_dir: Path) -> None:
-    """Carries out the recipe's plan in the run directory, from wherever it stands."""
+def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
+    """Carries out the recipe's plan in the run directory, from wherever it stands.
+
+    A run whose checkpoints are lost is refused, unless told to `begin_again`.
+    """
     setting = set_up(recipe, run_dir)
     latest = newest_checkpoint(setting)
+    if latest is None and not begin_again:
+        distributed.on_rank_0(lambda: require_no_progress(setting))
     step = latest.state.global_step if latest else 0
     checkpoints = CheckpointWriter(setting.checkpoints, recipe.keep_checkpoints, newest_step=step)
     telemetry = Telemetry(
@@ -132,15 +137,19 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     keep_freed_memory()
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
-    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known))
+    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))
     return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop)
 
 
-def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan) -> None:
-    """Writes what the run is going to do; raises UserError where the run directory cannot be written to."""
+def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus) -> None:
+    """Writes what the run is going to do, and what it will need of its corpus when that is gone.
+
+    Raises UserError where the run directory cannot be written to.
+    """
     try:
         recipe.save(run_dir / "config.yaml")
         write_json(run_dir / "plan.json", plan.content())
+        corpus.keep(run_dir / KEPT)
     except OSError as error:
         raise UserError(
             f"run-dir is {run_dir}, which cannot be written to ({error.strerror}); name a folder of your own with room"
@@ -160,6 +169,15 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
             f"{checkpoint.state.optimizer}; a run keeps its optimizer"
         )
     return checkpoint
+
+
+def require_no_progress(setting: Run) -> None:
+    """Raises UserError where checkpoints are lost: to begin anew would write over what is left of the run."""
+    if signs := signs_of_progress(setting.run_dir, setting.recipe.checkpoint_every):
+        raise UserError(
+            f"{setting.run_dir}: has been trained before, but {signs}; put the checkpoints back, or use --begin_again "
+            "to lose that work"
+        )
 
 
 def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Plan:

@@ -1,6 +1,7 @@
 """A prepared corpus: what is in it, and its samples."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earlybert.core.errors import UserError
+from earlybert.core.files import whole_folder
 from earlybert.data_prep.samples.manifest import NAME, damaged_files, read_manifest
 from earlybert.data_prep.samples.shards import shard_folder
 from earlybert.data_prep.tokens.tokenizer import SpecialTokens, continues_word, load_tokenizer
@@ -130,6 +132,23 @@ class Corpus:
                     raise UserError(
                         f"{directory / name} is damaged: its SHA-256 is not the manifest's; prepare the corpus again."
                     )
+        return cls(directory, manifest, hashlib.sha256((directory / NAME).read_bytes()).hexdigest())
+
+    def keep(self, directory: Path) -> None:
+        """Copy everything but the samples: what a run needs of its corpus when that is gone. Nothing if it is there."""
+        if not directory.exists():
+            with whole_folder(directory) as temporary:
+                shutil.copy2(self.directory / NAME, temporary / NAME)
+                shutil.copytree(self.directory / "tokenizer", temporary / "tokenizer")
+
+    @classmethod
+    def open_kept(cls, directory: Path) -> "Corpus":
+        """A corpus without samples, made by `keep`; its fingerprint is the whole one's.
+
+        Raises:
+            UserError: It is damaged or of another format.
+        """
+        manifest = read_manifest(directory, check_files=False)
         return cls(directory, manifest, hashlib.sha256((directory / NAME).read_bytes()).hexdigest())
 
     @cached_property

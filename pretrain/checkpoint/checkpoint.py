@@ -10,6 +10,7 @@ written under a temporary name and renamed when all ranks are done, so it is com
 same folder. Nothing in it is ever unpickled.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,34 @@ FORMAT = f"{FAMILY}/{VERSION}"
 STORED = ("master", *MOMENTS)
 
 
+# Beside the folder of checkpoints: the global step of the newest one that was ever complete, 0 before the first.
+NEWEST = "newest_checkpoint.json"
+
+
+class UnreachableError(UserError):
+    """A checkpoint that may well be intact, but whose files cannot be reached now: none to be passed over."""
+
+
 class OtherVersionError(UserError):
     """A checkpoint of another version of this program: not damaged, but not to be read or replaced by this one."""
 
 
+def _require_reachable(path: Path) -> None:
+    """Raises UnreachableError for a link to what is not there, and OSError for what may not be looked at."""
+    if path.is_symlink() and not path.exists():
+        raise UnreachableError(
+            f"{path}: is a link to {path.readlink()}, which is not there; make it reachable, or remove the checkpoint"
+        )
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return [path for path in entries(folder) if path.is_dir()]
+
+
+def entries(folder: Path) -> list[Path]:
+    """Whatever is called like a checkpoint, oldest first; raises OSError where the folder cannot be looked at."""
+    return sorted(path for path in folder.iterdir() if path.name.startswith("step-")) if folder.exists() else []
 
 
 class Tensors(Mapping[str, "Tensor"]):
@@ -63,6 +85,8 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        for link in (path, path / "manifest.json", path / "state.json"):
+            _require_reachable(link)
         self.manifest = read_json(path / "manifest.json")
         state = read_json(path / "state.json")
         for name, content in (("manifest.json", self.manifest), ("state.json", state)):
@@ -126,6 +150,7 @@ class Checkpoint:
         """Raises UserError naming the first file that is missing, of another size or changed."""
         for name, entry in self.manifest["files"].items():
             path = self.path / name
+            _require_reachable(path)
             if not path.is_file():
                 raise UserError(f"{path}: is missing")
             if path.stat().st_size != entry["size"]:
@@ -137,15 +162,38 @@ class Checkpoint:
 def newest_intact(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as written; `warn` hears of the damaged ones it passed over.
 
-    Raises OtherVersionError where a newer one was written by another version of this program.
+    Raises OtherVersionError where a newer one was written by another version of this program, and UnreachableError or
+    OSError where its files cannot be reached: going on from an older one would throw it away.
     """
-    for path in reversed(list_checkpoints(folder)):
+    for path in reversed(entries(folder)):
         try:
             checkpoint = Checkpoint(path)
             checkpoint.verify()
             return checkpoint
-        except OtherVersionError:
+        except (OtherVersionError, UnreachableError):
             raise
         except UserError as error:
             warn(f"skipping a damaged checkpoint: {error}")
     return None
+
+
+def signs_of_progress(run_dir: Path, checkpoint_every: int) -> str | None:
+    """What says that a run without an intact checkpoint once had one; None where it has only begun."""
+    folder, newest, metrics = run_dir / "checkpoints", run_dir / NEWEST, run_dir / "metrics.jsonl"
+    if folder.is_symlink() and not folder.exists():
+        return f"{folder} is a link to {folder.readlink()}, which is not there"
+    if names := [path.name for path in entries(folder)]:
+        return f"none of {', '.join(names)} in {folder} is intact"
+    if newest.is_file():
+        step = read_json(newest)["global_step"]
+        return f"{folder} lacks the checkpoint of step {step}" if step else None
+    # Versions before this file wrote a checkpoint at least so often.
+    reached = max(map(_global_step, metrics.read_bytes().split(b"\n")), default=0) if metrics.is_file() else 0
+    return f"{metrics} goes to step {reached}" if reached >= checkpoint_every else None
+
+
+def _global_step(line: bytes) -> int:
+    try:
+        return int(json.loads(line)["global_step"])
+    except (ValueError, KeyError, TypeError):
+        return 0

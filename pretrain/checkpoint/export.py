@@ -20,7 +20,7 @@ from earlybert.pretrain.network.hugging_face import hugging_face_model
 from earlybert.pretrain.network.model import PreTrainingNetwork, network_with
 from earlybert.pretrain.network.state import Weights
 from earlybert.pretrain.network.surgery import bake_coefficients, widen_weights
-from earlybert.pretrain.plan.corpora import corpus_directory
+from earlybert.pretrain.plan.corpora import run_corpus
 from earlybert.pretrain.plan.plan import corpus_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, run_config_path
 from earlybert.pretrain.plan.stages import Stage
@@ -49,7 +49,7 @@ def newest(run_dir: Path) -> Trained | None:
     checkpoint = newest_intact(run_dir / "checkpoints", say)
     if checkpoint is None:
         return None
-    corpus = Corpus.open(corpus_directory(recipe))
+    corpus = run_corpus(run_dir, recipe)
     plan = require_run_checkpoint(checkpoint, run_dir, corpus_plan(recipe, corpus), corpus)
     planned = plan.stages[checkpoint.state.stage_index]
     weights, _ = bake_coefficients(checkpoint.weights, {})

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 from earlybert.core import distributed, ranks
 from earlybert.core.files import content_hash, file_entry, write_json
 from earlybert.kernels.partition import Partition
-from earlybert.pretrain.checkpoint.checkpoint import FORMAT, STORED, list_checkpoints
+from earlybert.pretrain.checkpoint.checkpoint import FORMAT, NEWEST, STORED, list_checkpoints
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.state import MOMENTS
 
@@ -54,6 +55,7 @@ class CheckpointWriter:
         if ranks.rank() == 0:
             for leftover in folder.glob(".step-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+            self._note(newest_step)
         distributed.barrier()
 
     @property
@@ -121,10 +123,16 @@ class CheckpointWriter:
         # The others are damaged: the run went back behind them.
         unwanted = [_set_aside(path) for path in present if path not in before]
         temporary.rename(final)
+        self._note(state.global_step)
         unwanted += [_set_aside(path) for path in before[: max(0, len(before) + 1 - self.keep)]]
         for path in unwanted:
             # To free gigabytes takes a file system its time; the next write waits for it, the training does not.
             self._thread.submit(shutil.rmtree, path, ignore_errors=True)
+
+    def _note(self, global_step: int) -> None:
+        """Writes down that there is one, so that its loss is not taken for a run that has just begun."""
+        with suppress(OSError):  # the next one is noted again
+            write_json(self.folder.parent / NEWEST, {"global_step": global_step})
 
 
 def _set_aside(path: Path) -> Path:

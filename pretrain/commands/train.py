@@ -24,12 +24,12 @@ def main(argv: list[str]) -> None:
     ranks.check_environment()
     ranks.warn_once()
     try:
-        recipe, run_dir = parse_arguments(argv)
+        recipe, run_dir, begin_again = parse_arguments(argv)
         if (run_dir / "DONE").is_file():
             print_done(run_dir)
         else:
             # By name, because the script stands above the commands. Only now, because it imports PyTorch and DeepSpeed.
-            importlib.import_module("earlybert.pretrain.run").run(recipe, run_dir)
+            importlib.import_module("earlybert.pretrain.run").run(recipe, run_dir, begin_again=begin_again)
     finally:
         # How the process ends is decided.
         ignore_signals()
@@ -44,12 +44,13 @@ def print_done(run_dir: Path) -> None:
         print(f"{run_dir} is done. Another --run-dir starts a new run.")
 
 
-def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
-    """The recipe with all overrides, and the run directory; raises UserError."""
+def parse_arguments(argv: list[str]) -> tuple[Recipe, Path, bool]:
+    """The recipe with all overrides, the run directory, and whether to begin again; raises UserError."""
     usage = "earlybert train [--config RECIPE] [--run_dir DIR] [--FIELD VALUE ...]"
     parser = ArgumentParser("earlybert train", add_help=False, usage=usage)
     parser.add_argument("--config", help="a recipe's name or a YAML file; default quickstart")
     parser.add_argument("--run_dir", type=Path, help="default runs/RECIPE")
+    parser.add_argument("--begin_again", action="store_true", help="start anew though the run's checkpoints are lost")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the deepspeed launcher
     parser.add_argument("-h", "--help", action="store_true", help="show this and every field")
     arguments, overrides = parser.parse_known_args(argv)
@@ -60,8 +61,8 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path]:
     run_dir = arguments.run_dir or Path("runs") / Path(arguments.config or DEFAULT_RECIPE).stem
     stored = run_dir / "config.yaml"
     if not stored.is_file():
-        return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir
+        return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir, arguments.begin_again
     recipe = load_recipe(recipe_path(arguments.config) if arguments.config else stored, overrides)
     begun = load_recipe(stored, [])
     require_same_run(begun, recipe, stored)
-    return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir
+    return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir, arguments.begin_again

@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 
 from earlybert.core import ranks
+from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.plan.recipe import Recipe
 
 CORPORA = Path("corpora")
+# In a run directory.
+KEPT = "corpus"
 
 
 def corpus_directory(recipe: Recipe) -> Path:
@@ -25,7 +28,10 @@ def open_corpus(recipe: Recipe) -> Corpus:
     """Opens the corpus; rank 0 prepares it first where needed, which the other ranks wait for."""
     directory = corpus_directory(recipe)
     if recipe.data:
-        return Corpus.open(directory, verify_checksums=ranks.rank() == 0)
+        try:
+            return Corpus.open(directory, verify_checksums=ranks.rank() == 0)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; if it was moved, name its new place with --data") from None
     if ranks.rank() == 0:
         # Imported here: reading and tokenising bring libraries that training does not need.
         from earlybert.data_prep.prepare import prepare
@@ -34,6 +40,15 @@ def open_corpus(recipe: Recipe) -> Corpus:
     while not (directory / "manifest.json").is_file():
         time.sleep(1)
     return Corpus.open(directory)
+
+
+def run_corpus(run_dir: Path, recipe: Recipe) -> Corpus:
+    """What a run keeps of its corpus (no samples), wherever that is now; of runs of older versions the corpus itself.
+
+    Raises UserError.
+    """
+    kept = run_dir / KEPT
+    return Corpus.open_kept(kept) if kept.is_dir() else Corpus.open(corpus_directory(recipe))
 
 
 def _identity(config: CorpusConfig) -> str:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.network.config import NetworkConfig, without_coefficients
 from earlybert.pretrain.network.work import count_parameters, time_saved
-from earlybert.pretrain.plan.corpora import corpus_directory
+from earlybert.pretrain.plan.corpora import run_corpus
 from earlybert.pretrain.plan.plan import Plan, PlannedStage, run_plan
 from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 from earlybert.pretrain.report.timeline import (
@@ -164,7 +163,7 @@ def network_content(network: NetworkConfig) -> dict[str, Any]:
 def read_outcome(run_dir: Path) -> Outcome:
     """What the run directory says so far; raises UserError where that is no run."""
     recipe = load_recipe(run_config_path(run_dir), [])
-    corpus = Corpus.open(corpus_directory(recipe))
+    corpus = run_corpus(run_dir, recipe)
     plan = run_plan(run_dir, recipe, corpus)
     lines = read_lines(run_dir)
     stages = [stage_outcome(planned, lines) for planned in plan.stages]

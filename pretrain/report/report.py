@@ -10,7 +10,10 @@ from PIL import Image
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json, write_text
+from earlybert.core.progress import say
+from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.report.attention_mass import AttentionMass, attention_mass
 from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, time_split_figure
 from earlybert.pretrain.report.outcome import Outcome, read_outcome
@@ -66,13 +69,21 @@ def run_names(runs: list[Path]) -> dict[str, Path]:
 
 
 def measure_attention(run: Path) -> AttentionMass | None:
-    """Attention mass of the newest checkpoint's network on held-out samples; None where there is no checkpoint yet."""
+    """Attention mass of the newest checkpoint's network on held-out samples.
+
+    None where there is no checkpoint yet, or no corpus any more.
+    """
     trained = newest(run)
     if trained is None:
         return None
-    samples = min(ATTENTION_SAMPLES, len(trained.corpus.samples("validation", trained.stage.length)))
+    try:
+        corpus = Corpus.open(corpus_directory(trained.recipe))
+    except UserError as error:
+        say(f"the report leaves out where attention goes: {error}")
+        return None
+    samples = min(ATTENTION_SAMPLES, len(corpus.samples("validation", trained.stage.length)))
     loader = StepLoader(
-        trained.corpus,
+        corpus,
         "validation",
         trained.stage,
         trained.recipe,
