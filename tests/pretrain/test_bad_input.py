@@ -142,11 +142,11 @@ def test_ticket_with_a_changed_byte(place: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_another_recipe_in_the_same_run_directory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, _ = parse_arguments(["--config", "good.yaml"])
+    recipe, *_ = parse_arguments(["--config", "good.yaml"])
     recipe.save(place / "begun" / "config.yaml")
     sentence = refusal(capsys, "--run-dir", "begun", "--seed", "43")
     assert "seed is 43" in sentence and "42" in sentence
-    again, _ = parse_arguments(["--run-dir", "begun", "--phase1.micro_batch", "5"])
+    again, *_ = parse_arguments(["--run-dir", "begun", "--phase1.micro_batch", "5"])
     assert again.phase1.micro_batch == 5
 
 

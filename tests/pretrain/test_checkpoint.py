@@ -287,12 +287,12 @@ def test_a_last_checkpoint_that_cannot_be_written_stops_the_run(finished_run: Pa
 
 
 def test_new_checkpoints_replace_damaged_newer_ones(finished_run: Path, workplace: Path) -> None:
-    """All three damaged: the run starts again, and keeps what it writes."""
+    """All three damaged: told to begin again the run does, and keeps what it writes."""
     run_dir = Path(shutil.copytree(finished_run, workplace / "all-damaged"))
     (run_dir / "DONE").unlink()
     for path in list_checkpoints(run_dir / "checkpoints"):
         flip_byte(path / "rank-00000.safetensors", 5000)
-    status, output = run_training(workplace, "--run-dir", "all-damaged")
+    status, output = run_training(workplace, "--run-dir", "all-damaged", "--begin-again")
     assert status == 0, output
     assert output.count("skipping a damaged checkpoint") == 3
     assert (run_dir / "metrics.jsonl").read_text().count('"train"') == 50
