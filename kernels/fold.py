@@ -44,7 +44,8 @@ def fold_coefficients(weight_OI: Tensor, coefficient_C: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(weight_OI.dtype, torch.float32)
     group = weight_OI.shape[1] // coefficient_C.shape[0]
-    return _ScaleColumns.apply(weight_OI, coefficient_C.to(dtype).repeat_interleave(group))
+    scale_I = coefficient_C.to(dtype)
+    return _ScaleColumns.apply(weight_OI, scale_I.repeat_interleave(group) if group > 1 else scale_I)
 
 
 def scale_columns_reference(activation_xI: Tensor, coefficient_C: Tensor) -> Tensor:

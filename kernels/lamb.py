@@ -257,8 +257,9 @@ class Lamb(torch.optim.Optimizer):
             # A new tensor each time: DeepSpeed's universal checkpoints load one tensor object into several states.
             state["step"] = state["step"] + 1
         device, stretches = table.flats[0].device, len(table.stretches)
-        squares_2P = torch.zeros(2, stretches, dtype=torch.float64, device=device)
-        if stretches:
+        if not stretches:
+            squares_2P = torch.zeros(2, 0, dtype=torch.float64, device=device)
+        else:
             # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
             weights = [flat.detach() for flat in table.flats]
             gradients = [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in table.flats]

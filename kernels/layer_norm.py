@@ -44,6 +44,7 @@ class _DropoutResidualLayerNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         hidden_TH, residual_TH = hidden_TH.contiguous(), residual_TH.to(hidden_TH.dtype).contiguous()
+        given_dtype = weight_H.dtype
         weight_H, bias_H = weight_H.to(hidden_TH.dtype), bias_H.to(hidden_TH.dtype)
         # From PyTorch's CPU generator: who seeds PyTorch seeds this mask, and nobody waits for the GPU.
         seed = torch.randint(2**63 - 1, ()) if dropout else torch.zeros((), dtype=torch.int64)
@@ -51,7 +52,7 @@ class _DropoutResidualLayerNorm(torch.autograd.Function):
             hidden_TH, residual_TH, weight_H, bias_H, dropout, seed, eps
         )
         ctx.save_for_backward(sum_TH, mean_T, deviation_T, weight_H, seed)
-        ctx.dropout = dropout
+        ctx.dropout, ctx.vector_dtype = dropout, given_dtype
         return output_TH
 
     @staticmethod
@@ -65,7 +66,8 @@ class _DropoutResidualLayerNorm(torch.autograd.Function):
         )
         if not operators.drops(ctx.dropout):
             gradient_hidden_TH = gradient_residual_TH
-        weight_H, bias_H = partial_2RH.sum(1)
+        # Rounded once, both together.
+        weight_H, bias_H = partial_2RH.sum(1).to(ctx.vector_dtype)
         return gradient_hidden_TH, gradient_residual_TH, weight_H, bias_H, None, None
 
 

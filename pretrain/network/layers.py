@@ -46,6 +46,9 @@ class QueryKeyValue(nn.Linear):
         # What rounding leaves of it, Adam's normalisation would blow up to full steps that differ in every layout.
         query, key, value = self.bias.chunk(3)
         bias = torch.cat((query, key.detach(), value))
+        if last - first == 3:
+            # The gradient of a slice is written into zeros as large as the weight, also when it is all of it.
+            return F.linear(hidden_xH, self.weight, bias)
         rows = slice(first * len(query), last * len(query))
         return F.linear(hidden_xH, self.weight[rows], bias[rows])
 
