@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, start
+from tests.pretrain.run_files import metrics
 
 PAGE = ROOT / "docs" / "extending.md"
 FOLDERS = ("core", "data_prep", "kernels", "pretrain", "finetune", "ds_configs")
@@ -178,3 +180,119 @@ def test_a_source_is_one_file_and_one_line(tmp_path: Path) -> None:
     sentences = r"message number \d+ says gru(ß|ss)e to all of you. a second paragraph follows it here. \[SEP\]"
     assert re.search(sentences, run_extended(folder, "-c", code))
     assert "archives of mailing lists" in " ".join(command(folder, "prepare", "--help").split())
+
+
+# In the copy: what widen makes of the narrow part's end computes what the narrow network did, in both exports' terms.
+SAME_FUNCTION = """
+import torch
+from pathlib import Path
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint
+from earlybert.pretrain.network.model import network_with
+from earlybert.pretrain.plan.plan import run_plan
+from earlybert.pretrain.plan.recipe import load_recipe
+
+run = Path("widened")
+recipe = load_recipe(run / "config.yaml", [])
+plan = run_plan(run, recipe, Corpus.open(Path(recipe.data)))
+trained = Checkpoint(run / "checkpoints" / "step-00000030").training_state
+narrow, wide = plan.network(1), plan.network(2)
+state = recipe.widen.begin(trained, narrow, wide, recipe.seed)
+ids = torch.randint(5, narrow.vocab_size, (3, 20), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    first, second = (
+        network_with(network, weights).double().eval()(ids).prediction_logits
+        for network, weights in ((narrow, dict(trained.weights)), (wide, state.weights))
+    )
+print("largest difference", float((first - second)[..., : narrow.vocab_size].abs().max()))
+grown = state.moments["exp_avg_sq"]["layers.0.feed_forward.intermediate.weight"]
+fresh = state.weights["layers.0.feed_forward.intermediate.weight"][(grown == 0).all(dim=1)]
+print("fresh neurons", len(fresh), "of them zero", int((fresh == 0).all(dim=1).sum()), "steps", state.optimizer_step)
+"""
+
+
+def training_losses(run: Path) -> list[tuple[str, float]]:
+    return [(line["stage"], line["masked_loss"]) for line in metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def widened(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps of search, 10 narrow ones, 10 wide ones and 10 of phase 2 in a copy that knows `widen`."""
+    folder = extend("A border", tmp_path_factory.mktemp("widen"))
+    shutil.copy(workplace / "small.yaml", folder)
+    run_extended(folder, *WIDENING)
+    return folder
+
+
+WIDENING = ("earlybert/pretrain/run.py", "--config", "small.yaml", "--run_dir", "widened", "--widen.until", "[0.5]")
+WIDENING += ("--plan", "[search, narrow, phase1, widen, phase1, phase2]", "--keep_checkpoints", "20")
+
+
+def test_a_border_gives_cut_units_back(widened: Path) -> None:
+    run = widened / "widened"
+    plan = json.loads((run / "plan.json").read_text())["stages"]
+    facts = ("name", "begin", "heads", "steps", "schedule_start")
+    assert [tuple(stage[fact] for fact in facts) for stage in plan] == [
+        ("search", "initial", 8, 20, 0),
+        ("phase1-narrow", "narrow", 6, 10, 0),
+        ("phase1", "widen", 8, 10, 10),
+        ("phase2", "lengthen", 8, 10, 0),
+    ]
+    found = run_extended(widened, "-c", SAME_FUNCTION)
+    difference, neurons, zero, steps = re.search(
+        r"difference (\S+)\nfresh neurons (\d+) of them zero (\d+) steps (\d+)", found
+    ).groups()
+    assert float(difference) < 1e-6 and steps == "10"
+    kept = json.loads((run / "ticket.json").read_text())["neurons"][0]
+    assert int(neurons) == 96 - len(kept) > 0 and zero == "0"
+    validations = {(line["stage"], line["step"]): line["masked_loss"] for line in metrics(run, "validation")}
+    losses = dict(reversed(training_losses(run)))  # the first of each stage
+    narrow, wide = validations["phase1-narrow", 10], validations["phase1", 10]
+    assert abs(losses["phase1"] - narrow) < 0.5 * (losses["phase1-narrow"] - narrow) and wide < narrow
+
+
+def test_a_widened_run_resumes_and_says_how_it_ends(widened: Path) -> None:
+    run = widened / "widened"
+    whole = training_losses(run)
+    (run / "DONE").unlink()
+    for checkpoint in (run / "checkpoints").iterdir():
+        if checkpoint.name > "step-00000037":  # the seventh step of the wide part
+            shutil.rmtree(checkpoint)
+    output = run_extended(widened, *WIDENING)
+    assert "step-00000037: step 7" in output and "full width again" in output
+    assert training_losses(run) == whole
+    page = (run / "report.md").read_text()
+    assert "a searched ticket of it is trained first, then all of it: the network ends at full width" in page
+    assert "| widen | give the cut heads and neurons back" in page and "| stack |" not in page
+    report = json.loads((run / "report.json").read_text())
+    assert report["network"]["heads"] == [4, 4] and report["narrow"]["heads"] == [3, 3]
+
+
+def test_a_widened_network_is_exported_whole(widened: Path) -> None:
+    from transformers import BertForPreTraining
+
+    from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
+
+    exports = widened / "widened" / "export"
+    ours = EarlyBertForPreTraining.from_pretrained(exports / "earlybert").eval()
+    bert = BertForPreTraining.from_pretrained(exports / "bert").eval()
+    assert ours.config.kept_heads is None and ours.config.kept_neurons is None
+    ids = torch.randint(5, ours.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = ours(ids).prediction_logits, bert(ids).prediction_logits
+    torch.testing.assert_close(found, expected[..., : ours.config.vocab_size], rtol=0, atol=1e-5)
+
+
+def test_a_border_in_a_senseless_place_is_refused(widened: Path) -> None:
+    for plan, message in (
+        ("[phase1, widen, phase1]", "widen needs narrow before it"),
+        ("[search, widen, phase1]", "after search must come narrow or nothing, not widen"),
+        ("[search, narrow, phase1, phase1]", "phase 1 goes on until the network is stacked or widened"),
+        ("[search, narrow, phase1, widen, phase2]", "a wide network is there to be trained, so after widen must"),
+        ("[search, narrow, phase1, widne, phase1]", 'did you mean "widen"?'),
+    ):
+        arguments = ("plan", "--config", "small.yaml", "--widen.until", "[0.5]", "--plan", plan)
+        entry = [sys.executable, "-c", "from earlybert.core.cli import main; main()"]
+        process = start([*entry, *arguments], widened, PYTHONPATH=str(widened))
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2 and message in output, output
