@@ -224,8 +224,10 @@ def widened(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WIDENING = ("earlybert/pretrain/run.py", "--config", "small.yaml", "--run_dir", "widened", "--widen.until", "[0.5]")
-WIDENING += ("--plan", "[search, narrow, phase1, widen, phase1, phase2]", "--keep_checkpoints", "20")
+WIDENING = [
+    *("earlybert/pretrain/run.py", "--config", "small.yaml", "--run_dir", "widened", "--keep_checkpoints", "20"),
+    *("--plan", "[search, narrow, phase1, widen, phase1, phase2]", "--widen.until", "[0.5]"),
+]
 
 
 def test_a_border_gives_cut_units_back(widened: Path) -> None:
@@ -239,9 +241,9 @@ def test_a_border_gives_cut_units_back(widened: Path) -> None:
         ("phase2", "lengthen", 8, 10, 0),
     ]
     found = run_extended(widened, "-c", SAME_FUNCTION)
-    difference, neurons, zero, steps = re.search(
-        r"difference (\S+)\nfresh neurons (\d+) of them zero (\d+) steps (\d+)", found
-    ).groups()
+    numbers = re.search(r"difference (\S+)\nfresh neurons (\d+) of them zero (\d+) steps (\d+)", found)
+    assert numbers is not None, found
+    difference, neurons, zero, steps = numbers.groups()
     assert float(difference) < 1e-6 and steps == "10"
     kept = json.loads((run / "ticket.json").read_text())["neurons"][0]
     assert int(neurons) == 96 - len(kept) > 0 and zero == "0"
@@ -265,7 +267,11 @@ def test_a_widened_run_resumes_and_says_how_it_ends(widened: Path) -> None:
     assert "a searched ticket of it is trained first, then all of it: the network ends at full width" in page
     assert "| widen | give the cut heads and neurons back" in page and "| stack |" not in page
     report = json.loads((run / "report.json").read_text())
-    assert report["network"]["heads"] == [4, 4] and report["narrow"]["heads"] == [3, 3]
+    assert (
+        report["dense_stage"] == "search"
+        and report["network"]["heads"] == [4, 4]
+        and report["narrow"]["heads"] == [3, 3]
+    )
 
 
 def test_a_widened_network_is_exported_whole(widened: Path) -> None:
