@@ -33,8 +33,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.finetune import command
 from earlybert.finetune.methods import TICKET_METHODS
-from earlybert.finetune.results import Result, in_percent, majority, read_results, savings, scores, shown
-from earlybert.finetune.tasks import main_score
+from earlybert.finetune.results import Result, main_scores, majority, read_results, savings, shown
 from earlybert.pretrain.ticket.figures import mask_distance_figure
 
 
@@ -101,22 +100,18 @@ class Measurement:
         return self.results(base) if base else {task: [] for task in self.experiment.tasks}
 
 
-def measured(task: str, results: list[Result]) -> list[float]:
-    """The task's main score in percent, by seed."""
-    return [in_percent(task, value) for value in scores(results, main_score(task))]
-
-
 def means(results: dict[str, list[Result]]) -> list[float]:
     """Mean over the tasks, by seed."""
     return [
-        statistics.mean(row) for row in zip(*(measured(task, found) for task, found in results.items()), strict=True)
+        statistics.mean(row) for row in zip(*(main_scores(task, found) for task, found in results.items()), strict=True)
     ]
 
 
 def relative_change(results: dict[str, list[Result]], base: dict[str, list[Result]]) -> float:
     """Mean over the tasks of the change against the base, percent of the base; tasks whose base is 0 are left out."""
     pairs = [
-        (statistics.mean(measured(task, results[task])), statistics.mean(measured(task, base[task]))) for task in base
+        (statistics.mean(main_scores(task, results[task])), statistics.mean(main_scores(task, base[task])))
+        for task in base
     ]
     return statistics.mean([100 * (new - old) / old for new, old in pairs if old])
 
@@ -130,7 +125,7 @@ def cells(measurement: Measurement, arm: Arm) -> dict[str, str]:
     experiment, results = measurement.experiment, measurement.results(arm)
     row: dict[str, str] = {}
     for task, found in results.items():
-        row[task] = beside(shown(measured(task, found)), arm.paper.get(task))
+        row[task] = beside(shown(main_scores(task, found)), arm.paper.get(task))
     if experiment.mean:
         row["mean"] = beside(shown(means(results)), arm.paper.get("mean"))
     if "change" in arm.paper:

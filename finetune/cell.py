@@ -5,7 +5,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate.utils import wait_for_everyone
 from transformers import DataCollatorWithPadding
@@ -16,41 +16,26 @@ from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import say
 from earlybert.finetune import methods
 from earlybert.finetune.clock import Cost
-from earlybert.finetune.config import Method, Recipe
-from earlybert.finetune.glue import GlueData, Predict
-from earlybert.finetune.model import TaskModel
+from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.pretrained import Pretrained, starting_weights, task_config
 from earlybert.finetune.saved import save_trained
-from earlybert.finetune.squad import SquadData
-from earlybert.finetune.tasks import SQUAD
+from earlybert.finetune.tasks.task import Task, TaskData
 from earlybert.finetune.text import Features
-from earlybert.finetune.training import Stage, make_trainer, predictions, train, updates
+from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.telemetry import clock
 
 
-class TaskData(Protocol):
-    """What GLUE's tasks and SQuAD have in common."""
-
-    @property
-    def model_class(self) -> TaskModel: ...
-    @property
-    def head(self) -> dict[str, object]: ...
-    def train(self, count: int | None) -> list[Features]: ...
-    def evaluate(self, predict: Predict, count: int | None) -> dict[str, float]: ...
-    def submit(self, predict: Predict, folder: Path) -> None: ...
-
-
-def open_task(task: str, data: Path | None, pretrained: Pretrained, recipe: Recipe) -> TaskData:
-    """A task's examples; `data` holds GLUE's folders and `SQuAD`, each by name, or is None for the hub."""
-    pretrained.require_length(recipe.max_length)
-    folder = None if data is None else data / task
+def open_task(task: Task, data: Path | None, pretrained: Pretrained, settings: TaskSettings) -> TaskData:
+    """A task's examples; `data` holds a folder for each task, by name, or is None for the hub."""
+    pretrained.require_length(settings.max_length)
+    folder = None if data is None else data / task.name
     if folder and not folder.is_dir():
-        raise UserError(f"--data is {data}, which has no folder {task}; it must hold the task's official files there")
-    if task == SQUAD:
-        return SquadData(folder, pretrained.tokenizer, recipe.windows)
-    return GlueData(task, folder, pretrained.tokenizer, recipe.max_length, with_test=recipe.predict)
+        raise UserError(
+            f"--data is {data}, which has no folder {task.name}; it must hold the task's official files there"
+        )
+    return task.open(folder, pretrained.tokenizer, settings)
 
 
 @dataclass(frozen=True)
@@ -66,31 +51,31 @@ class Cell:
     def result(self) -> Path:
         return self.folder / "result.json"
 
-    def run(self, pretrained: Pretrained, data: TaskData, rows: list[Features], recipe: Recipe) -> None:
+    def run(self, pretrained: Pretrained, data: TaskData, rows: list[Features], settings: TaskSettings) -> None:
         """Trains and scores it; goes on where an interrupted call was."""
         if self.result.is_file():
             return
         began = time.monotonic()
         say(f"{self.task}, {self.method}, seed {self.seed}", enabled=rank() == 0)
-        full = task_config(pretrained, data.head, recipe.dropout)
-        ticket, searched = self._ticket(pretrained, full, data, rows, recipe)
+        full = task_config(pretrained, data.head, settings.dropout)
+        ticket, searched = self._ticket(pretrained, full, data, rows, settings)
         full_weights = starting_weights(data.model_class, full, pretrained.weights, self.seed)
         network, weights = methods.cut(self.method, full.network, full_weights, ticket)
         model = data.model_class(full.with_network(network))
         model.load_state_dict(weights)
-        epochs, learning_rate = methods.schedule(self.method, recipe, full.network)
-        stage = Stage("training", self.folder, epochs, learning_rate, self.seed)
-        trainer = make_trainer(model, rows, DataCollatorWithPadding(pretrained.tokenizer), recipe, stage)
+        epochs, learning_rate = methods.schedule(self.method, settings, full.network)
+        run = TrainerRun("training", self.folder, epochs, learning_rate, self.seed)
+        trainer = make_trainer(model, rows, DataCollatorWithPadding(pretrained.tokenizer), settings, run)
         trained = train(trainer)
 
         def predict(unlabelled: list[Features]) -> tuple[Any, ...]:
             return predictions(trainer, unlabelled)
 
-        scores = data.evaluate(predict, recipe.max_eval_examples)
-        if recipe.predict:
+        scores = data.evaluate(predict, settings.max_eval_examples)
+        if settings.predict:
             data.submit(predict, self.folder / "predictions")
         if rank() == 0:
-            save_trained(model, pretrained.tokenizer, self.folder / "export", recipe.export)
+            save_trained(model, pretrained.tokenizer, self.folder / "export", settings.export)
             content = {
                 "task": self.task,
                 "method": self.method,
@@ -99,27 +84,32 @@ class Cell:
                 "examples": len(rows),
                 "epochs": epochs,
                 "learning_rate": learning_rate,
-                "dense_steps": updates(len(rows), recipe, recipe.epochs),
+                "dense_steps": updates(len(rows), settings, settings.epochs),
                 "search": dataclasses.asdict(searched) if searched else None,
                 "training": dataclasses.asdict(trained),
                 "ticket_sha256": ticket.sha256 if ticket else None,
             }
-            write_json(self.result, content | methods.size(network, full.network, recipe.max_length))
+            write_json(self.result, content | methods.size(network, full.network, settings.max_length))
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             say(f"  {listed}  ({clock(time.monotonic() - began)})")
         wait_for_everyone()
 
     def _ticket(
-        self, pretrained: Pretrained, config: EarlyBertConfig, data: TaskData, rows: list[Features], recipe: Recipe
+        self,
+        pretrained: Pretrained,
+        config: EarlyBertConfig,
+        data: TaskData,
+        rows: list[Features],
+        settings: TaskSettings,
     ) -> tuple[Ticket | None, Cost | None]:
         """The ticket that this method trains, and what the search for it cost; both are on disk afterwards."""
         path, cost_path = self.folder / "ticket.json", self.folder / "search" / "cost.json"
         if path.is_file():
             return Ticket.load(path), Cost(**read_json(cost_path)) if cost_path.is_file() else None
-        ticket, cost = methods.given_ticket(self.method, recipe, config.network, self.seed), None
+        ticket, cost = methods.given_ticket(self.method, settings, config.network, self.seed), None
         if ticket is None and self.method == "earlybert":
-            ticket, cost = methods.search(pretrained, config, data.model_class, rows, recipe, self.folder, self.seed)
+            ticket, cost = methods.search(pretrained, config, data.model_class, rows, settings, self.folder, self.seed)
         if rank() == 0 and ticket:
             if cost:
                 write_json(cost_path, dataclasses.asdict(cost))

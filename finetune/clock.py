@@ -13,7 +13,7 @@ from earlybert.core.devices import synchronize
 
 @dataclass(frozen=True)
 class Cost:
-    """One stage's updates.
+    """The updates of one run of the Trainer.
 
     `compute`: seconds of forward and backward, which is what the paper times; `update`: the same with clipping and the
     optimizer. Means over all updates. `clock`: seconds from the first to the last, with loading and copying to the GPU.

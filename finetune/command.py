@@ -17,7 +17,7 @@ from earlybert.finetune.cell import Cell, open_task
 from earlybert.finetune.config import METHODS, Settings
 from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
-from earlybert.finetune.tasks import TASKS, require_known
+from earlybert.finetune.tasks.registry import TASKS, require_known
 from earlybert.finetune.training import layout
 
 # What to compute; all other options say how.
@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str]) -> tuple[dict[str, Any], Settings]:
     settings = Settings(**{field.name: parsed[field.name] for field in dataclasses.fields(Settings)})
     settings.check()
     what = {name: parsed[name] for name in WHAT}
-    require_known("--task", what["task"], TASKS)
+    require_known("--task", what["task"], tuple(TASKS))
     require_known("--method", what["method"], METHODS)
     for seed in what["seed"]:
         if not 0 <= seed < 2**32:
@@ -84,20 +84,20 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--data is {data}, which is no folder; it must hold GLUE's folders and SQuAD")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is no folder; it must be one, or not be there yet")
-    recipes = {task: settings.for_task(task) for task in what["task"]}
+    settings_of = {task: settings.for_task(TASKS[task].defaults) for task in what["task"]}
     pretrained = open_pretrained(what["model"])
-    for recipe in recipes.values():
-        layout(recipe)
+    for task_settings in settings_of.values():
+        layout(task_settings)
         for method in what["method"]:
-            methods.require_usable(method, recipe, pretrained)
-    tasks = {task: open_task(task, data, pretrained, recipe) for task, recipe in recipes.items()}
+            methods.require_usable(method, task_settings, pretrained)
+    opened = {task: open_task(TASKS[task], data, pretrained, own) for task, own in settings_of.items()}
     # Whatever is wrong with the data has been found by now; nothing is written before.
     require_same(out, {"model": what["model"], "data": what["data"]} | dataclasses.asdict(settings))
-    for task, task_data in tasks.items():
-        rows = task_data.train(recipes[task].max_train_examples)
+    for task, task_data in opened.items():
+        rows = task_data.train(settings_of[task].max_train_examples)
         for seed in what["seed"]:
             for method in what["method"]:
                 cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
-                cell.run(pretrained, task_data, rows, recipes[task])
+                cell.run(pretrained, task_data, rows, settings_of[task])
     if rank() == 0:
         print_tables(out)

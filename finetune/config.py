@@ -2,34 +2,26 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from earlybert.core.errors import UserError
-from earlybert.finetune.squad import WindowRule
-from earlybert.finetune.tasks import SQUAD
 from earlybert.finetune.text import SPECIAL_TOKENS
 from earlybert.pretrain.ticket.ticket import TicketRule
 
 Method = Literal["dense", "shortened", "earlybert", "random", "all", "layerdrop"]
 METHODS: tuple[Method, ...] = ("dense", "shortened", "earlybert", "random", "all", "layerdrop")
 
-# What the paper gives GLUE and SQuAD each (sections 3.3, 4.1 and 4.2); SQuAD's batch is the released launcher's.
-GLUE_NUMBERS: dict[str, Any] = {
-    "epochs": 3.0,
-    "learning_rate": 2e-5,
-    "ticket_epochs": 2.0,
-    "ticket_learning_rate": 4e-5,
-    "batch_size": 32,
-    "max_length": 128,
-}
-SQUAD_NUMBERS: dict[str, Any] = {
-    "epochs": 2.0,
-    "learning_rate": 3e-5,
-    "ticket_epochs": 2.0,
-    "ticket_learning_rate": 3e-5,
-    "batch_size": 48,
-    "max_length": 384,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDefaults:
+    """The settings that differ from task to task, as the paper has them (sections 3.3, 4.1 and 4.2)."""
+
+    epochs: float
+    learning_rate: float
+    ticket_epochs: float
+    ticket_learning_rate: float
+    batch_size: int
+    max_length: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,26 +117,26 @@ class Settings:
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
 
-    def for_task(self, task: str) -> "Recipe":
+    def for_task(self, defaults: TaskDefaults) -> "TaskSettings":
         """All numbers for one task; raises UserError where they do not go together."""
-        numbers = SQUAD_NUMBERS if task == SQUAD else GLUE_NUMBERS
-        given = {name: getattr(self, name) for name in numbers}
-        chosen = {name: default if given[name] is None else given[name] for name, default in numbers.items()}
-        others = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in numbers}
-        recipe = Recipe(**chosen, **others)
-        if recipe.search_epochs > recipe.epochs:
+        chosen = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for name, default in dataclasses.asdict(defaults).items():
+            if chosen[name] is None:
+                chosen[name] = default
+        settings = TaskSettings(**chosen)
+        if settings.search_epochs > settings.epochs:
             raise UserError(
-                f"search_epochs is {recipe.search_epochs:g}, but the search follows dense training's {recipe.epochs:g} "
-                "epochs; it must not be longer"
+                f"search_epochs is {settings.search_epochs:g}, but the search follows dense training's "
+                f"{settings.epochs:g} epochs; it must not be longer"
             )
         shortest = SPECIAL_TOKENS[2] + 2
-        if recipe.max_length < shortest:
-            raise UserError(f"max_length is {recipe.max_length}; it must be at least {shortest}")
-        return recipe
+        if settings.max_length < shortest:
+            raise UserError(f"max_length is {settings.max_length}; it must be at least {shortest}")
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Settings):
+class TaskSettings(Settings):
     """The settings for one task, nothing left open."""
 
     epochs: float
@@ -153,7 +145,3 @@ class Recipe(Settings):
     ticket_learning_rate: float
     batch_size: int
     max_length: int
-
-    @property
-    def windows(self) -> WindowRule:
-        return WindowRule(self.max_length, self.doc_stride, self.max_query_length, self.n_best, self.max_answer_length)

@@ -22,11 +22,11 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 from earlybert.core.distributed import rank
 from earlybert.core.files import file_hash
 from earlybert.finetune.clock import Cost
-from earlybert.finetune.config import Method, Recipe
+from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.pretrained import Pretrained, starting_weights
 from earlybert.finetune.text import Features
-from earlybert.finetune.training import Collate, Recorder, Stage, draw_step, make_trainer, train
+from earlybert.finetune.training import Collate, Recorder, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig
@@ -98,46 +98,46 @@ def size(config: NetworkConfig, full: NetworkConfig, length: int) -> dict[str, A
     }
 
 
-def shortened_epochs(config: NetworkConfig, recipe: Recipe) -> float:
+def shortened_epochs(config: NetworkConfig, settings: TaskSettings) -> float:
     """Epochs of dense training that cost as much arithmetic as the search and the narrow network's training.
 
     The cost depends on how many units are cut, not on which, so any ticket of the rule gives it.
     """
-    narrow = narrow_config(config, random_ticket(full_shape(config), recipe.draw, seed=0))
-    ratio = step_cost(narrow, recipe.max_length) / step_cost(config, recipe.max_length)
-    return recipe.search_epochs + recipe.ticket_epochs * ratio
+    narrow = narrow_config(config, random_ticket(full_shape(config), settings.draw, seed=0))
+    ratio = step_cost(narrow, settings.max_length) / step_cost(config, settings.max_length)
+    return settings.search_epochs + settings.ticket_epochs * ratio
 
 
-def schedule(method: Method, recipe: Recipe, config: NetworkConfig) -> tuple[float, float]:
+def schedule(method: Method, settings: TaskSettings, config: NetworkConfig) -> tuple[float, float]:
     """Epochs and peak learning rate; `config` is the full network's."""
     if method in TICKET_METHODS:
-        return recipe.ticket_epochs, recipe.ticket_learning_rate
+        return settings.ticket_epochs, settings.ticket_learning_rate
     if method == "shortened":
-        return shortened_epochs(config, recipe), recipe.learning_rate
-    return recipe.epochs, recipe.learning_rate
+        return shortened_epochs(config, settings), settings.learning_rate
+    return settings.epochs, settings.learning_rate
 
 
-def given_ticket(method: Method, recipe: Recipe, config: NetworkConfig, seed: int) -> Ticket | None:
+def given_ticket(method: Method, settings: TaskSettings, config: NetworkConfig, seed: int) -> Ticket | None:
     """The ticket of a method that needs no search for it; raises UserError for one of another model."""
     shape = full_shape(config)
     if method == "random":
-        return random_ticket(shape, recipe.draw, seed)
+        return random_ticket(shape, settings.draw, seed)
     if method == "all":
         return all_ticket(shape)
-    if method == "earlybert" and recipe.ticket:
-        ticket = Ticket.load(Path(recipe.ticket))
-        ticket.require_model(shape, recipe.ticket)
+    if method == "earlybert" and settings.ticket:
+        ticket = Ticket.load(Path(settings.ticket))
+        ticket.require_model(shape, settings.ticket)
         return ticket
     return None
 
 
-def require_usable(method: Method, recipe: Recipe, pretrained: Pretrained) -> None:
+def require_usable(method: Method, settings: TaskSettings, pretrained: Pretrained) -> None:
     """Raises UserError where this network, the rule or the given ticket cannot serve the method."""
     if method == "dense":
         return
     pretrained.require_full(method)
-    recipe.draw.check(pretrained.config.intermediate_size)
-    given_ticket(method, recipe, pretrained.config, seed=0)
+    settings.draw.check(pretrained.config.intermediate_size)
+    given_ticket(method, settings, pretrained.config, seed=0)
 
 
 def search(
@@ -145,7 +145,7 @@ def search(
     config: EarlyBertConfig,
     model_class: TaskModel,
     rows: list[Features],
-    recipe: Recipe,
+    settings: TaskSettings,
     folder: Path,
     seed: int,
 ) -> tuple[Ticket, Cost]:
@@ -156,17 +156,17 @@ def search(
     network = dataclasses.replace(config.network, searching=True)
     searched: TaskModel | type[EarlyBertForMaskedTokens] = model_class
     collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
-    if recipe.search_objective == "mlm":
+    if settings.search_objective == "mlm":
         searched, network = EarlyBertForMaskedTokens, dataclasses.replace(network, next_sentence=False)
         collate = DataCollatorForLanguageModeling(pretrained.tokenizer)
         rows = [Features(input_ids=row["input_ids"], token_type_ids=row["token_type_ids"]) for row in rows]
     config = config.with_network(network)
     model = searched(config)
     model.load_state_dict(starting_weights(searched, config, pretrained.weights, seed))
-    step = draw_step(len(rows), recipe)
-    history = MaskHistory(folder / "search", recipe.draw, SearchConfig(), step)
-    stage = Stage("search", folder, recipe.epochs, recipe.learning_rate, seed, stop_after=step)
-    trainer = make_trainer(model, rows, collate, recipe, stage, Recorder(history, step))
+    step = draw_step(len(rows), settings)
+    history = MaskHistory(folder / "search", settings.draw, SearchConfig(), step)
+    run = TrainerRun("search", folder, settings.epochs, settings.learning_rate, seed, stop_after=step)
+    trainer = make_trainer(model, rows, collate, settings, run, Recorder(history, step))
     cost = train(trainer)
     content = None
     if rank() == 0:
@@ -175,7 +175,7 @@ def search(
         source = TicketSource(
             kind="search", stage="finetune", step=step, seed=seed, coefficients_sha256=file_hash(path)
         )
-        ticket = draw(full_shape(network), found.heads_LU, found.neurons_LU, recipe.draw, source)
+        ticket = draw(full_shape(network), found.heads_LU, found.neurons_LU, settings.draw, source)
         content = ticket.content() | {"sha256": ticket.sha256}
     # Every rank cuts by the same ticket; its hash is verified on the way in.
     (content,) = broadcast_object_list([content])

@@ -148,7 +148,7 @@ def starting_weights(
 ) -> dict[str, Tensor]:
     """Pre-trained values, and for the rest (task head, coefficients) initial ones.
 
-    Those are a pure function of (seed, name, shape), so both stages of EarlyBERT have the same task head.
+    Those are a pure function of (seed, name, shape), so EarlyBERT's search and its training have the same task head.
     """
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in model_class(config).named_parameters()}

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from earlybert.core.files import read_json
 from earlybert.finetune.config import METHODS
-from earlybert.finetune.tasks import SQUAD, TASKS, main_score
+from earlybert.finetune.tasks.registry import TASKS
 from earlybert.pretrain.network.work import time_saved
 
 Result = dict[str, Any]
@@ -35,13 +35,15 @@ def spread(values: list[float]) -> tuple[float, float | None]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def scores(results: list[Result], name: str) -> list[float]:
-    return [result["scores"][name] for result in results]
+def main_scores(task: str, results: list[Result]) -> list[float]:
+    """The task's main score in percent, of each result."""
+    factor = 1 if TASKS[task].in_percent else 100
+    return [factor * result["scores"][TASKS[task].main_score] for result in results]
 
 
 @dataclass(frozen=True)
-class StepTimes:
-    """Mean updates of a stage, seconds of each by both definitions of `Cost`, and seconds of all by the clock."""
+class MeanCost:
+    """Mean updates of searches or trainings, seconds of each by both definitions of `Cost`, and of all by the clock."""
 
     steps: float
     compute: float
@@ -49,12 +51,12 @@ class StepTimes:
     clock: float
 
     @staticmethod
-    def of(results: list[Result], stage: str) -> "StepTimes":
-        costs = [result[stage] for result in results if result[stage]]
+    def of(results: list[Result], part: str) -> "MeanCost":
+        costs = [result[part] for result in results if result[part]]
         total = sum(cost["steps"] for cost in costs)
         if not total:
-            return StepTimes(0.0, 0.0, 0.0, 0.0)
-        return StepTimes(
+            return MeanCost(0.0, 0.0, 0.0, 0.0)
+        return MeanCost(
             steps=total / len(costs),
             compute=sum(cost["compute"] * cost["steps"] for cost in costs) / total,
             update=sum(cost["update"] * cost["steps"] for cost in costs) / total,
@@ -78,13 +80,13 @@ class Savings:
 
 def savings(results: list[Result], dense: list[Result]) -> Savings | None:
     """Against dense runs of the same task; where there are none the search's steps, on the full network, stand in."""
-    search, training = StepTimes.of(results, "search"), StepTimes.of(results, "training")
-    base = StepTimes.of(dense, "training")
+    search, training = MeanCost.of(results, "search"), MeanCost.of(results, "training")
+    base = MeanCost.of(dense, "training")
     if not base.steps:
         if not search.steps:
             return None
         steps = statistics.mean(result["dense_steps"] for result in results)
-        base = StepTimes(steps, search.compute, search.update, search.clock / search.steps * steps)
+        base = MeanCost(steps, search.compute, search.update, search.clock / search.steps * steps)
     ratio = training.compute / base.compute
     return Savings(
         ratio=ratio,
@@ -97,12 +99,7 @@ def savings(results: list[Result], dense: list[Result]) -> Savings | None:
 def majority(task: str, results: list[Result]) -> float | None:
     """The main score of always guessing the most frequent class, a fraction; None where there are no classes."""
     # One class has no correlation with anything.
-    return 0.0 if main_score(task) == "matthews" else results[0]["scores"].get("majority")
-
-
-def in_percent(task: str, value: float) -> float:
-    """SQuAD's official scores are in percent already."""
-    return value if task == SQUAD else 100 * value
+    return 0.0 if TASKS[task].main_score == "matthews" else results[0]["scores"].get("majority")
 
 
 def shown(values: list[float]) -> str:
@@ -143,12 +140,12 @@ def _score_table(grouped: Grouped, tasks: Sequence[str], methods: Sequence[str])
     table = Table("", title="mean ± standard deviation over seeds, %")
     guesses = []
     for task in tasks:
-        table.add_column(f"{task}\n{main_score(task)}", justify="right")
+        table.add_column(f"{task}\n{TASKS[task].main_score}", justify="right")
         guesses.append(majority(task, next(results for (found, _), results in grouped.items() if found == task)))
     for method in methods:
         cells = []
         for task in tasks:
-            values = [in_percent(task, value) for value in scores(grouped.get((task, method), []), main_score(task))]
+            values = main_scores(task, grouped.get((task, method), []))
             cells.append(shown(values) if values else "")
         table.add_row(method, *cells)
     table.add_row("majority class", *("" if guess is None else f"{100 * guess:.2f}" for guess in guesses))

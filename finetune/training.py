@@ -1,4 +1,4 @@
-"""One stage of fine-tuning on the Hugging Face Trainer: AdamW, linear decay, checkpoints, and the search's L1 term."""
+"""Runs of the Hugging Face Trainer: AdamW, linear decay, checkpoints, and the search's L1 term."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from earlybert.core.distributed import rank, world_size
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.finetune.clock import Cost, StepClock
-from earlybert.finetune.config import Recipe
+from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.text import Features
 from earlybert.pretrain.cost.hardware import device_precision
 from earlybert.pretrain.network.parameters import is_coefficient
@@ -33,10 +33,11 @@ RECORDINGS = 20
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of training: the learning-rate curve is that of `epochs`, even where it stops after `stop_after`.
+class TrainerRun:
+    """One run of the Trainer: a search, or the training that follows.
 
-    `folder` is the result's, which all its stages share.
+    The learning-rate curve is that of `epochs`, even where it stops after `stop_after`. `folder` is the result's, which
+    its runs share.
     """
 
     name: str
@@ -56,22 +57,22 @@ class Stage:
         return self.folder / "tensorboard" / self.name
 
 
-def updates(examples: int, recipe: Recipe, epochs: float) -> int:
+def updates(examples: int, settings: TaskSettings, epochs: float) -> int:
     """Updates in so many passes over the data."""
-    return math.ceil(epochs * math.ceil(examples / recipe.batch_size))
+    return math.ceil(epochs * math.ceil(examples / settings.batch_size))
 
 
-def draw_step(examples: int, recipe: Recipe) -> int:
+def draw_step(examples: int, settings: TaskSettings) -> int:
     """The update after which the ticket is drawn: search_epochs of the data, rounded half up, at least one."""
-    return max(1, math.floor(recipe.search_epochs * examples / recipe.batch_size + 0.5))
+    return max(1, math.floor(settings.search_epochs * examples / settings.batch_size + 0.5))
 
 
-class StageTrainer(Trainer):
+class TimedTrainer(Trainer):
     """Adds the L1 term to the loss, and has every update timed."""
 
-    def __init__(self, recipe: Recipe, total: int, **arguments: Any) -> None:
+    def __init__(self, settings: TaskSettings, total: int, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.recipe, self.total = recipe, total
+        self.settings, self.total = settings, total
 
     @property
     def clock(self) -> StepClock:
@@ -98,8 +99,8 @@ class StageTrainer(Trainer):
         output = model(**inputs)
         loss = output.loss
         if output.head_penalty is not None:
-            loss = loss + self.recipe.lambda_heads * output.head_penalty
-            loss = loss + self.recipe.lambda_neurons * output.neuron_penalty
+            loss = loss + self.settings.lambda_heads * output.head_penalty
+            loss = loss + self.settings.lambda_neurons * output.neuron_penalty
         return (loss, output) if return_outputs else loss
 
 
@@ -136,7 +137,7 @@ class ProgressLines(TrainerCallback):
 
 
 class StopAfter(TrainerCallback):
-    """Ends the stage early; what is trained up to then is the beginning of the full run."""
+    """Ends the run early; what is trained up to then is the beginning of the full run."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -179,38 +180,38 @@ class Layout:
     accumulation: int
 
 
-def layout(recipe: Recipe) -> Layout:
+def layout(settings: TaskSettings) -> Layout:
     """Raises UserError where batch, ranks, micro-batch and device do not go together."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ranks = world_size()
-    share, rest = divmod(recipe.batch_size, ranks)
+    share, rest = divmod(settings.batch_size, ranks)
     if rest or not share:
-        raise UserError(f"batch_size is {recipe.batch_size}, which {ranks} ranks cannot share equally")
-    micro = recipe.micro_batch or share
+        raise UserError(f"batch_size is {settings.batch_size}, which {ranks} ranks cannot share equally")
+    micro = settings.micro_batch or share
     if share % micro:
         raise UserError(f"micro_batch is {micro}; it must divide the {share} sequences of each rank")
-    return Layout(device, device_precision(recipe.precision, device), micro, share // micro)
+    return Layout(device, device_precision(settings.precision, device), micro, share // micro)
 
 
-def _arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
-    place = layout(recipe)
+def _arguments(settings: TaskSettings, run: TrainerRun) -> TrainingArguments:
+    work = layout(settings)
     arguments = TrainingArguments(
-        output_dir=str(stage.checkpoints),
-        per_device_train_batch_size=place.micro_batch,
-        gradient_accumulation_steps=place.accumulation,
-        per_device_eval_batch_size=2 * place.micro_batch,
-        num_train_epochs=stage.epochs,
-        learning_rate=stage.learning_rate,
-        warmup_steps=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        adam_epsilon=recipe.adam_eps,
-        seed=stage.seed,
-        fp16=place.precision == "fp16",
-        bf16=place.precision == "bf16",
-        use_cpu=place.device.type == "cpu",
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=work.micro_batch,
+        gradient_accumulation_steps=work.accumulation,
+        per_device_eval_batch_size=2 * work.micro_batch,
+        num_train_epochs=run.epochs,
+        learning_rate=run.learning_rate,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        adam_epsilon=settings.adam_eps,
+        seed=run.seed,
+        fp16=work.precision == "fp16",
+        bf16=work.precision == "bf16",
+        use_cpu=work.device.type == "cpu",
         save_strategy="steps",
-        save_steps=recipe.save_every,
+        save_steps=settings.save_every,
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
         logging_steps=10,
@@ -218,7 +219,7 @@ def _arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         disable_tqdm=True,
         report_to=[],
         log_level="error",
-        dataloader_pin_memory=place.device.type == "cuda",
+        dataloader_pin_memory=work.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
     # One rank uses one GPU. The Trainer would take all that it sees, and give each of them a whole batch.
@@ -230,24 +231,24 @@ def make_trainer(
     model: PreTrainedModel,
     rows: list[Features],
     collate: Collate,
-    recipe: Recipe,
-    stage: Stage,
+    settings: TaskSettings,
+    run: TrainerRun,
     recorder: Recorder | None = None,
-) -> StageTrainer:
-    """The Trainer of one stage; the recorder takes the coefficients of a searching network."""
-    total = stage.stop_after or updates(len(rows), recipe, stage.epochs)
-    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(stage.name, total)]
+) -> TimedTrainer:
+    """The Trainer of one run; the recorder takes the coefficients of a searching network."""
+    total = run.stop_after or updates(len(rows), settings, run.epochs)
+    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total)]
     if rank() == 0:
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(stage.curves))))
-    if stage.stop_after:
-        callbacks.append(StopAfter(stage.stop_after))
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(run.curves))))
+    if run.stop_after:
+        callbacks.append(StopAfter(run.stop_after))
     if recorder:
         callbacks.append(recorder)
-    trainer = StageTrainer(
-        recipe,
+    trainer = TimedTrainer(
+        settings,
         total,
         model=model,
-        args=_arguments(recipe, stage),
+        args=_arguments(settings, run),
         train_dataset=rows,
         data_collator=collate,
         callbacks=callbacks,
@@ -256,8 +257,8 @@ def make_trainer(
     return trainer
 
 
-def train(trainer: StageTrainer) -> Cost:
-    """Trains the stage to its end, from its newest complete checkpoint where there is one."""
+def train(trainer: TimedTrainer) -> Cost:
+    """Trains to the run's end, from its newest complete checkpoint where there is one."""
     newest, state = _newest_checkpoint(Path(str(trainer.args.output_dir)))
     if newest and state["global_step"] == trainer.total:
         # Only what comes after the last update is missing, and the Trainer would make another update.

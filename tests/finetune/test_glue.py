@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from earlybert.core.errors import UserError
-from earlybert.finetune.glue import GlueData, read_tsv
-from earlybert.finetune.tasks import GLUE
+from earlybert.finetune.tasks.glue import GLUE
+from earlybert.finetune.tasks.sentences import SentenceData, read_tsv
 from earlybert.finetune.text import Features, truncate
 from tests.finetune.made_up import VOCABULARY, table, tiny_tokenizer
 
 REAL = os.environ.get("EARLYBERT_DATA")
 
 
-def opened(folder: Path, task: str, max_length: int = 48) -> GlueData:
-    return GlueData(task, folder / task, tiny_tokenizer(), max_length, with_test=True)
+def opened(folder: Path, task: str, max_length: int = 48) -> SentenceData:
+    return SentenceData(GLUE[task], folder / task, tiny_tokenizer(), max_length, with_test=True)
 
 
 @pytest.mark.parametrize("task", GLUE)
@@ -37,7 +37,7 @@ def test_every_task_is_read_from_its_official_layout(all_glue: Path, task: str) 
         assert row["token_type_ids"].count(1) == (len(texts[1].split()) + 1 if len(texts) == 2 else 0)
 
 
-def always(data: GlueData, answers: np.ndarray):  # type: ignore[no-untyped-def]
+def always(data: SentenceData, answers: np.ndarray):  # type: ignore[no-untyped-def]
     """A network that gives these answers, whatever it is asked."""
 
     def predict(rows: list[Features]) -> tuple[np.ndarray]:
@@ -150,7 +150,7 @@ def test_the_hubs_data_set_gives_the_same_rows(all_glue: Path, monkeypatch: pyte
         return datasets.Dataset.from_dict(columns)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    from_hub = GlueData("MRPC", None, tiny_tokenizer(), 48)
+    from_hub = SentenceData(GLUE["MRPC"], None, tiny_tokenizer(), 48)
     assert from_hub.train(None) == opened(all_glue, "MRPC").train(None)
     assert asked == [("nyu-mll/glue", "mrpc", "train"), ("nyu-mll/glue", "mrpc", "validation")]
 

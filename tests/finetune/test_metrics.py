@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from earlybert.finetune.metrics import accuracy_and_f1, correlations, matthews
 from earlybert.finetune.results import spread
+from earlybert.finetune.tasks.metrics import accuracy_and_f1, correlations, matthews
 
 
 def counted(predicted: list[int], label: list[int]) -> tuple[int, int, int, int]:

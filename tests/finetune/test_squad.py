@@ -9,7 +9,7 @@ import pytest
 from transformers import BertTokenizer
 
 from earlybert.core.errors import UserError
-from earlybert.finetune.squad import (
+from earlybert.finetune.tasks.squad import (
     Question,
     SquadData,
     WindowRule,
@@ -18,7 +18,7 @@ from earlybert.finetune.squad import (
     make_windows,
     questions_of,
 )
-from earlybert.finetune.squad_scoring import score
+from earlybert.finetune.tasks.squad_scoring import score
 from tests.finetune.made_up import tiny_tokenizer
 
 RULE = WindowRule(max_length=20, doc_stride=6, max_query_length=5, n_best=4, max_answer_length=3)

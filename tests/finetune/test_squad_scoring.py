@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from earlybert.finetune.squad_scoring import exact_match, f1, score
+from earlybert.finetune.tasks.squad_scoring import exact_match, f1, score
 
 CASES = [
     # prediction, reference, exact match, F1 (worked out from the official definition)

@@ -14,12 +14,14 @@ from transformers import BertTokenizer, DataCollatorWithPadding, TrainingArgumen
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.finetune import methods, training
-from earlybert.finetune.config import Recipe, Settings
-from earlybert.finetune.glue import GlueData
+from earlybert.finetune.config import Settings, TaskSettings
 from earlybert.finetune.model import EarlyBertForSequenceClassification
 from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
+from earlybert.finetune.tasks.glue import GLUE
+from earlybert.finetune.tasks.registry import TASKS
+from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.finetune.text import Features
-from earlybert.finetune.training import Stage, StageTrainer, draw_step, make_trainer, train, updates
+from earlybert.finetune.training import TimedTrainer, TrainerRun, draw_step, make_trainer, train, updates
 from earlybert.pretrain.network.work import time_saved
 from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.ticket import TicketRule
@@ -27,25 +29,25 @@ from tests.conftest import gradient_of
 from tests.finetune.made_up import VOCABULARY, save_tiny_bert, tiny_bert
 
 
-def recipe(task: str = "SST-2", **changes: Any) -> Recipe:
+def settings(task: str = "SST-2", **changes: Any) -> TaskSettings:
     rule = TicketRule(head_ratio=0.25, neuron_ratio=0.4, width_multiple=1)
     fields: dict[str, Any] = {"draw": rule, "dropout": 0.0, "max_length": 48, "doc_stride": 16, "max_query_length": 8}
-    return Settings(**(fields | changes)).for_task(task)
+    return Settings(**(fields | changes)).for_task(TASKS[task].defaults)
 
 
 @pytest.fixture
-def task(bert: Path, data: Path) -> GlueData:
-    return GlueData("SST-2", data / "SST-2", open_pretrained(str(bert)).tokenizer, 48)
+def task(bert: Path, data: Path) -> SentenceData:
+    return SentenceData(GLUE["SST-2"], data / "SST-2", open_pretrained(str(bert)).tokenizer, 48)
 
 
-def searched(bert: Path, task: GlueData, folder: Path, used: Recipe, rows: list[Features] | None = None):  # type: ignore[no-untyped-def]
+def searched(bert: Path, task: SentenceData, folder: Path, used: TaskSettings, rows: list[Features] | None = None):  # type: ignore[no-untyped-def]
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, task.head, used.dropout)
     rows = rows or task.train(None)
     return methods.search(pretrained, config, task.model_class, rows, used, folder, seed=7)
 
 
-def a_stage(folder: Path, **changes: Any) -> Stage:
+def a_run(folder: Path, **changes: Any) -> TrainerRun:
     fields: dict[str, Any] = {
         "name": "training",
         "folder": folder,
@@ -53,16 +55,18 @@ def a_stage(folder: Path, **changes: Any) -> Stage:
         "learning_rate": 1e-3,
         "seed": 0,
     }
-    return Stage(**(fields | changes))
+    return TrainerRun(**(fields | changes))
 
 
-def stage_trainer(bert: Path, task: GlueData, stage: Stage, used: Recipe, *, searching: bool = False) -> StageTrainer:
+def run_trainer(
+    bert: Path, task: SentenceData, run: TrainerRun, used: TaskSettings, *, searching: bool = False
+) -> TimedTrainer:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, task.head, used.dropout)
     config = config.with_network(dataclasses.replace(config.network, searching=searching))
     model = EarlyBertForSequenceClassification(config)
     model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=1))
-    return make_trainer(model, task.train(None), DataCollatorWithPadding(pretrained.tokenizer), used, stage)
+    return make_trainer(model, task.train(None), DataCollatorWithPadding(pretrained.tokenizer), used, run)
 
 
 def test_paper_formula() -> None:
@@ -72,7 +76,7 @@ def test_paper_formula() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    glue, squad = Settings().for_task("QQP"), Settings().for_task("SQuAD")
+    glue, squad = Settings().for_task(TASKS["QQP"].defaults), Settings().for_task(TASKS["SQuAD"].defaults)
     assert (glue.epochs, glue.learning_rate, glue.ticket_epochs, glue.ticket_learning_rate) == (3, 2e-5, 2, 4e-5)
     assert (squad.epochs, squad.learning_rate, squad.ticket_epochs, squad.ticket_learning_rate) == (2, 3e-5, 2, 3e-5)
     assert (glue.search_epochs, glue.lambda_heads, glue.lambda_neurons) == (0.2, 1e-4, 1e-4)
@@ -85,21 +89,21 @@ def test_defaults_are_the_papers() -> None:
 )
 def test_draw_steps_are_those_of_the_released_settings(examples: int, step: int) -> None:
     """0.2 epochs of the GLUE tasks at a batch of 128."""
-    assert draw_step(examples, recipe(batch_size=128)) == step
+    assert draw_step(examples, settings(batch_size=128)) == step
 
 
 def test_a_search_of_less_than_one_step_is_one_step_and_no_random_ticket(
-    bert: Path, task: GlueData, tmp_path: Path
+    bert: Path, task: SentenceData, tmp_path: Path
 ) -> None:
     """The released code fell through to random pruning where 0.2 epochs rounded to 0 steps."""
-    assert draw_step(40, recipe(batch_size=128)) == 1
-    ticket, cost = searched(bert, task, tmp_path, recipe(batch_size=128), task.train(40))
+    assert draw_step(40, settings(batch_size=128)) == 1
+    ticket, cost = searched(bert, task, tmp_path, settings(batch_size=128), task.train(40))
     assert (ticket.source.kind, ticket.source.step, cost.steps) == ("search", 1, 1)
 
 
-def test_one_epoch_of_search_is_one_epoch(task: GlueData) -> None:
+def test_one_epoch_of_search_is_one_epoch(task: SentenceData) -> None:
     """In the released code 1.0 meant the first step."""
-    assert draw_step(96, recipe(search_epochs=1.0, batch_size=8)) == 12
+    assert draw_step(96, settings(search_epochs=1.0, batch_size=8)) == 12
 
 
 def reference_search(bert: Path, batches: list[dict[str, torch.Tensor]], total: int, learning_rate: float) -> Any:
@@ -141,19 +145,19 @@ def reference_search(bert: Path, batches: list[dict[str, torch.Tensor]], total: 
 
 
 def test_recordings_are_the_coefficients_after_each_update(
-    bert: Path, task: GlueData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bert: Path, task: SentenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the whole run's learning-rate curve, copied: the released code recorded before the update on GLUE and, on
     CPUs, recorded the live tensor, so that all recordings were equal."""
     batches: list[dict[str, torch.Tensor]] = []
-    original = StageTrainer.compute_loss
+    original = TimedTrainer.compute_loss
 
-    def keeping(self: StageTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+    def keeping(self: TimedTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
         batches.append({key: value.clone() for key, value in inputs.items()})
         return original(self, model, inputs, *rest, **more)
 
-    monkeypatch.setattr(StageTrainer, "compute_loss", keeping)
-    used = recipe(batch_size=8, search_epochs=0.5, learning_rate=1e-3)
+    monkeypatch.setattr(TimedTrainer, "compute_loss", keeping)
+    used = settings(batch_size=8, search_epochs=0.5, learning_rate=1e-3)
     searched(bert, task, tmp_path, used)
     assert len(batches) == 6  # stops at the draw step, though the curve is that of three epochs
     assert updates(96, used, used.epochs) == 36
@@ -164,35 +168,35 @@ def test_recordings_are_the_coefficients_after_each_update(
         assert np.abs(found.neurons_LU - 1).max() > 5e-4 * step
 
 
-def test_a_ratio_of_zero_cuts_nothing(bert: Path, task: GlueData, tmp_path: Path) -> None:
+def test_a_ratio_of_zero_cuts_nothing(bert: Path, task: SentenceData, tmp_path: Path) -> None:
     """The released rule took a head out of every layer, and a neuron."""
     nothing = TicketRule(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1)
-    ticket, _ = searched(bert, task, tmp_path, recipe(draw=nothing))
+    ticket, _ = searched(bert, task, tmp_path, settings(draw=nothing))
     assert ticket.realised == {"heads": 0, "neurons": 0}
 
 
 def test_searching_works_without_dropout_and_leaves_the_labels_out_on_masked_tokens(
-    bert: Path, task: GlueData, tmp_path: Path
+    bert: Path, task: SentenceData, tmp_path: Path
 ) -> None:
     """The released in-place product raised with attention dropout 0."""
     rows = [Features(**(row | {"labels": 1 - row["labels"]})) for row in task.train(None)]
-    used = recipe(batch_size=16, search_objective="mlm")
+    used = settings(batch_size=16, search_objective="mlm")
     first, _ = searched(bert, task, tmp_path / "first", used)
     second, _ = searched(bert, task, tmp_path / "second", used, rows)
-    by_task, _ = searched(bert, task, tmp_path / "task", recipe(batch_size=16))
+    by_task, _ = searched(bert, task, tmp_path / "task", settings(batch_size=16))
     assert first.neurons == second.neurons != by_task.neurons
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_the_l1_term_counts_once_per_update(
-    bert: Path, task: GlueData, tmp_path: Path, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+    bert: Path, task: SentenceData, tmp_path: Path, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many micro-batches there are; the released code added it once for each."""
-    used = recipe(batch_size=16, micro_batch=micro_batch, lambda_heads=0.25, lambda_neurons=0.5, max_grad_norm=1e9)
-    plain = recipe(batch_size=16, micro_batch=micro_batch, lambda_heads=0.0, lambda_neurons=0.0, max_grad_norm=1e9)
+    used = settings(batch_size=16, micro_batch=micro_batch, lambda_heads=0.25, lambda_neurons=0.5, max_grad_norm=1e9)
+    plain = settings(batch_size=16, micro_batch=micro_batch, lambda_heads=0.0, lambda_neurons=0.0, max_grad_norm=1e9)
     gradients = []
     for name, chosen in (("with", used), ("without", plain)):
-        trainer = stage_trainer(bert, task, a_stage(tmp_path / name, stop_after=1), chosen, searching=True)
+        trainer = run_trainer(bert, task, a_run(tmp_path / name, stop_after=1), chosen, searching=True)
         assert isinstance(trainer.model, torch.nn.Module)
         parameters = dict(trainer.model.named_parameters())
 
@@ -217,18 +221,18 @@ def test_the_l1_term_counts_once_per_update(
 
 
 def test_every_batch_of_an_epoch_is_trained_on(
-    bert: Path, task: GlueData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bert: Path, task: SentenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The released SQuAD script skipped the first one."""
     seen: list[tuple[int, ...]] = []
-    original = StageTrainer.compute_loss
+    original = TimedTrainer.compute_loss
 
-    def counting(self: StageTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+    def counting(self: TimedTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
         seen.extend(tuple(row[row != 0].tolist()) for row in inputs["input_ids"])
         return original(self, model, inputs, *rest, **more)
 
-    monkeypatch.setattr(StageTrainer, "compute_loss", counting)
-    cost = train(stage_trainer(bert, task, a_stage(tmp_path), recipe(batch_size=20)))
+    monkeypatch.setattr(TimedTrainer, "compute_loss", counting)
+    cost = train(run_trainer(bert, task, a_run(tmp_path), settings(batch_size=20)))
     assert sorted(seen) == sorted(tuple(row["input_ids"]) for row in task.train(None))
     assert cost.steps == 5 and 0 < cost.compute < cost.update and cost.update * 5 < cost.clock
 
@@ -246,7 +250,7 @@ def test_a_cased_tokenizer_stays_cased_and_nothing_is_cached(data: Path, tmp_pat
     ids = {}
     for model in (tmp_path / "cased", uncased):
         pretrained = open_pretrained(str(model))
-        task = GlueData("SST-2", data / "SST-2", pretrained.tokenizer, 48)
+        task = SentenceData(GLUE["SST-2"], data / "SST-2", pretrained.tokenizer, 48)
         task.train_rows = type(task.train_rows)([["Good Tree"]], [1])
         ids[model.name] = task.train(None)[0]["input_ids"]
     lower = [VOCABULARY.index("good"), VOCABULARY.index("tree")]
@@ -264,7 +268,7 @@ def test_a_bare_vocabulary_is_refused_for_it_does_not_say_its_casing(tmp_path: P
 def test_shortened_training_costs_what_the_ticket_costs(bert: Path) -> None:
     config = task_config(open_pretrained(str(bert)), {}, 0.0).network
     rule = TicketRule(head_ratio=0.25, neuron_ratio=0.5, width_multiple=1)
-    used = recipe(draw=rule)
+    used = settings(draw=rule)
     # Multiply-adds a token and layer: 4 d^2 + 2 s d of the heads, 2 d F of the neurons, with d 32, s 48, F 64.
     heads, neurons = 4 * 32**2 + 2 * 48 * 32, 2 * 32 * 64
     ratio = (0.75 * heads + 0.5 * neurons) / (heads + neurons)
@@ -276,17 +280,17 @@ def test_shortened_training_costs_what_the_ticket_costs(bert: Path) -> None:
 
 def test_random_tickets_come_from_their_seed(bert: Path) -> None:
     config = task_config(open_pretrained(str(bert)), {}, 0.0).network
-    first, again, other = (methods.given_ticket("random", recipe(), config, seed) for seed in (1, 1, 2))
+    first, again, other = (methods.given_ticket("random", settings(), config, seed) for seed in (1, 1, 2))
     assert first == again and first is not None and other is not None and first.neurons != other.neurons
     assert first.realised == other.realised == {"heads": 3, "neurons": 77}
 
 
-def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: GlueData, tmp_path: Path) -> None:
-    used = recipe(batch_size=16, save_every=2, dropout=0.1)
-    whole = stage_trainer(bert, task, a_stage(tmp_path / "whole"), used)
+def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: SentenceData, tmp_path: Path) -> None:
+    used = settings(batch_size=16, save_every=2, dropout=0.1)
+    whole = run_trainer(bert, task, a_run(tmp_path / "whole"), used)
     assert train(whole).steps == 6
 
-    cut = stage_trainer(bert, task, a_stage(tmp_path / "cut"), used)
+    cut = run_trainer(bert, task, a_run(tmp_path / "cut"), used)
 
     class Interruption(methods.Recorder):
         def __init__(self) -> None:
@@ -302,19 +306,19 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: Gl
     folder = tmp_path / "cut" / "checkpoints" / "training" / "checkpoint-6"
     folder.mkdir()  # a checkpoint that was cut off
     (folder / "trainer_state.json").write_text('{"global_step": 6')
-    resumed = stage_trainer(bert, task, a_stage(tmp_path / "cut"), used)
+    resumed = run_trainer(bert, task, a_run(tmp_path / "cut"), used)
     assert train(resumed).steps == 6
     assert whole.model is not None and resumed.model is not None
     for (name, value), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(value, other), name
 
 
-def test_a_stage_that_ended_is_not_trained_on(bert: Path, task: GlueData, tmp_path: Path) -> None:
+def test_a_stage_that_ended_is_not_trained_on(bert: Path, task: SentenceData, tmp_path: Path) -> None:
     """After an interruption in what follows it: one and a half epochs, and a search, end within an epoch."""
     for name, changes in {"training": {"epochs": 1.5}, "search": {"epochs": 3.0, "stop_after": 4}}.items():
-        stage = a_stage(tmp_path, name=name, **changes)
-        used = recipe(batch_size=16, save_every=2)
-        first, again = (stage_trainer(bert, task, stage, used, searching=name == "search") for _ in range(2))
+        run = a_run(tmp_path, name=name, **changes)
+        used = settings(batch_size=16, save_every=2)
+        first, again = (run_trainer(bert, task, run, used, searching=name == "search") for _ in range(2))
         assert train(first) == train(again)
         assert first.model is not None and again.model is not None
         assert all(value.equal(again.model.state_dict()[key]) for key, value in first.model.state_dict().items())
@@ -322,10 +326,10 @@ def test_a_stage_that_ended_is_not_trained_on(bert: Path, task: GlueData, tmp_pa
 
 def test_one_rank_uses_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the Trainer sees four, it would put four times the batch on them."""
-    arguments = training._arguments(recipe(batch_size=16), a_stage(tmp_path))
+    arguments = training._arguments(settings(batch_size=16), a_run(tmp_path))
     assert arguments.train_batch_size == 16
     monkeypatch.setattr(training, "TrainingArguments", lambda **given: SeesFour(**given))
-    assert training._arguments(recipe(batch_size=16), a_stage(tmp_path)).train_batch_size == 16
+    assert training._arguments(settings(batch_size=16), a_run(tmp_path)).train_batch_size == 16
 
 
 class SeesFour(TrainingArguments):
@@ -336,8 +340,8 @@ class SeesFour(TrainingArguments):
         self._n_gpu = 4
 
 
-def test_mask_distances_of_the_search_are_written(bert: Path, task: GlueData, tmp_path: Path) -> None:
-    searched(bert, task, tmp_path, recipe(batch_size=8, search_epochs=0.5))
+def test_mask_distances_of_the_search_are_written(bert: Path, task: SentenceData, tmp_path: Path) -> None:
+    searched(bert, task, tmp_path, settings(batch_size=8, search_epochs=0.5))
     content = read_json(tmp_path / "search" / "mask_distance.json")
     assert content["steps"] == [1, 2, 3, 4, 5, 6]
     assert json.dumps(content["heads"]) == json.dumps(np.array(content["heads"]).T.tolist())

@@ -1,4 +1,4 @@
-"""GLUE: reading the official TSV folders or the hub's data set, scoring, and predictions for submission.
+"""Tasks on one or two texts: official TSV files or the hub's data set, scores, and predictions for submission.
 
 Shape suffixes: N examples, C classes.
 """
@@ -15,19 +15,78 @@ from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
 from earlybert.core.progress import say
-from earlybert.finetune.metrics import Values
+from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import EarlyBertForSequenceClassification
-from earlybert.finetune.tasks import GLUE, GlueTask
+from earlybert.finetune.tasks.metrics import Values
+from earlybert.finetune.tasks.task import Predict, Task
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids, truncate
 
-HUB = "nyu-mll/glue"
-# The hub's splits and the columns that it names otherwise than the files.
-HUB_SPLITS = {"dev": "validation", "dev_matched": "validation_matched", "dev_mismatched": "validation_mismatched"}
-HUB_COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2"}
-# In a submission the two halves of MNLI are files of their own.
-SUBMISSIONS = {("MNLI", "test_matched"): "MNLI-m.tsv", ("MNLI", "test_mismatched"): "MNLI-mm.tsv"}
+# What the paper gives GLUE (EarlyBERT sections 3.3, 4.1 and 4.2).
+DEFAULTS = TaskDefaults(
+    epochs=3.0,
+    learning_rate=2e-5,
+    ticket_epochs=2.0,
+    ticket_learning_rate=4e-5,
+    batch_size=32,
+    max_length=128,
+)
 
-Predict = Callable[[list[Features]], tuple[NDArray[np.float32], ...]]
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A development set, and the test set beside it.
+
+    Args:
+        dev: stem of its official file; on the hub `validation` stands for `dev` in it.
+        test: that of the test set.
+        submission: name of the file with the test predictions; by default the task's.
+        prefix: what names of its scores begin with; one with a prefix may be missing.
+    """
+
+    dev: str = "dev"
+    test: str = "test"
+    submission: str | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTask(Task):
+    """One or two texts have a label: one of some classes, or a number (a regression).
+
+    Args:
+        name: the task, and the folder with its files.
+        texts: columns of the one or two texts.
+        label: column of the label.
+        classes: the labels as the files spell them, in the order of their numbers on the hub; empty for a regression.
+        scale: least and greatest label of a regression.
+        score: the task's metrics of predictions and labels.
+        main_score: the one that tables show.
+        hub: data set of the hub, and its configuration.
+        hub_texts: the hub's columns of the texts, where they are not those of the files.
+        evaluations: what is scored and predicted.
+        headerless: columns of the labelled files where these have no header.
+        skips_broken_rows: the official files have rows that lack columns.
+        defaults: the numbers of fine-tuning where the user gives none.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    label: str
+    classes: tuple[str, ...] = ()
+    scale: tuple[float, float] = (0.0, 1.0)
+    score: Callable[[Values, Values], dict[str, float]]
+    main_score: str
+    hub: tuple[str, str]
+    hub_texts: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = (Evaluation(),)
+    headerless: tuple[str, ...] = ()
+    skips_broken_rows: bool = False
+    defaults: TaskDefaults = DEFAULTS
+    in_percent = False
+
+    def open(self, folder: Path | None, tokenizer: PreTrainedTokenizerFast, settings: TaskSettings) -> "SentenceData":
+        """Reads all files; those of the test sets, too, where predictions are wanted."""
+        return SentenceData(self, folder, tokenizer, settings.max_length, with_test=settings.predict)
 
 
 @dataclass(frozen=True)
@@ -50,10 +109,10 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text, expected a TSV file of GLUE") from None
+        raise UserError(f"{path}: is not UTF-8 text, expected a TSV file") from None
 
 
-def _label(text: str, task: GlueTask, place: str) -> int | float:
+def _label(text: str, task: SentenceTask, place: str) -> int | float:
     if task.classes:
         if text not in task.classes:
             raise UserError(f"{place}: {task.label} is {text!r}; it must be one of {', '.join(task.classes)}")
@@ -62,12 +121,13 @@ def _label(text: str, task: GlueTask, place: str) -> int | float:
         score = float(text)
     except ValueError:
         score = float("nan")
-    if not 0 <= score <= 5:
-        raise UserError(f"{place}: {task.label} is {text!r}; it must be a number from 0 to 5")
+    least, greatest = task.scale
+    if not least <= score <= greatest:
+        raise UserError(f"{place}: {task.label} is {text!r}; it must be a number from {least:g} to {greatest:g}")
     return score
 
 
-def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Rows:
+def read_tsv(path: Path, task: SentenceTask, *, labelled: bool) -> Rows:
     """Reads one official file; raises UserError naming file and line."""
     lines = _fields(path)
     wanted = [*task.texts, *([task.label] if labelled else [])]
@@ -102,20 +162,21 @@ def read_tsv(path: Path, task: GlueTask, *, labelled: bool) -> Rows:
     return Rows(columns, labels if labelled else None)
 
 
-def read_hub(split: str, task: GlueTask, *, labelled: bool) -> Rows:
+def read_hub(split: str, task: SentenceTask, *, labelled: bool) -> Rows:
     """The same from the `datasets` library; labels there are numbers already, in the same order."""
     import datasets
 
+    name, config = task.hub
     try:
-        data = datasets.load_dataset(HUB, task.hub, split=HUB_SPLITS.get(split, split))
+        data = datasets.load_dataset(name, config, split=split.replace("dev", "validation"))
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{HUB} {task.hub}: cannot be loaded ({reason}); or name official files with --data") from None
-    texts = [list(data[HUB_COLUMNS.get(column, column)]) for column in task.texts]
+        raise UserError(f"{name} {config}: cannot be loaded ({reason}); or name official files with --data") from None
+    texts = [list(data[column]) for column in task.hub_texts or task.texts]
     return Rows(texts, list(data["label"]) if labelled else None)
 
 
-class GlueData:
+class SentenceData:
     """One task's examples as rows of a given tokenizer, its scores, and its predictions for submission.
 
     The test set is read only `with_test`, too: like the others before any work begins, so that it is known to be whole.
@@ -125,21 +186,26 @@ class GlueData:
 
     def __init__(
         self,
-        name: str,
+        task: SentenceTask,
         folder: Path | None,
         tokenizer: PreTrainedTokenizerFast,
         max_length: int,
         *,
         with_test: bool = False,
     ) -> None:
-        self.name, self.task = name, GLUE[name]
-        self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
-        self.train_rows = self._read("train")
+        self.task, self.folder, self.tokenizer, self.max_length = task, folder, tokenizer, max_length
+        self.train_rows = self._read("train", labelled=True)
+        # By the prefix of the scores' names, and by the name of the file to submit.
         self.evaluated = {
-            prefix: self._read(split) for prefix, split in self.task.evaluations if not prefix or self._has(split)
+            evaluation.prefix: self._read(evaluation.dev, labelled=True)
+            for evaluation in task.evaluations
+            if not evaluation.prefix or self._has(evaluation.dev)
         }
-        tests = [split.replace("dev", "test") for _, split in self.task.evaluations] if with_test else []
-        self.tested = {split: self._read(split) for split in tests if self._has(split)}
+        self.tested = {
+            evaluation.submission or f"{task.name}.tsv": self._read(evaluation.test, labelled=False)
+            for evaluation in task.evaluations
+            if with_test and self._has(evaluation.test)
+        }
 
     @property
     def head(self) -> dict[str, object]:
@@ -153,8 +219,7 @@ class GlueData:
             say(f"{self.folder}: has no {split}.tsv, which is left out", enabled=rank() == 0)
         return there
 
-    def _read(self, split: str) -> Rows:
-        labelled = not split.startswith("test")
+    def _read(self, split: str, *, labelled: bool) -> Rows:
         if self.folder is None:
             return read_hub(split, self.task, labelled=labelled)
         return read_tsv(self.folder / f"{split}.tsv", self.task, labelled=labelled)
@@ -182,27 +247,27 @@ class GlueData:
     def evaluate(self, predict: Predict, count: int | None) -> dict[str, float]:
         """Scores on the development set, and the accuracy of always guessing its most frequent class.
 
-        For MNLI those on the mismatched set beside them, where the folder has it.
+        For MNLI those on the mismatched set, too, where the folder has it.
         """
         scores: dict[str, float] = {}
         for prefix, every in self.evaluated.items():
             rows = every.first(count)
             assert rows.labels is not None
             label_N = np.array(rows.labels)
-            found = self.task.score(self._predicted(predict(self.rows(Rows(rows.texts, None)))[0]), label_N)
+            own = self.task.score(self._predicted(predict(self.rows(Rows(rows.texts, None)))[0]), label_N)
             if self.task.classes:
-                found["majority"] = float(np.bincount(label_N).max() / len(label_N))
-            scores |= {prefix + key: value for key, value in found.items()}
+                own["majority"] = float(np.bincount(label_N).max() / len(label_N))
+            scores |= {prefix + key: value for key, value in own.items()}
         return scores
 
     def submit(self, predict: Predict, folder: Path) -> None:
         """Writes the test predictions as GLUE's server wants them."""
-        for split, rows in self.tested.items():
+        least, greatest = self.task.scale
+        for name, rows in self.tested.items():
             predicted = self._predicted(predict(self.rows(rows))[0])
             if self.task.classes:
                 answers = [self.task.classes[int(number)] for number in predicted]
             else:
-                answers = [f"{min(5.0, max(0.0, float(score))):.3f}" for score in predicted]
+                answers = [f"{min(greatest, max(least, float(score))):.3f}" for score in predicted]
             lines = [f"{index}\t{answer}\n" for index, answer in enumerate(answers)]
-            name = SUBMISSIONS.get((self.name, split), f"{self.name}.tsv")
             write_text(folder / name, "index\tprediction\n" + "".join(lines))

@@ -1,0 +1,1 @@
+"""What is fine-tuned for: GLUE's tasks, SQuAD, and the registry of them."""
