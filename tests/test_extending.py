@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, start
+from tests.finetune.made_up import save_tiny_bert, table
 from tests.pretrain.run_files import metrics
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -180,6 +181,25 @@ def test_a_source_is_one_file_and_one_line(tmp_path: Path) -> None:
     sentences = r"message number \d+ says gru(ß|ss)e to all of you. a second paragraph follows it here. \[SEP\]"
     assert re.search(sentences, run_extended(folder, "-c", code))
     assert "archives of mailing lists" in " ".join(command(folder, "prepare", "--help").split())
+
+
+def test_a_task_is_one_file_and_one_line(tmp_path: Path) -> None:
+    """Two updates on whether two sentences say the same; scored, predicted and tabulated."""
+    folder = extend("A task", tmp_path)
+    save_tiny_bert(folder / "bert")
+    texts = [("the tree is green", "green is the tree"), ("the river is old", "the house is old")]
+    pairs = [[str(index), *texts[index % 2], str((index + 1) % 2)] for index in range(16)]
+    header = ["id", "sentence1", "sentence2", "label"]
+    for split in ("train", "dev", "test"):
+        table(folder / "data" / "PAWS" / f"{split}.tsv", header, pairs)
+    what = ["--model", "bert", "--data", "data", "--out", "out", "--task", "PAWS", "--method", "dense"]
+    printed = command(folder, "finetune", *what, "--epochs=1", "--batch-size=8", "--max-length=32", "--predict=true")
+    result = json.loads((folder / "out" / "PAWS" / "dense" / "seed-42" / "result.json").read_text())
+    assert result["training"]["steps"] == 2 and result["scores"]["majority"] == 0.5
+    assert set(result["scores"]) == {"accuracy", "f1", "majority"}
+    submission = folder / "out" / "PAWS" / "dense" / "seed-42" / "predictions" / "PAWS.tsv"
+    assert re.fullmatch(r"index\tprediction\n(\d+\t[01]\n){16}", submission.read_text())
+    assert f"{100 * result['scores']['accuracy']:.2f}" in printed and "PAWS" in printed
 
 
 # In the copy: what widen makes of the narrow part's end computes what the narrow network did, in both exports' terms.
