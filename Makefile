@@ -41,6 +41,7 @@ lint: $(INSTALLED)
 bench: quickstart
 	$(BIN)/python benchmarks/layouts.py --phase1.global_batch 32 --phase1.micro_batch 16
 	$(BIN)/python benchmarks/ticket_vs_random.py $(RUN_DIR)
+	$(BIN)/python benchmarks/start_up.py $(RUN_DIR)
 
 $(INSTALLED): setup.py constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
