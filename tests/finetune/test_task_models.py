@@ -184,6 +184,25 @@ def test_masked_token_loss_is_hugging_faces(bert: Path) -> None:
     assert ours(**batch(), labels=torch.full((3, 13), -100)).loss == 0
 
 
+def test_what_the_classifiers_dropout_keeps_is_scaled_up(bert: Path) -> None:
+    """The encoder is left in evaluation; each logit is one unit of the pooled state."""
+    pretrained = open_pretrained(str(bert))
+    config = task_config(pretrained, THREE, 0.25)
+    model = EarlyBertForSequenceClassification(config)
+    model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=3))
+    torch.nn.init.zeros_(model.classifier.bias)
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.eye(3, config.hidden_size))
+    still = logits(model)
+    model.training = True
+    torch.manual_seed(0)
+    with torch.no_grad():
+        ratio = torch.cat([model(**batch()).logits / still for _ in range(300)]).flatten()
+    kept = ratio[ratio.abs() > 1e-3]
+    torch.testing.assert_close(kept, torch.full_like(kept, 4 / 3), rtol=1e-3, atol=0)
+    assert abs(1 - kept.numel() / ratio.numel() - 0.25) < 5 * (0.25 * 0.75 / ratio.numel()) ** 0.5
+
+
 def test_layerdrop_leaves_out_every_third_layer(bert: Path) -> None:
     assert layers_to_drop(12) == [0, 3, 6, 9] and layers_to_drop(24) == [0, 3, 6, 9, 12, 15, 18, 21]
     assert layers_to_drop(4) == [0] and layers_to_drop(6) == [0, 3] and layers_to_drop(1) == []

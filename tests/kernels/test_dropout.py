@@ -18,9 +18,20 @@ def test_rate_scale_and_gradient(probability: float, dtype: torch.dtype) -> None
     assert share == pytest.approx(probability, abs=5 * (probability * (1 - probability) / ones.numel()) ** 0.5)
     survivors = kept[kept != 0]
     assert survivors.unique().numel() == 1
-    assert float(survivors[0].detach()) == pytest.approx(
-        1 / (1 - probability), rel=1e-2 if dtype != torch.float32 else 1e-3
-    )
+    # The probability is rounded to 16 bits, and the scale goes with it, so that the mean is kept.
+    scale = torch.tensor(2**16 / (2**16 - round(probability * 2**16)), dtype=dtype)
+    assert torch.equal(survivors[0].detach(), scale)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.25, 0.5])
+def test_what_stays_is_scaled_and_the_mean_is_kept(probability: float) -> None:
+    torch.manual_seed(0)
+    values = torch.linspace(1, 2, 1_000_000)
+    kept = dropout(values, probability)
+    survivors = kept != 0
+    torch.testing.assert_close(kept[survivors], values[survivors] / (1 - probability), rtol=1e-4, atol=0)
+    noise = 5 * (probability / (1 - probability) * float(values.double().square().sum())) ** 0.5
+    assert abs(float(kept.double().sum() - values.double().sum())) < noise
 
 
 def test_neighbours_are_independent() -> None:
