@@ -19,7 +19,9 @@ def main(argv: list[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")
 
-    # It imports PyTorch and transformers, which --help should not wait for.
+    # They import PyTorch and transformers, which --help should not wait for. The first one tells DeepSpeed, which
+    # transformers may import, that there is no GPU; else it remarks upon it.
+    from earlybert.core import distributed  # noqa: F401
     from earlybert.pretrain.checkpoint.export import export_checkpoint
 
     export_checkpoint(arguments.run_dir, arguments.format, out)
