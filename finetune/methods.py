@@ -171,11 +171,11 @@ def search(
     content = None
     if rank() == 0:
         path = snapshot_path(folder / "search", step)
-        found = load_snapshot(path)
+        snapshot = load_snapshot(path)
         source = TicketSource(
             kind="search", stage="finetune", step=step, seed=seed, coefficients_sha256=file_hash(path)
         )
-        ticket = draw(full_shape(network), found.heads_LU, found.neurons_LU, settings.draw, source)
+        ticket = draw(full_shape(network), snapshot.heads_LU, snapshot.neurons_LU, settings.draw, source)
         content = ticket.content() | {"sha256": ticket.sha256}
     # Every rank cuts by the same ticket; its hash is verified on the way in.
     (content,) = broadcast_object_list([content])

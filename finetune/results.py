@@ -110,8 +110,8 @@ def shown(values: list[float]) -> str:
 def print_tables(out: Path) -> None:
     """Scores of every method on every task with their spread over seeds, in percent; then what each method cost."""
     grouped = read_results(out)
-    tasks = [task for task in TASKS if any(task == found for found, _ in grouped)]
-    methods = [method for method in METHODS if any(method == found for _, found in grouped)]
+    tasks = [task for task in TASKS if any(task == there for there, _ in grouped)]
+    methods = [method for method in METHODS if any(method == there for _, there in grouped)]
     console = Console(width=max(80, 16 + 18 * len(tasks)))
     console.print(_score_table(grouped, tasks, methods))
     costs = Table(title="cost against dense training")
@@ -141,7 +141,7 @@ def _score_table(grouped: Grouped, tasks: Sequence[str], methods: Sequence[str])
     guesses = []
     for task in tasks:
         table.add_column(f"{task}\n{TASKS[task].main_score}", justify="right")
-        guesses.append(majority(task, next(results for (found, _), results in grouped.items() if found == task)))
+        guesses.append(majority(task, next(results for (there, _), results in grouped.items() if there == task)))
     for method in methods:
         cells = []
         for task in tasks:

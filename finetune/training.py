@@ -77,7 +77,7 @@ class TimedTrainer(Trainer):
     @property
     def clock(self) -> StepClock:
         """The one that is listening: resuming puts another one in the place of the first."""
-        return next(found for found in self.callback_handler.callbacks if isinstance(found, StepClock))
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, StepClock))
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
         self.clock.forward_begins(self.args.device)

@@ -123,7 +123,7 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     for stage in stages:
         corpus.samples("train", stage.length)
         if recipe.packed_rows:
-            corpus.packing("train", stage.length)
+            corpus.packed_rows("train", stage.length)
     # From here on a signal is noted and heeded when training has begun; preparing a corpus is better cut short.
     stop = StopRequest()
     stop.listen()

@@ -61,11 +61,11 @@ def near_duplicates(bands: Sequence[np.ndarray], dropped: Sequence[np.ndarray]) 
     Returns:
         For each unit bool [documents], true for the documents to drop beyond those.
     """
-    found = [np.zeros((0, 2), dtype=np.int64)]
+    pairs_of_bands = [np.zeros((0, 2), dtype=np.int64)]
     for band in range(BANDS):
-        found += equal_pairs([unit[:, band : band + 1] for unit in bands], dropped)
+        pairs_of_bands += equal_pairs([unit[:, band : band + 1] for unit in bands], dropped)
     # Only the documents of pairs take part: numbered anew, in their order.
-    documents, pairs = np.unique(np.concatenate(found), return_inverse=True)
+    documents, pairs = np.unique(np.concatenate(pairs_of_bands), return_inverse=True)
     earlier, later = pairs.reshape(-1, 2).T
     # first[i]: the earliest document known to be tied to the i-th; goes down until nothing changes.
     first = np.arange(len(documents))

@@ -70,7 +70,7 @@ class Samples:
             yield np.diff(chunk.offsets.to_numpy()).astype(np.int64)
 
 
-class Packing:
+class PackedRows:
     """Which samples of one split and length share a row of the full length, read memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
@@ -94,11 +94,11 @@ class Packing:
         return [members[begin:end] + first for (begin, end), first in zip(bounds, firsts, strict=True)]
 
 
-def _open_shards(folder: Path, kind: str) -> tuple["Dataset", np.ndarray]:
-    """All files of one kind as one data set, and int64 [files + 1] with the bounds of each file's rows in it."""
+def _open_shards(folder: Path, name: str) -> tuple["Dataset", np.ndarray]:
+    """All files of one name as one data set, and int64 [files + 1] with the bounds of each file's rows in it."""
     from datasets import Dataset, concatenate_datasets
 
-    shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob(f"{kind}-*.arrow"))]
+    shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob(f"{name}-*.arrow"))]
     return concatenate_datasets(shards).with_format("arrow"), np.cumsum([0, *map(len, shards)])
 
 
@@ -207,7 +207,7 @@ class Corpus:
                 count += sum(batch.num_rows for batch in pyarrow.ipc.open_stream(file))
         return count
 
-    def packing(self, split: str, length: int) -> Packing:
+    def packed_rows(self, split: str, length: int) -> PackedRows:
         """Which of these samples share a row.
 
         Raises:
@@ -215,7 +215,7 @@ class Corpus:
         """
         if not self.manifest["config"]["packing"]:
             raise UserError(f"{self.directory} was prepared without packing; prepare it with --packing true.")
-        return Packing(self._folder(split, length))
+        return PackedRows(self._folder(split, length))
 
     def _folder(self, split: str, length: int) -> Path:
         splits = list(self.manifest["counts"])

@@ -71,18 +71,18 @@ def _open(file: Path, column: str) -> "ParquetFile":
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"files: {file} cannot be read as Parquet ({_one_line(error)}).") from None
     schema = parquet.schema_arrow
-    places = schema.get_all_field_indices(column)
-    if len(places) != 1:
+    columns = schema.get_all_field_indices(column)
+    if len(columns) != 1:
         raise UserError(
-            f"files: {file} has {len(places)} columns {column!r}, but must have one (see text_field); "
+            f"files: {file} has {len(columns)} columns {column!r}, but must have one (see text_field); "
             f"its columns are {', '.join(schema.names)}."
         )
-    found = schema.field(places[0]).type
-    values = found.value_type if pyarrow.types.is_dictionary(found) else found
+    stored = schema.field(columns[0]).type
+    values = stored.value_type if pyarrow.types.is_dictionary(stored) else stored
     if not (
         pyarrow.types.is_string(values) or pyarrow.types.is_large_string(values) or pyarrow.types.is_string_view(values)
     ):
-        raise UserError(f"files: {file} has {_one_line(found)} in the column {column!r}, but it must be text.")
+        raise UserError(f"files: {file} has {_one_line(stored)} in the column {column!r}, but it must be text.")
     return parquet
 
 

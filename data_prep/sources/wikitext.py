@@ -82,7 +82,7 @@ def prose(
     text = _drop_elements(wikitext)
     text = _settle_brackets(text, dropped_namespaces)
     text = _drop_tables(text)
-    text = _VARIANTS.sub(lambda found: _variant(found[1]), text)
+    text = _VARIANTS.sub(lambda match: _variant(match[1]), text)
     text = _EXTERNAL_LINK.sub(lambda link: link[1] or GAP, text)
     text = _TAG.sub("", _LINE_BREAK.sub("\n", text))
     text = "\n".join(_without_emphasis(line) if "''" in line else line for line in text.split("\n"))
@@ -121,10 +121,10 @@ def _without_emphasis(line: str) -> str:
     return "".join(parts[::2])
 
 
-def _without_switch(found: re.Match[str]) -> str:
+def _without_switch(match: re.Match[str]) -> str:
     """`__NOTOC__` and its like in any language vanish; what has small letters is mostly none."""
-    word = found[1]
-    return "" if word.upper() == word or word.lower() in _SWITCHES else found[0]
+    word = match[1]
+    return "" if word.upper() == word or word.lower() in _SWITCHES else match[0]
 
 
 def _variant(inside: str) -> str:
@@ -132,8 +132,8 @@ def _variant(inside: str) -> str:
     flags, bar, rules = inside.rpartition("|")
     if bar and set("TH-") & {flag.strip() for flag in flags.split(";")}:
         return GAP  # a title, or a rule for the rest of the page
-    found = _VARIANT.fullmatch(_VARIANT_BORDER.split(rules)[0])
-    return found[2].strip() if found else rules
+    match = _VARIANT.fullmatch(_VARIANT_BORDER.split(rules)[0])
+    return match[2].strip() if match else rules
 
 
 def _drop_elements(text: str) -> str:
@@ -145,15 +145,15 @@ def _drop_elements(text: str) -> str:
     position = 0
     # Names with no further closing tag; each is searched to the end once, which keeps the time linear.
     never_closed: set[str] = set()
-    while found := _ELEMENT.search(text, position):
-        kept.append(text[position : found.start()])
-        position = found.end()
-        if found[0] == "<!--":
+    while match := _ELEMENT.search(text, position):
+        kept.append(text[position : match.start()])
+        position = match.end()
+        if match[0] == "<!--":
             end = text.find("-->", position)
             position = len(text) if end < 0 else end + 3
             continue
         kept.append(GAP)
-        if not found[1] and not found[3].endswith("/") and (name := found[2].lower()) not in never_closed:
+        if not match[1] and not match[3].endswith("/") and (name := match[2].lower()) not in never_closed:
             close = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(text, position)
             if close:
                 if name == "nowiki":
@@ -171,10 +171,10 @@ def _settle_brackets(text: str, dropped_namespaces: frozenset[str]) -> str:
     opened: list[str] = []
     levels: list[list[str]] = [[]]
     templates = position = 0
-    for found in _BRACKETS.finditer(text):
-        levels[-1].append(text[position : found.start()])
-        position = found.end()
-        bracket = found[0]
+    for match in _BRACKETS.finditer(text):
+        levels[-1].append(text[position : match.start()])
+        position = match.end()
+        bracket = match[0]
         if bracket in ("{{", "[["):
             opened.append(bracket)
             levels.append([])
@@ -210,19 +210,19 @@ def _drop_tables(text: str) -> str:
     """Drop `{| ... |}`, one inside the other; a table that is never closed ends at the next heading."""
     kept: list[str] = []
     depth = position = 0
-    for found in _TABLE.finditer(text):
-        if found[1]:
+    for match in _TABLE.finditer(text):
+        if match[1]:
             if depth == 0:
-                kept.append(text[position : found.start()])
+                kept.append(text[position : match.start()])
             depth += 1
         elif depth == 0:
             continue
-        elif found[2]:
+        elif match[2]:
             depth -= 1
-            position = found.end()
+            position = match.end()
         else:
             depth = 0
-            position = found.start()
+            position = match.start()
     if depth == 0:
         kept.append(text[position:])
     return "".join(kept)
@@ -253,7 +253,7 @@ def _tidy(paragraph: str) -> str:
     """Close the gaps that templates, formulas and references leave; what the author left empty stays."""
     paragraph = " ".join(paragraph.split())
     if GAP in paragraph:
-        paragraph = _EMPTY_BRACKETS.sub(lambda found: GAP if GAP in found[0] else found[0], paragraph)
+        paragraph = _EMPTY_BRACKETS.sub(lambda match: GAP if GAP in match[0] else match[0], paragraph)
     if "(" in paragraph:
         paragraph = _GAP_AFTER_BRACKET.sub("(", paragraph)
     if ")" in paragraph:
@@ -269,7 +269,7 @@ def _without_gap_at_end(text: str) -> str:
     return text.rstrip(f" ,;:{GAP}") if text[-1:] in (" ", GAP) else text
 
 
-def _close_gap(found: re.Match[str]) -> str:
+def _close_gap(match: re.Match[str]) -> str:
     """A stop right after the sentence. The author's own space stays where French wants it: before ! ? and ;"""
-    gap, stop = found.groups()
+    gap, stop = match.groups()
     return stop if stop in ",." or (gap[0] == " " and gap[-1] == GAP) else gap + stop

@@ -227,12 +227,12 @@ class Preparation:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def require_same(config: CorpusConfig, found: dict[str, Any], what: str) -> None:
-    """Raise UserError that names the first field in which a configuration differs from the one found."""
+def require_same(config: CorpusConfig, existing: dict[str, Any], what: str) -> None:
+    """Raise UserError that names the first field in which a configuration differs from the one that exists."""
     for name, value in asdict(config).items():
-        if found.get(name) != value:
+        if existing.get(name) != value:
             raise UserError(
-                f"{what} with {name} {found.get(name)!r}, not {value!r}; name another directory or remove it."
+                f"{what} with {name} {existing.get(name)!r}, not {value!r}; name another directory or remove it."
             )
 
 

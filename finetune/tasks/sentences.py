@@ -112,10 +112,10 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}: is not UTF-8 text, expected a TSV file") from None
 
 
-def _label(text: str, task: SentenceTask, place: str) -> int | float:
+def _label(text: str, task: SentenceTask, where: str) -> int | float:
     if task.classes:
         if text not in task.classes:
-            raise UserError(f"{place}: {task.label} is {text!r}; it must be one of {', '.join(task.classes)}")
+            raise UserError(f"{where}: {task.label} is {text!r}; it must be one of {', '.join(task.classes)}")
         return task.classes.index(text)
     try:
         score = float(text)
@@ -123,7 +123,7 @@ def _label(text: str, task: SentenceTask, place: str) -> int | float:
         score = float("nan")
     least, greatest = task.scale
     if not least <= score <= greatest:
-        raise UserError(f"{place}: {task.label} is {text!r}; it must be a number from {least:g} to {greatest:g}")
+        raise UserError(f"{where}: {task.label} is {text!r}; it must be a number from {least:g} to {greatest:g}")
     return score
 
 
@@ -140,21 +140,21 @@ def read_tsv(path: Path, task: SentenceTask, *, labelled: bool) -> Rows:
         for column in wanted:
             if column not in header:
                 raise UserError(f"{path}:1: has no column {column!r}; its columns are {', '.join(header)}")
-    places = [header.index(column) for column in wanted]
+    indices = [header.index(column) for column in wanted]
     columns: list[list[str]] = [[] for _ in task.texts]
     labels: list = []
     broken = 0
     for number, fields in lines:
-        if len(fields) <= max(places):
+        if len(fields) <= max(indices):
             # In a test set it would shift all predictions after it.
             if not (labelled and task.skips_broken_rows):
                 raise UserError(f"{path}:{number}: has {len(fields)} columns; it must have {len(header)}")
             broken += 1
             continue
-        for texts, place in zip(columns, places, strict=False):
-            texts.append(fields[place])
+        for texts, index in zip(columns, indices, strict=False):
+            texts.append(fields[index])
         if labelled:
-            labels.append(_label(fields[places[-1]], task, f"{path}:{number}"))
+            labels.append(_label(fields[indices[-1]], task, f"{path}:{number}"))
     if broken:
         say(f"{path}: {broken} rows that lack columns were left out", enabled=rank() == 0)
     if not columns[0]:

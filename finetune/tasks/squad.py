@@ -84,22 +84,22 @@ class WindowRule:
 
 def questions_of(content: Any, name: str) -> list[Question]:
     """Questions of an official JSON; raises UserError naming the place."""
-    found: dict[str, Question] = {}
-    place = name
+    questions: dict[str, Question] = {}
+    where = name
     try:
         for article, entry in enumerate(content["data"]):
             for number, paragraph in enumerate(entry["paragraphs"]):
-                place = f"{name}: paragraph {number} of article {article}"
+                where = f"{name}: paragraph {number} of article {article}"
                 for item in paragraph["qas"]:
                     question = _question(item, paragraph["context"])
-                    if question.id in found:
-                        raise UserError(f"{place}: has the question {question.id!r} a second time")
-                    found[question.id] = question
+                    if question.id in questions:
+                        raise UserError(f"{where}: has the question {question.id!r} a second time")
+                    questions[question.id] = question
     except (KeyError, TypeError) as error:
-        raise UserError(f"{place}: is not in SQuAD v1.1's form ({type(error).__name__}: {error})") from None
-    if not found:
+        raise UserError(f"{where}: is not in SQuAD v1.1's form ({type(error).__name__}: {error})") from None
+    if not questions:
         raise UserError(f"{name}: holds no questions")
-    return list(found.values())
+    return list(questions.values())
 
 
 def _question(item: Any, context: Any) -> Question:
@@ -107,9 +107,9 @@ def _question(item: Any, context: Any) -> Question:
     answers = [(answer["text"], answer["answer_start"]) for answer in item["answers"]]
     texts, starts = [text for text, _ in answers], [start for _, start in answers]
     typed = [(text, str) for text in (context, item["question"], *texts)] + [(start, int) for start in starts]
-    for value, kind in typed:
-        if not isinstance(value, kind):
-            raise TypeError(f"{value!r} is no {kind.__name__}")
+    for value, expected in typed:
+        if not isinstance(value, expected):
+            raise TypeError(f"{value!r} is no {expected.__name__}")
     return Question(str(item["id"]), item["question"].strip(), context, texts, starts)
 
 
@@ -266,30 +266,30 @@ class SquadData:
     def train(self, count: int | None) -> list[Features]:
         """Rows of the first `count` questions whose answer stands where the file says."""
         windows = make_windows(self.train_questions[:count], self.tokenizer, self.rule)
-        return [labelled(window) for found in windows.values() for window in found]
+        return [labelled(window) for of_question in windows.values() for window in of_question]
 
     def answers(self, predict: Predict, questions: list[Question]) -> dict[str, list[Answer]]:
         """The n best answers by question id."""
         windows = make_windows(questions, self.tokenizer, self.rule)
-        start_NS, end_NS = predict([window.features for found in windows.values() for window in found])
+        start_NS, end_NS = predict([window.features for of_question in windows.values() for window in of_question])
         result, at = {}, 0
-        for question, found in windows.items():
-            rows = slice(at, at + len(found))
-            result[question] = candidates(found, start_NS[rows], end_NS[rows], self.rule)
-            at += len(found)
+        for question, of_question in windows.items():
+            rows = slice(at, at + len(of_question))
+            result[question] = candidates(of_question, start_NS[rows], end_NS[rows], self.rule)
+            at += len(of_question)
         return result
 
     def evaluate(self, predict: Predict, count: int | None) -> dict[str, float]:
         """Exact match and F1 on the development set, in percent."""
         questions = self.dev_questions[:count]
-        best = {question: found[0].text for question, found in self.answers(predict, questions).items()}
+        best = {question: answers[0].text for question, answers in self.answers(predict, questions).items()}
         return score(best, {question.id: question.answers for question in questions})
 
     def submit(self, predict: Predict, folder: Path) -> None:
         """Writes the development set's answers in the official form, and the n best of each."""
-        found = self.answers(predict, self.dev_questions)
-        write_json(folder / "predictions.json", {question: best[0].text for question, best in found.items()})
-        nbest = {question: [vars(answer) for answer in best] for question, best in found.items()}
+        answers = self.answers(predict, self.dev_questions)
+        write_json(folder / "predictions.json", {question: best[0].text for question, best in answers.items()})
+        nbest = {question: [vars(answer) for answer in best] for question, best in answers.items()}
         write_json(folder / "nbest_predictions.json", nbest)
 
 

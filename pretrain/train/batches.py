@@ -133,7 +133,7 @@ class StepLoader:
         packed: bool = False,
     ) -> None:
         self.samples = corpus.samples(split, stage.length)
-        self.packing = corpus.packing(split, stage.length) if packed else None
+        self.packing = corpus.packed_rows(split, stage.length) if packed else None
         self.continues_word = corpus.continues_word if whole_words else None
         self.special, self.vocab_size = corpus.special_tokens, corpus.vocab_size
         self.stage, self.recipe, self.training = stage, recipe, split == "train"

@@ -77,7 +77,7 @@ def test_histogram_is_that_of_the_samples(corpus: Corpus) -> None:
 
 def test_packing_that_was_not_prepared_is_named(corpus: Corpus) -> None:
     with pytest.raises(UserError, match=r"without packing; prepare it with --packing true"):
-        corpus.packing("train", 32)
+        corpus.packed_rows("train", 32)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_packing_holds_every_sample_once_and_fills_better(
     objective: Objective, length: int, corpora: dict[Objective, Corpus]
 ) -> None:
     corpus = corpora[objective]
-    samples, packing = corpus.samples("train", length), corpus.packing("train", length)
+    samples, packing = corpus.samples("train", length), corpus.packed_rows("train", length)
     sizes = np.array([len(sample.input_ids) for sample in samples.rows(range(len(samples)))])
     packed = packing.rows(range(len(packing)))
     assert sorted(np.concatenate(packed).tolist()) == list(range(len(samples)))

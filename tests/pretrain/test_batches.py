@@ -227,7 +227,7 @@ def test_packed_rows_stay_together_and_every_sample_comes_once_an_epoch(
         "packed": True,
     }
     steps = [StepLoader(packed_corpus, "train", STAGE, RECIPE, rank=rank, **options) for rank in range(world_size)]
-    packing = packed_corpus.packing("train", LENGTH)
+    packing = packed_corpus.packed_rows("train", LENGTH)
     row_of = {int(sample): row for row, samples in enumerate(packing.rows(range(len(packing)))) for sample in samples}
     seen: list[int] = []
     positions = range(0, len(packing) - GLOBAL_BATCH, GLOBAL_BATCH)
