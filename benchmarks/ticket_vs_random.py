@@ -40,7 +40,7 @@ def main() -> None:
         subprocess.run([*command, "--ticket", str(ticket), "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
         arms[f"random ticket, seed {seed}"] = arm
     table = {name: final_losses(arm) for name, arm in arms.items()}
-    stages = [stage for stage in table["searched ticket"] if stage != "search"]
+    stages = [stage["name"] for stage in json.loads((run_dir / "plan.json").read_text())["stages"] if stage["narrow"]]
     print(f"{'validation loss, nats':<26}" + "".join(f"{stage:>10}" for stage in stages))
     for name, losses in table.items():
         print(f"{name:<26}" + "".join(f"{losses[stage]:>10.4f}" for stage in stages))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from earlybert.core.files import file_hash
+from earlybert.core.files import file_hash, read_json
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.report.timeline import read_lines
 from earlybert.pretrain.ticket.ticket import Ticket, masks
@@ -65,17 +65,18 @@ def different_bits(reference: Path, run_dir: Path) -> list[str]:
 def layout_differences(reference: Path, run_dir: Path) -> dict[str, Any]:
     """Units of the ticket that differ, and per stage the largest relative difference of training and validation losses.
 
-    Where a neuron at the cut differs, the narrow networks are not the same and only the searches are compared.
+    Where a neuron at the cut differs, the narrow networks are not the same and are not compared.
     """
     found: dict[str, Any] = {}
     if (reference / "ticket.json").is_file():
         first, second = (masks(Ticket.load(run / "ticket.json")) for run in (reference, run_dir))
         found = {f"{kind}_different": int(np.sum(first[kind] != second[kind])) for kind in first}
-    comparable = not any(found.values())
+    different = any(found.values())
+    narrow = {stage["name"] for stage in read_json(reference / "plan.json")["stages"] if stage["narrow"]}
     worst: dict[str, float] = {}
     for expected, actual in zip(results(reference), results(run_dir), strict=True):
         stage = expected["stage"]
-        if "loss" in expected and (comparable or stage == "search"):
+        if "loss" in expected and not (different and stage in narrow):
             difference = abs(actual["loss"] - expected["loss"]) / expected["loss"]
             worst[stage] = max(worst.get(stage, 0.0), difference)
     return found | {"loss_difference": worst}

@@ -44,9 +44,9 @@ def check_words(plan: Sequence[str], borders: Mapping[str, Border]) -> None:
         if after not in allowed:
             names = " or ".join(name or "nothing" for name in allowed)
             where = f"after {before}" if before else "at its beginning"
-            place = f"; {borders[after].place}" if after in borders and borders[after].place else ""
+            elsewhere = f"; {borders[after].place}" if after in borders and borders[after].place else ""
             raise UserError(
-                f"plan is {list(plan)}; {reason}, so {where} must come {names}, not {after or 'nothing'}{place}"
+                f"plan is {list(plan)}; {reason}, so {where} must come {names}, not {after or 'nothing'}{elsewhere}"
             )
     for word in ("search", *(border.word for border in borders.values() if border.needs_ticket)):
         if plan.count(word) > 1:

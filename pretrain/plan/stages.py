@@ -51,40 +51,40 @@ def build_stages(recipe: Recipe) -> list[Stage]:
         if word in recipe.borders:
             begin = recipe.borders[word]
             continue
-        kind = STAGE_WORDS[word]
-        if kind.phase == "phase2":
+        facts = STAGE_WORDS[word]
+        if facts.phase == "phase2":
             start = 0
-        stages.append(_stage(recipe, index, kind, begin, start))
+        stages.append(_stage(recipe, index, facts, begin, start))
         # A ticket searched for before anything is trained starts over; one searched for on the way goes on.
-        start = 0 if kind.searching and len(stages) == 1 else start + stages[-1].steps
+        start = 0 if facts.searching and len(stages) == 1 else start + stages[-1].steps
         begin = Lengthen()
     return stages
 
 
-def _stage(recipe: Recipe, index: int, kind: StageWord, begin: Border, start: int) -> Stage:
+def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, start: int) -> Stage:
     """The stage of the plan's word number `index`, which begins at step `start` of its phase."""
-    phase = recipe.phase(kind.phase)
-    total = phase_steps(recipe, kind.phase)
-    if kind.searching and index == 0:
+    phase = recipe.phase(facts.phase)
+    total = phase_steps(recipe, facts.phase)
+    if facts.searching and index == 0:
         total = phase.steps  # the curve of the full network in the full time
     schedule = Schedule(start=start, total=total, peak=phase.learning_rate, warmup=phase.warmup, form=recipe.schedule)
     name, end = recipe.plan[index], total
-    if kind.phase == "phase1":
+    if facts.phase == "phase1":
         for border in recipe.plan_borders:
             schedule = border.phase1_schedule(schedule)
-        if not kind.searching:
+        if not facts.searching:
             name, share = part_of_phase1(recipe, index)
             end = whole_steps(total, share)
     return Stage(
         name=name,
-        phase=kind.phase,
-        searching=kind.searching,
+        phase=facts.phase,
+        searching=facts.searching,
         begin=begin,
         length=phase.length,
         max_predictions=phase.max_predictions,
         global_batch=phase.global_batch,
         micro_batch=phase.micro_batch,
-        steps=recipe.search.steps if kind.searching else end - start,
+        steps=recipe.search.steps if facts.searching else end - start,
         schedule=schedule,
     )
 

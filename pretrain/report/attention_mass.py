@@ -50,8 +50,8 @@ def attention_mass(model: PreTrainingNetwork, batch: Batch, length: int) -> Atte
     position_S = torch.arange(attended_BS.shape[1])
     near_SS = (position_S[:, None] - position_S[None, :]).abs() <= NEIGHBOURHOOD
     cls_SS = (position_S == 0).expand_as(near_SS)
-    kinds = {"near": near_SS, "cls": cls_SS}
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    looked_at = {"near": near_SS, "cls": cls_SS}
+    shares: dict[str, list[float]] = {keys: [] for keys in looked_at}
 
     def share(weight_BASS: Tensor, keys_SS: Tensor) -> float:
         mass_BAS = (weight_BASS * keys_SS).sum(-1)
@@ -59,8 +59,8 @@ def attention_mass(model: PreTrainingNetwork, batch: Batch, length: int) -> Atte
 
     def look(module: torch.nn.Module, inputs: Any, qkv_BSI: Tensor) -> None:
         weight_BASS = attention_weights(qkv_BSI, attended_BS, model.config.head_size)
-        for kind, keys_SS in kinds.items():
-            found[kind].append(share(weight_BASS, keys_SS))
+        for keys, keys_SS in looked_at.items():
+            shares[keys].append(share(weight_BASS, keys_SS))
 
     hooks = [layer.attention.qkv.register_forward_hook(look) for layer in model.encoder_layers]
     try:
@@ -69,5 +69,5 @@ def attention_mass(model: PreTrainingNetwork, batch: Batch, length: int) -> Atte
         for hook in hooks:
             hook.remove()
     even_B1SS = (attended_BS / attended_BS.sum(1, keepdim=True))[:, None, None, :].expand(-1, 1, len(position_S), -1)
-    uniform = {kind: share(even_B1SS, keys_SS) for kind, keys_SS in kinds.items()}
-    return AttentionMass(found, uniform, len(attended_BS), length)
+    uniform = {keys: share(even_B1SS, keys_SS) for keys, keys_SS in looked_at.items()}
+    return AttentionMass(shares, uniform, len(attended_BS), length)

@@ -72,13 +72,13 @@ def attention_figure(masses: Mapping[str, AttentionMass]) -> Figure:
     """Per layer the share of attention on near keys and on [CLS], a line a run; dashed: evenly spread attention."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     titles = {"near": "within two positions", "cls": "on [CLS]"}
-    for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+    for axes, (keys, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for number, (name, mass) in enumerate(masses.items()):
-            axes.plot(mass.shares[kind], "o-", color=f"C{number}", label=name)
-            axes.axhline(mass.uniform[kind], color=f"C{number}", linestyle="--", linewidth=1)
-        largest = max(max(*mass.shares[kind], mass.uniform[kind]) for mass in masses.values())
+            axes.plot(mass.shares[keys], "o-", color=f"C{number}", label=name)
+            axes.axhline(mass.uniform[keys], color=f"C{number}", linestyle="--", linewidth=1)
+        largest = max(max(*mass.shares[keys], mass.uniform[keys]) for mass in masses.values())
         axes.set(title=f"attention {title}", xlabel="layer", ylabel="share of the attention", ylim=(0, 1.1 * largest))
-        axes.set_xticks(range(max(len(mass.shares[kind]) for mass in masses.values())))
+        axes.set_xticks(range(max(len(mass.shares[keys]) for mass in masses.values())))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure

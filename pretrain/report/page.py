@@ -64,9 +64,8 @@ SPLIT = (
     "waiting for data, checkpoints and validation is counted over all steps."
 )
 CURVES = (
-    "The search belongs to the cost of a narrow run, so its steps, tokens, operations and seconds come first (dotted); "
-    "the narrow network then starts anew. Lines are means over a thirtieth of the steps. Tokens and operations are "
-    "those of full sequences."
+    "What a search took belongs to the run's cost, so its steps, tokens, operations and seconds come first (dotted). "
+    "Lines are means over a thirtieth of the steps. Tokens and operations are those of full sequences."
 )
 MASKS = (
     "Both axes are steps of the search; a square says on which share of the units the masks drawn at those two steps "
@@ -83,11 +82,11 @@ def image(file: str) -> str:
     return f"![{file.removesuffix('.png').replace('_', ' ')}]({file})\n"
 
 
-def pictured(pictures: Collection[str], kind: str, title: str, text: str) -> list[str]:
-    """A section for the pictures of one kind, one per run; none when there are none."""
+def pictured(pictures: Collection[str], prefix: str, title: str, text: str) -> list[str]:
+    """A section for the pictures whose names begin so, one per run; none when there are none."""
     shown = []
-    for file in (file for file in pictures if file.startswith(kind)):
-        run = file.removeprefix(kind).removeprefix("-").removesuffix(".png")
+    for file in (file for file in pictures if file.startswith(prefix)):
+        run = file.removeprefix(prefix).removeprefix("-").removesuffix(".png")
         shown.append(f"**{run}**\n\n{image(file)}" if run else image(file))
     return [f"## {title}\n\n{text}\n\n" + "\n".join(shown)] if shown else []
 
@@ -203,11 +202,11 @@ def times(outcomes: Outcomes) -> str:
 
 
 PROTOCOL = """
-*The paper's protocol*: 1 - (search + narrow steps * r) / dense steps, where r is the median time of a narrow step of
-phase 1 over that of a dense step with the same batches, the search's; steps of shallower networks are weighed by their
-median times, those of phase 2 by their operations; waiting for data is left out. *By the clock*: the whole running time
-of this run, with validation, checkpoints and repeated steps, against dense training estimated from the median dense
-step alone, so a low figure.
+*The paper's protocol*: 1 - (search + trained steps * r) / dense steps, where r is the median time of a step of phase
+1's last stage over that of a dense step with the same batches, the search's; steps of the stages before that one are
+weighed by their median times, those of phase 2 by their operations; waiting for data is left out. *By the clock*: the
+whole running time of this run, with validation, checkpoints and repeated steps, against dense training estimated from
+the median dense step alone, so a low figure.
 """
 
 

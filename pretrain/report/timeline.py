@@ -68,12 +68,12 @@ def of_kind(lines: Lines, kind: str) -> Lines:
 def sessions(lines: Lines) -> list[Session]:
     """The run's sessions, first to last. `lost_steps` are those that the session after it had to do again."""
     starts = of_kind(lines, "start")
-    found = []
+    every = []
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         ended = following["last_alive"] if following else max(start["time"], lines[-1]["time"])
         lost = following["lost_steps"] if following else 0
-        found.append(Session(start["time"], ended, start["ranks"], start["device"], lost))
-    return found
+        every.append(Session(start["time"], ended, start["ranks"], start["device"], lost))
+    return every
 
 
 def clock(lines: Lines) -> list[float]:
@@ -87,9 +87,9 @@ def clock(lines: Lines) -> list[float]:
     return seconds
 
 
-def accelerator_hours(found: list[Session]) -> float:
+def accelerator_hours(every: list[Session]) -> float:
     """Hours times ranks."""
-    return sum(session.seconds * session.ranks for session in found) / 3600
+    return sum(session.seconds * session.ranks for session in every) / 3600
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,18 @@ class Interruptions:
 
 def interruptions(lines: Lines) -> Interruptions:
     """What metrics.jsonl says of them."""
-    found = sessions(lines)
+    every = sessions(lines)
     steps = [line["seconds"] for line in of_kind(lines, "train")]
-    lost = sum(session.lost_steps for session in found)
+    lost = sum(session.lost_steps for session in every)
     starting = []
-    for session in found[1:]:
+    for session in every[1:]:
         first = next((line for line in of_kind(lines, "train") if line["time"] > session.began), None)
         if first is not None and first["time"] <= session.ended:
             starting.append(first["time"] - first["seconds"] - session.began)
     return Interruptions(
-        restarts=len(found) - 1,
+        restarts=len(every) - 1,
         lost_steps=lost,
         lost_seconds=lost * statistics.median(steps) if steps else 0.0,
         starting_seconds=sum(starting),
-        down_seconds=sum(after.began - before.ended for before, after in itertools.pairwise(found)),
+        down_seconds=sum(after.began - before.ended for before, after in itertools.pairwise(every)),
     )

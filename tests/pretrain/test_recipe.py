@@ -224,6 +224,7 @@ BAD_OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--narrow.rewind", "later"], ["narrow.rewind is later", "initial"]),
     (["--export", "[onnx]"], ["export is onnx", "earlybert"]),
     (["--plan", "[search, train]"], ["plan is train", "narrow"]),
+    (["--plan", "[serach, narrow, phase1]"], ["plan is serach", 'did you mean "search"?']),
     (["--plan", "[]"], ["plan is []", "phase1"]),
     (["--plan", "[phase1, search]"], ["plan is ['phase1', 'search']", "after phase1 must come", "not search"]),
     (["--plan", "[phase1, phase1]"], ["plan is ['phase1', 'phase1']", "goes on until the network is stacked"]),

@@ -25,8 +25,6 @@ class Border:
     word: ClassVar[str]
     # What the network is after it, for sentences: "narrowed", "stacked".
     done: ClassVar[str] = ""
-    # Its line in the report's glossary.
-    meaning: ClassVar[str] = ""
     # Words of a plan that it may follow ("" is the plan's beginning) and that may follow it, and why no others may.
     after: ClassVar[tuple[str, ...]] = ()
     before: ClassVar[tuple[str, ...]] = ()
@@ -35,6 +33,11 @@ class Border:
     place: ClassVar[str] = ""
     # Whether its network is cut by the run's ticket.
     needs_ticket: ClassVar[bool] = False
+
+    @property
+    def meaning(self) -> str:
+        """Its line in the report's glossary."""
+        return ""
 
     def check(self, recipe: "Recipe") -> None:
         """Raises UserError where its numbers do not fit the recipe, whose plan has its word."""

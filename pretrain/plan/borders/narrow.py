@@ -24,7 +24,6 @@ class Narrow(Border):
 
     word: ClassVar[str] = "narrow"
     done: ClassVar[str] = "narrowed"
-    meaning: ClassVar[str] = "the network that is left; it starts again from its initial weights"
     after: ClassVar[tuple[str, ...]] = ("", "search")
     before: ClassVar[tuple[str, ...]] = ("phase1", "phase2")
     reason: ClassVar[str] = "a narrow network is there to be trained"
@@ -33,6 +32,11 @@ class Narrow(Border):
 
     rewind: Literal["initial", "searched"] = "initial"
     step_factor: float = 0.8
+
+    @property
+    def meaning(self) -> str:
+        start = {"initial": "starts again from its initial weights", "searched": "goes on from the searched weights"}
+        return f"the network that is left; it {start[self.rewind]}"
 
     def check(self, recipe: "Recipe") -> None:
         plan = recipe.plan
@@ -74,6 +78,6 @@ class Narrow(Border):
         weights, moments = bake_coefficients(trained.weights, trained.moments)
         return TrainingState(
             narrow_weights(before, weights, kept),
-            {kind: narrow_weights(before, tensors, kept) for kind, tensors in moments.items()},
+            {moment: narrow_weights(before, tensors, kept) for moment, tensors in moments.items()},
             trained.optimizer_step,
         )

@@ -35,7 +35,6 @@ class Stack(Border):
 
     word: ClassVar[str] = "stack"
     done: ClassVar[str] = "stacked"
-    meaning: ClassVar[str] = "grow the network in depth: its layers are copied on top of themselves"
     after: ClassVar[tuple[str, ...]] = ("phase1",)
     before: ClassVar[tuple[str, ...]] = ("phase1", "search")
     reason: ClassVar[str] = "a deeper network is there to be trained or searched"
@@ -45,6 +44,15 @@ class Stack(Border):
     copy: Copy = "stacked"
     moments: Literal["reset", "copied"] = "reset"
     learning_rates: list[float] = field(default_factory=list)
+
+    @property
+    def meaning(self) -> str:
+        how = {
+            "stacked": "its layers are copied on top of themselves",
+            "interleaved": "every layer is copied on top of itself",
+            "identity": "it gets new layers on top, which at first change nothing",
+        }
+        return f"grow the network in depth: {how[self.copy]}"
 
     def check(self, recipe: "Recipe") -> None:
         stacks, rates = recipe.plan.count(self.word), self.learning_rates
@@ -117,5 +125,5 @@ class Stack(Border):
         if self.moments == "reset":
             return TrainingState(weights)
         zeros = {name: tensor.new_zeros(tensor.shape) for name, tensor in fresh.items()}
-        moments = {kind: stack_weights(tensors, zeros, self.copy) for kind, tensors in trained.moments.items()}
+        moments = {moment: stack_weights(tensors, zeros, self.copy) for moment, tensors in trained.moments.items()}
         return TrainingState(weights, moments, trained.optimizer_step)
