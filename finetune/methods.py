@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
 from earlybert.core.distributed import rank
 from earlybert.core.files import file_hash
@@ -25,8 +25,8 @@ from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.pretrained import Pretrained, starting_weights
-from earlybert.finetune.text import Features
-from earlybert.finetune.training import Collate, Recorder, TrainerRun, draw_step, make_trainer, train
+from earlybert.finetune.text import Features, masked
+from earlybert.finetune.training import Collate, Masking, Recorder, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig
@@ -156,17 +156,21 @@ def search(
     network = dataclasses.replace(config.network, searching=True)
     searched: TaskModel | type[EarlyBertForMaskedTokens] = model_class
     collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
+    masking: Masking | None = None
     if settings.search_objective == "mlm":
         searched, network = EarlyBertForMaskedTokens, dataclasses.replace(network, next_sentence=False)
-        collate = DataCollatorForLanguageModeling(pretrained.tokenizer)
-        rows = [Features(input_ids=row["input_ids"], token_type_ids=row["token_type_ids"]) for row in rows]
+        collate = DataCollatorForTokenClassification(pretrained.tokenizer)
+
+        def masking(row: Features, epoch: int, index: int) -> Features:
+            return masked(pretrained.tokenizer, row, seed=seed, epoch=epoch, index=index)
+
     config = config.with_network(network)
     model = searched(config)
     model.load_state_dict(starting_weights(searched, config, pretrained.weights, seed))
     step = draw_step(len(rows), settings)
     history = MaskHistory(folder / "search", settings.draw, SearchConfig(), step)
     run = TrainerRun("search", folder, settings.epochs, settings.learning_rate, seed, stop_after=step)
-    trainer = make_trainer(model, rows, collate, settings, run, Recorder(history, step))
+    trainer = make_trainer(model, rows, collate, settings, run, Recorder(history, step), masking)
     cost = train(trainer)
     content = None
     if rank() == 0:

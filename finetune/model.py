@@ -18,12 +18,16 @@ from earlybert.kernels.dropout import dropout
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertModel
 from earlybert.pretrain.network.model import Encoder
 
-NOT_MASKED = -100
+# The label of what is not to be learnt: tokens that are not masked, rows that only fill up a batch.
+IGNORED = -100
 
 
 @dataclass
 class TaskOutput(ModelOutput):
-    """What every model here gives: its loss (fp32 scalar, mean over the batch) where there were labels.
+    """What every model here gives: its loss where there were labels, as an fp32 scalar.
+
+    That is the sum over what there is to learn, divided by `num_items_in_batch` where the caller counted it over more
+    than this batch (the Trainer does, over an update and all ranks), else by the batch's own count: the mean.
 
     `head_penalty`, `neuron_penalty`: L1 norms of all coefficients, fp32 scalars; None unless searching.
     """
@@ -48,6 +52,17 @@ class AnswerOutput(TaskOutput):
     end_logits: Tensor | None = None
 
 
+def _mean(sum_of_losses: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != IGNORED).sum()
+    # A batch of very short texts may have no masked token.
+    return sum_of_losses / torch.as_tensor(num_items_in_batch, device=sum_of_losses.device).clamp(min=1)
+
+
+def _cross_entropy(logits_NC: Tensor, label_N: Tensor) -> Tensor:
+    return F.cross_entropy(logits_NC.float(), label_N, ignore_index=IGNORED, reduction="sum")
+
+
 class EarlyBertForSequenceClassification(EarlyBertModel):
     """Pooler, dropout and a linear layer on the first token's state; with one label it is a regression."""
 
@@ -63,17 +78,20 @@ class EarlyBertForSequenceClassification(EarlyBertModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> ClassifierOutput:
-        """Token ids are [B, S]; `labels`, [B], are classes, or numbers for a regression (mean squared error)."""
+        """Token ids are [B, S]; `labels`, [B], are classes, or numbers for a regression (squared error)."""
         first_BH = self.network.encode(input_ids, attention_mask, token_type_ids)[:, 0]
         pooled_BH = torch.tanh(self.pooler(first_BH))
         pooled_BH = dropout(pooled_BH, self.config.hidden_dropout_prob if self.training else 0.0)
         logits_BC = self.classifier(pooled_BH)
         loss = None
         if labels is not None and self.config.num_labels == 1:
-            loss = F.mse_loss(logits_BC.float().squeeze(1), labels.float())
+            given_B = labels != IGNORED
+            squares = F.mse_loss(logits_BC.float().squeeze(1)[given_B], labels.float()[given_B], reduction="sum")
+            loss = _mean(squares, labels, num_items_in_batch)
         elif labels is not None:
-            loss = F.cross_entropy(logits_BC.float(), labels)
+            loss = _mean(_cross_entropy(logits_BC, labels), labels, num_items_in_batch)
         return ClassifierOutput(loss=loss, logits=logits_BC, **self.network.penalties())
 
 
@@ -92,14 +110,21 @@ class EarlyBertForQuestionAnswering(EarlyBertModel):
         token_type_ids: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> AnswerOutput:
-        """Token ids are [B, S], positions [B]; the loss is the mean of the two cross-entropies."""
+        """Token ids are [B, S], positions [B]; the loss is the mean of the two cross-entropies over a row's own tokens.
+
+        (Over padding, too, as in Hugging Face's BERT, it would depend on the longest row in the batch.)
+        """
         logits_BS2 = self.qa_outputs(self.network.encode(input_ids, attention_mask, token_type_ids))
         start_BS, end_BS = logits_BS2.unbind(-1)
         output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.network.penalties())
         if start_positions is not None and end_positions is not None:
-            start_loss = F.cross_entropy(start_BS.float(), start_positions)
-            output.loss = (start_loss + F.cross_entropy(end_BS.float(), end_positions)) / 2
+            if attention_mask is not None:
+                padding_BS = attention_mask == 0
+                start_BS, end_BS = (scores_BS.masked_fill(padding_BS, -torch.inf) for scores_BS in (start_BS, end_BS))
+            loss = (_cross_entropy(start_BS, start_positions) + _cross_entropy(end_BS, end_positions)) / 2
+            output.loss = _mean(loss, start_positions, num_items_in_batch)
         return output
 
 
@@ -112,10 +137,11 @@ class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> TaskOutput:
-        """`labels`, [B, S], are -100 where nothing is to be predicted; the loss is the mean over the others."""
+        """`labels`, [B, S], are -100 where nothing is to be predicted."""
         assert labels is not None, "the masked tokens' own ids are what there is to learn"
-        masked_N = (labels != NOT_MASKED).flatten().nonzero().flatten()
+        masked_N = (labels != IGNORED).flatten().nonzero().flatten()
         output = super().forward(
             input_ids,
             attention_mask,
@@ -124,8 +150,7 @@ class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
             masked_labels=labels.flatten()[masked_N],
         )
         assert output.masked_loss is not None
-        # A batch of very short texts may have no masked token.
-        loss = output.masked_loss / max(1, len(masked_N))
+        loss = _mean(output.masked_loss, labels, num_items_in_batch)
         return TaskOutput(loss=loss, head_penalty=output.head_penalty, neuron_penalty=output.neuron_penalty)
 
 

@@ -1,8 +1,13 @@
 """Texts to BERT's input: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`. Nothing is cached on disk."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
+
+from earlybert.data_prep.samples.masking import mask_sample
+from earlybert.data_prep.tokens.tokenizer import special_tokens, vocabulary_size
+from earlybert.finetune.model import IGNORED
 
 # [CLS] and [SEP], and one more [SEP] with a second text.
 SPECIAL_TOKENS = {1: 2, 2: 3}
@@ -13,9 +18,13 @@ class Features(TypedDict, total=False):
 
     input_ids: list[int]
     token_type_ids: list[int]
-    labels: int | float
+    labels: int | float | list[int]
     start_positions: int
     end_positions: int
+
+
+# What is to be learnt; a row has either labels or two positions.
+TARGETS = ("labels", "start_positions", "end_positions")
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
@@ -43,3 +52,32 @@ def assemble(tokenizer: PreTrainedTokenizerFast, first: list[int], second: list[
         ids += [*second, tokenizer.sep_token_id]
         types += [1] * (len(second) + 1)
     return Features(input_ids=ids, token_type_ids=types)
+
+
+def learnt(row: Features) -> int:
+    """How many items the loss of a row sums over: one, or its masked tokens."""
+    (target, *_) = (row[name] for name in TARGETS if name in row)  # type: ignore[literal-required]
+    return int(np.count_nonzero(np.ravel(target) != IGNORED))
+
+
+def with_nothing_to_learn(row: Features) -> Features:
+    """The same tokens, every target ignored."""
+    ignored: Any = {name: np.full_like(value, IGNORED).tolist() for name, value in row.items() if name in TARGETS}
+    return Features(**(row | ignored))
+
+
+def masked(tokenizer: PreTrainedTokenizerFast, row: Features, *, seed: int, epoch: int, index: int) -> Features:
+    """The row with masked tokens to be predicted in place of its own targets: a pure function of its arguments."""
+    ids = np.array(row["input_ids"])
+    sample = mask_sample(
+        ids,
+        special_tokens(tokenizer),
+        vocabulary_size(tokenizer),
+        seed=seed,
+        epoch=epoch,
+        index=index,
+        max_predictions=len(ids),
+    )
+    labels = np.full(len(ids), IGNORED)
+    labels[sample.positions] = sample.labels
+    return Features(input_ids=sample.input_ids.tolist(), token_type_ids=row["token_type_ids"], labels=labels.tolist())

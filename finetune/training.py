@@ -1,9 +1,10 @@
 """Runs of the Hugging Face Trainer: AdamW, linear decay, checkpoints, and the search's L1 term."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
-from earlybert.finetune.text import Features
+from earlybert.finetune.text import Features, learnt, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
 from earlybert.pretrain.network.parameters import is_coefficient
 from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
 from earlybert.pretrain.train.telemetry import StageProgress
 
 Collate = Callable[[list[Any]], dict[str, Any]]
+# What becomes of a row when it is trained on: of (row, epoch, index).
+Masking = Callable[[Features, int, int], Features]
 
 RECORDINGS = 20
 
@@ -67,12 +70,22 @@ def draw_step(examples: int, settings: TaskSettings) -> int:
     return max(1, math.floor(settings.search_epochs * examples / settings.batch_size + 0.5))
 
 
-class TimedTrainer(Trainer):
-    """Adds the L1 term to the loss, and has every update timed."""
+@lru_cache(maxsize=1)
+def order(seed: int, epoch: int, examples: int) -> list[int]:
+    """In which order an epoch takes its examples; the one that accelerate's sampler gives."""
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
-    def __init__(self, settings: TaskSettings, total: int, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.settings, self.total = settings, total
+
+class TimedTrainer(Trainer):
+    """Makes the loss that of the whole update, adds the L1 term to it, and has every update timed."""
+
+    def __init__(
+        self, settings: TaskSettings, total: int, rows: list[Features], masking: Masking | None, **others: Any
+    ) -> None:
+        super().__init__(train_dataset=rows, **others)
+        self.settings, self.total, self.rows, self.masking = settings, total, rows, masking
+        # So the Trainer leaves dividing the loss to the model.
+        self.model_accepts_loss_kwargs = True
 
     @property
     def clock(self) -> StepClock:
@@ -85,6 +98,27 @@ class TimedTrainer(Trainer):
         self.clock.backward_ends()
         return loss
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """This rank's micro-batches of the next update, and how much there is to learn in it on all ranks.
+
+        Examples and masks are a pure function of seed and update, so no layout can change them, and the Trainer's own
+        loader only counts micro-batches. All ranks must make equally many: where an epoch's last update has too few
+        examples, some ranks get one with nothing to learn.
+        """
+        size = self.settings.batch_size
+        epoch, update = divmod(self.state.global_step, updates(len(self.rows), self.settings, 1))
+        indices = order(self.args.seed, epoch, len(self.rows))[update * size :][:size]
+        rows = [self.rows[index] for index in indices]
+        if self.masking:
+            rows = [self.masking(row, epoch, index) for row, index in zip(rows, indices, strict=True)]
+        shares = np.array_split(np.arange(len(rows)), world_size() * num_batches)
+        own = shares[rank() * num_batches :][:num_batches]
+        batches = [[rows[place] for place in share] or [with_nothing_to_learn(rows[0])] for share in own]
+        prepared: Any = [self._prepare_inputs(self.data_collator(batch)) for batch in batches]
+        return prepared, torch.tensor(sum(map(learnt, rows)), device=device)
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -94,13 +128,14 @@ class TimedTrainer(Trainer):
     ) -> Any:
         """Task loss plus lambda * sum|c| (EarlyBERT Eq. 4).
 
-        Every micro-batch's loss is divided by their number afterwards, so the L1 term counts once per update.
+        The sum of the task's losses is divided by what the update has on all ranks. The L1 term is of no example: each
+        micro-batch adds its part, so it counts once per update.
         """
-        output = model(**inputs)
-        loss = output.loss
+        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
         if output.head_penalty is not None:
-            loss = loss + self.settings.lambda_heads * output.head_penalty
-            loss = loss + self.settings.lambda_neurons * output.neuron_penalty
+            penalty = self.settings.lambda_heads * output.head_penalty
+            penalty = penalty + self.settings.lambda_neurons * output.neuron_penalty
+            loss = loss + penalty / self.current_gradient_accumulation_steps
         return (loss, output) if return_outputs else loss
 
 
@@ -234,6 +269,7 @@ def make_trainer(
     settings: TaskSettings,
     run: TrainerRun,
     recorder: Recorder | None = None,
+    masking: Masking | None = None,
 ) -> TimedTrainer:
     """The Trainer of one run; the recorder takes the coefficients of a searching network."""
     total = run.stop_after or updates(len(rows), settings, run.epochs)
@@ -247,9 +283,10 @@ def make_trainer(
     trainer = TimedTrainer(
         settings,
         total,
+        rows,
+        masking,
         model=model,
         args=_arguments(settings, run),
-        train_dataset=rows,
         data_collator=collate,
         callbacks=callbacks,
     )

@@ -12,6 +12,7 @@ GOOD, BAD = ["good", "fine", "glad", "sunny"], ["bad", "poor", "sad", "rainy"]
 NEUTRAL = ["tree", "river", "house", "stone", "walk", "paint", "old", "small", "quick", "green", "table", "sings"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PLAIN = [*GOOD, *BAD, *NEUTRAL, "the", "a", "an", "who", "what", "is", "not", ".", ",", "?", "-", "'"]
+SENTENCES = ["sentence1", "sentence2"]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 VOCABULARY = [*SPECIAL, *PLAIN, *LETTERS, *[f"##{letter}" for letter in LETTERS]]
 
@@ -63,6 +64,25 @@ def write_sst2(folder: Path, train: int = 96, dev: int = 48) -> None:
         table(folder / "SST-2" / f"{name}.tsv", ["sentence", "label"], rows)
     rows = [[str(index), sentence(generator, index % 3 == 0)] for index in range(20)]
     table(folder / "SST-2" / "test.tsv", ["index", "sentence"], rows)
+
+
+def write_stsb(folder: Path, train: int) -> None:
+    """Pairs whose score is that of the words they have in common; so every update has another mean."""
+    generator = random.Random(3)
+    rows = []
+    for index in range(train):
+        first, second = (generator.choices(NEUTRAL, k=5) for _ in range(2))
+        rows.append([" ".join(first), " ".join(first[: index % 6] + second[index % 6 :]), f"{index % 6:.3f}"])
+    for name in ("train", "dev"):
+        table(folder / "STS-B" / f"{name}.tsv", [*SENTENCES, "score"], rows)
+
+
+def write_two_word_texts(folder: Path, train: int) -> None:
+    """CoLA with texts of two words, and every third of none: so short that a few of them may have no masked token."""
+    generator = random.Random(4)
+    texts = [" ".join(generator.choices(NEUTRAL, k=0 if index % 3 == 2 else 2)) for index in range(train)]
+    for name in ("train", "dev"):
+        table(folder / "CoLA" / f"{name}.tsv", None, [["made up", "1", "", text] for text in texts])
 
 
 def write_all_glue(folder: Path) -> None:

@@ -15,12 +15,12 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.finetune import methods, training
 from earlybert.finetune.config import Settings, TaskSettings
-from earlybert.finetune.model import EarlyBertForSequenceClassification
+from earlybert.finetune.model import IGNORED, EarlyBertForSequenceClassification
 from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.sentences import SentenceData
-from earlybert.finetune.text import Features
+from earlybert.finetune.text import Features, learnt, masked
 from earlybert.finetune.training import TimedTrainer, TrainerRun, draw_step, make_trainer, train, updates
 from earlybert.pretrain.network.work import time_saved
 from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
@@ -179,7 +179,9 @@ def test_searching_works_without_dropout_and_leaves_the_labels_out_on_masked_tok
     bert: Path, task: SentenceData, tmp_path: Path
 ) -> None:
     """The released in-place product raised with attention dropout 0."""
-    rows = [Features(**(row | {"labels": 1 - row["labels"]})) for row in task.train(None)]
+    rows = task.train(None)
+    for row in rows:
+        row["labels"] = int(row["labels"] == 0)
     used = settings(batch_size=16, search_objective="mlm")
     first, _ = searched(bert, task, tmp_path / "first", used)
     second, _ = searched(bert, task, tmp_path / "second", used, rows)
@@ -187,13 +189,34 @@ def test_searching_works_without_dropout_and_leaves_the_labels_out_on_masked_tok
     assert first.neurons == second.neurons != by_task.neurons
 
 
-@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_masks_are_a_function_of_seed_epoch_and_row(bert: Path) -> None:
+    """The library's collator drew them for a padded micro-batch, so that every layout had others."""
+    tokenizer = open_pretrained(str(bert)).tokenizer
+    ids = [2, *range(5, 45), 3]
+    row = Features(input_ids=ids, token_type_ids=[0] * 42, labels=1)
+    first = masked(tokenizer, row, seed=1, epoch=0, index=3)
+    assert first == masked(tokenizer, row, seed=1, epoch=0, index=3)
+    for other in ({"seed": 2}, {"epoch": 1}, {"index": 4}):
+        assert first != masked(tokenizer, row, **({"seed": 1, "epoch": 0, "index": 3} | other))
+    labels = first["labels"]
+    assert isinstance(labels, list) and len(labels) == 42 and learnt(first) == 6  # 15 % of 42
+    kept = [label if label != IGNORED else given for label, given in zip(labels, first["input_ids"], strict=True)]
+    assert kept == ids and labels[0] == labels[-1] == IGNORED
+    assert (
+        learnt(row) == 1
+        and learnt(masked(tokenizer, Features(input_ids=[2, 3], token_type_ids=[0, 0]), seed=1, epoch=0, index=0)) == 0
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(16, None), (16, 4), (112, 14)])
 def test_the_l1_term_counts_once_per_update(
-    bert: Path, task: SentenceData, tmp_path: Path, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+    bert: Path, task: SentenceData, tmp_path: Path, batch_size: int, micro_batch: int | None
 ) -> None:
-    """However many micro-batches there are; the released code added it once for each."""
-    used = settings(batch_size=16, micro_batch=micro_batch, lambda_heads=0.25, lambda_neurons=0.5, max_grad_norm=1e9)
-    plain = settings(batch_size=16, micro_batch=micro_batch, lambda_heads=0.0, lambda_neurons=0.0, max_grad_norm=1e9)
+    """However many micro-batches there are, also where an epoch's 96 examples are no whole batch; the released code
+    added it once for each."""
+    layout: dict[str, Any] = {"batch_size": batch_size, "micro_batch": micro_batch, "max_grad_norm": 1e9}
+    used = settings(lambda_heads=0.25, lambda_neurons=0.5, **layout)
+    plain = settings(lambda_heads=0.0, lambda_neurons=0.0, **layout)
     gradients = []
     for name, chosen in (("with", used), ("without", plain)):
         trainer = run_trainer(bert, task, a_run(tmp_path / name, stop_after=1), chosen, searching=True)
