@@ -13,6 +13,8 @@ import pytest
 import yaml
 from torch import Tensor
 
+from tests.in_process import settings_put_back, train_here
+
 ROOT = Path(__file__).parent.parent
 RUN = ROOT / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent
@@ -101,8 +103,10 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def run_training(cwd: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> tuple[int, str]:
-    """Runs pretrain/run.py to its end; returns exit status and output."""
+def run_training(cwd: Path, *arguments: str, launcher: tuple[str, ...] | None = None) -> tuple[int, str]:
+    """Trains to the end, in this process or by a launcher of pretrain/run.py; returns exit status and output."""
+    if launcher is None:
+        return train_here(cwd, *arguments)
     process = start([*launcher, str(RUN), *arguments], cwd)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
@@ -112,6 +116,13 @@ def gradient_of(parameter: Tensor) -> Tensor:
     """What a backward pass left; fails where it left nothing."""
     assert parameter.grad is not None
     return parameter.grad
+
+
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """One thread, for models too small for more. What a command sets for its process ends with the test."""
+    with settings_put_back():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +137,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(workplace: Path) -> Path:
     """A complete run of the small recipe, made by plain python."""
-    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "finished")
+    arguments = ("--config", "small.yaml", "--run-dir", "finished")
+    status, output = run_training(workplace, *arguments, launcher=(sys.executable,))
     assert status == 0, output
     return workplace / "finished"

@@ -13,6 +13,7 @@ from soak.comparison import compare
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_short_soak(workplace: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "fault_soak.py"), "--config", "small.yaml", "--seed", "3"]
     command += ["--search.steps", "30", "--phase1.steps", "30", "--phase2.steps", "10"]

@@ -1,6 +1,5 @@
 """A tiny BERT with its tokenizer, and made-up data in the official layouts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -12,16 +11,11 @@ from tests.finetune.made_up import save_tiny_bert, write_all_glue, write_squad, 
 
 
 @pytest.fixture(autouse=True)
-def exact_and_single_threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """True fp32 matrix products, one thread, no network."""
+def exact_and_alone(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """True fp32 matrix products, no network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     disable_progress_bar()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def golden_recipe(name: str, folder: Path) -> dict[str, Any]:
     return recipe | settings | {"deepspeed": str(ROOT / "ds_configs" / "adamw.json")}
 
 
-def train_curve(name: str, folder: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> Curve:
+def train_curve(name: str, folder: Path, *arguments: str, launcher: tuple[str, ...] | None = None) -> Curve:
     """Trains one of the recipes in an empty folder, as many ranks as the launcher starts; raises RuntimeError."""
     write_text(folder / "text.txt")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(golden_recipe(name, folder)))

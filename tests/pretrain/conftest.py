@@ -1,6 +1,5 @@
 """Numerical settings of these tests, and a corpus small enough to look through."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,9 @@ LENGTHS = [16, 32]
 
 
 @pytest.fixture(autouse=True)
-def exact_and_single_threaded() -> Iterator[None]:
-    """True fp32 matrix products; the models are too small to share out over threads."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
+def exact(own_settings: None) -> None:
+    """True fp32 matrix products."""
     torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
 
 
 def write_text(path: Path) -> None:

@@ -1,6 +1,5 @@
 """pretrain/run.py with something made to go wrong, or fp16 allowed on a CPU: python patched_run.py PATCH ARGUMENTS."""
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -88,16 +87,15 @@ def flip_a_weight() -> None:
     mock.patch.object(loop, "train_step", flipped).start()
 
 
-def stop_once() -> None:
-    """As if a signal came at the border before step STEP + 1 of the stage that STOP_AT=STAGE:STEP names."""
+def stop_once(stage: str, step: int) -> None:
+    """As if a signal came at the border after a step of a stage."""
     from earlybert.pretrain.train import loop
 
-    stage, step = os.environ["STOP_AT"].split(":")
     border = loop.at_step_border
 
     def stopped(stop: Any, checkpoints: Any) -> bool:
         state = checkpoints.state
-        return border(stop, checkpoints) or (state.stage == stage and state.step == int(step))
+        return border(stop, checkpoints) or (state.stage == stage and state.step == step)
 
     mock.patch.object(loop, "at_step_border", stopped).start()
 
@@ -126,9 +124,12 @@ def fp16_on_cpu() -> None:
     from earlybert.pretrain.train import engine
 
     accelerator = type(get_accelerator())
-    accelerator.is_fp16_supported = lambda self: True
-    accelerator.supported_dtypes = lambda self: [torch.float, torch.half, torch.bfloat16]
-    engine.resolve_precision = lambda recipe, file, device: "fp16"
+    dtypes = [torch.float, torch.half, torch.bfloat16]
+    mock.patch.object(accelerator, "is_fp16_supported", lambda self: True).start()
+    mock.patch.object(accelerator, "supported_dtypes", lambda self: dtypes).start()
+    mock.patch.object(engine, "resolve_precision", lambda recipe, file, device: "fp16").start()
+    # Measuring it in fp16 takes a CPU a minute.
+    mock.patch.object(engine, "peak_flops", lambda device, dtype: 1e9).start()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The precisions of a CPU: fp32 through oneDNN has to be true fp32, and bf16 gradients are added up in fp32."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,17 +14,10 @@ from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, l
 from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import StageEngine
-from tests.conftest import free_port, gradient_of
+from tests.conftest import gradient_of
 from tests.pretrain.small_models import build, random_inputs, random_weights, small_config
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def precision_afterwards() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def test_error_of_fp32_as_a_run_sets_it() -> None:
@@ -60,16 +52,9 @@ def test_where_the_fast_path_is_not_fp32_it_is_left(
 
 
 @pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_rank() -> None:
     """A process group of this process alone."""
-    port = free_port()
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     distributed.start()
-    yield
-    torch.distributed.destroy_process_group()
-    monkeypatch.setattr("deepspeed.comm.comm.cdb", None)
 
 
 def loss_of(output: NetworkOutput) -> Tensor:

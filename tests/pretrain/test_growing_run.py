@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ from earlybert.pretrain.checkpoint.export import newest
 from earlybert.pretrain.commands.report import main as report_command
 from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
+from tests.in_process import train_here
+from tests.pretrain import patched_run
 from tests.pretrain.run_files import losses, metrics
 
-PATCHED = Path(__file__).parent / "patched_run.py"
 TICKET_THEN_STACK = "[search, narrow, phase1, stack, phase1, stack, phase1, phase2]"
 STACK_THEN_TICKET = "[phase1, stack, phase1, stack, search, narrow, phase1]"
 
@@ -85,10 +86,9 @@ def stop_and_go_on(growing: Path, name: str, stops: list[str]) -> Path:
     """The run of `ticket_then_stack`, stopped in every place and started again."""
     arguments = ["--config", "growing.yaml", "--run-dir", name, "--plan", TICKET_THEN_STACK]
     for stop in stops:
-        process = start([sys.executable, str(PATCHED), "stop_once", *arguments], growing, STOP_AT=stop)
-        output, _ = process.communicate(timeout=300)
         stage, step = stop.split(":")
-        assert process.returncode == 0 and f"stopped as asked at step {step} of {stage};" in output, output
+        status, output = train_here(growing, *arguments, prepare=partial(patched_run.stop_once, stage, int(step)))
+        assert status == 0 and f"stopped as asked at step {step} of {stage};" in output, output
     status, output = run_training(growing, *arguments)
     assert status == 0, output
     return growing / name
@@ -166,7 +166,7 @@ def test_what_the_engine_starts_from_is_exact(growing: Path, moments: str, stage
     arguments = ["--config", "growing.yaml", "--run-dir", name, "--deepspeed", "zero.json", "--keep_checkpoints", "9"]
     arguments += ["--plan", "[phase1, stack, phase1]", "--stack.layers", "[2]", "--stack.until", "[0.5]"]
     arguments += ["--stack.copy", order, "--stack.moments", moments, "--phase1.steps", "6", "--export", "[]"]
-    process = start([*launcher, str(PATCHED), "checkpoint_after_surgery", *arguments], growing)
+    process = start([*launcher, patched_run.__file__, "checkpoint_after_surgery", *arguments], growing)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     before = Checkpoint(growing / name / "checkpoints" / "step-00000003")

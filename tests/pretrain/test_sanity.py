@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,20 @@ from earlybert.pretrain.plan.plan import full_network
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.train.health import symptom
 from tests.conftest import BIN, ROOT, free_port, run_training, start
+from tests.in_process import train_here
+from tests.pretrain import patched_run
 from tests.pretrain.run_files import losses, metrics
 
-PATCHED = Path(__file__).parent / "patched_run.py"
+STILL = ("--plan=[search]", "--model.hidden_dropout=0", "--model.attention_dropout=0")
 
 
 def run_patched(workplace: Path, patch: str, run_dir: str, *arguments: str, ranks: int = 1) -> tuple[int, str]:
     """Exit status and output of the small recipe's run with a patch."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher = [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", free_port()]
-    command = [*launcher, str(PATCHED), patch, "--config", "small.yaml", "--run-dir", run_dir, *arguments]
-    process = start(command, workplace, PYTHONPATH=str(ROOT))
+    arguments = ("--config", "small.yaml", "--run-dir", run_dir, *arguments)
+    if ranks == 1:
+        return train_here(workplace, *arguments, prepare=getattr(patched_run, patch))
+    launcher = [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", free_port()]
+    process = start([*launcher, patched_run.__file__, patch, *arguments], workplace)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -118,8 +119,7 @@ def test_ranks_that_differ_are_noticed_before_the_next_checkpoint(finished_run: 
 def test_fp16_skips_updates_that_overflow(finished_run: Path, workplace: Path, stage: int) -> None:
     """fp16's logic on a CPU: the first scales overflow, those updates don't count, then the losses are fp32's."""
     file = zero_stage(workplace, stage, fp16={"initial_scale_power": 24, "hysteresis": 1})
-    still = ("--plan", "[search]", "--deepspeed", file, "--model.hidden_dropout", "0", "--model.attention_dropout", "0")
-    status, output = run_patched(workplace, "fp16_on_cpu", f"half-{stage}", *still)
+    status, output = run_patched(workplace, "fp16_on_cpu", f"half-{stage}", "--deepspeed", file, *STILL)
     assert status == 0, output
     half = metrics(workplace / f"half-{stage}")
     state = Checkpoint(list_checkpoints(workplace / f"half-{stage}" / "checkpoints")[-1]).state
@@ -132,7 +132,7 @@ def test_fp16_skips_updates_that_overflow(finished_run: Path, workplace: Path, s
 
 def test_fp16_that_always_overflows_stops(finished_run: Path, workplace: Path) -> None:
     file = zero_stage(workplace, 1, fp16={"initial_scale_power": 60, "hysteresis": 1})
-    arguments = ("--max_skipped_updates", "6", "--deepspeed", file)
+    arguments = ("--max_skipped_updates", "6", "--deepspeed", file, *STILL)
     status, output = run_patched(workplace, "fp16_on_cpu", "overflown", *arguments)
     assert status == 2, output
     assert "after 6 skipped updates in a row at step 1 of search; the first non-finite tensor is the" in error_line(
@@ -141,10 +141,9 @@ def test_fp16_that_always_overflows_stops(finished_run: Path, workplace: Path) -
 
 
 def test_fp16_equals_fp32_to_its_precision(finished_run: Path, workplace: Path) -> None:
-    still = ("--plan", "[search]", "--model.hidden_dropout", "0", "--model.attention_dropout", "0")
-    status, output = run_patched(workplace, "fp16_on_cpu", "half", *still)
+    status, output = run_patched(workplace, "fp16_on_cpu", "half", *STILL)
     assert status == 0, output
-    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "whole", *still)
+    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "whole", *STILL)
     assert status == 0, output
     half, whole = (np.array([loss for _, loss in losses(workplace / name)]) for name in ("half", "whole"))
     np.testing.assert_allclose(half, whole, rtol=1e-3)
