@@ -35,7 +35,8 @@ def plain_bert(model: PreTrainedModel) -> PreTrainedModel:
         weights = widen_weights(dense_config(network), weights, Kept(network.kept_heads, network.kept_neurons))
     answers = isinstance(model, EarlyBertForQuestionAnswering)
     bert_class = BertForQuestionAnswering if answers else BertForSequenceClassification
-    return fill_bert(bert_class, network, weights, id2label=config.id2label, label2id=config.label2id)
+    labels = {name: getattr(config, name) for name in ("id2label", "label2id", "problem_type")}
+    return fill_bert(bert_class, network, weights, **labels)
 
 
 def save_trained(

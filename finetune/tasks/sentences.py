@@ -211,7 +211,12 @@ class SentenceData:
     def head(self) -> dict[str, object]:
         """Fields of the model's configuration."""
         names = dict(enumerate(self.task.classes)) or {0: self.task.label}
-        return {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+        return {
+            "id2label": names,
+            "label2id": {label: number for number, label in names.items()},
+            # Without it Hugging Face's pipeline takes one output for a class, and gives its sigmoid.
+            "problem_type": "single_label_classification" if self.task.classes else "regression",
+        }
 
     def _has(self, split: str) -> bool:
         there = self.folder is None or (self.folder / f"{split}.tsv").is_file()

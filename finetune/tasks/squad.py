@@ -45,7 +45,8 @@ class Window:
 
     `offsets` are the characters [first, after last] of the context that each context token stands for; `first_token` is
     the row position of the first of them. `best` says for each whether no other window of the question gives it more
-    context.
+    context. `reach` are the characters from the end of the last token before the window to the start of the next after
+    it: what lies within touches no token that the window lacks.
     """
 
     question: Question
@@ -53,6 +54,7 @@ class Window:
     first_token: int
     offsets: list[tuple[int, int]]
     best: list[bool]
+    reach: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,10 @@ def make_windows(
                 first_token=len(query) + 2,
                 offsets=offsets[first:end],
                 best=[most_context(index, token, spans) for token in range(first, end)],
+                reach=(
+                    offsets[first - 1][1] if first else 0,
+                    offsets[end][0] if end < len(offsets) else len(question.context),
+                ),
             )
             for index, (first, end) in enumerate(spans)
         ]
@@ -188,11 +194,14 @@ def make_windows(
 
 
 def labelled(window: Window) -> Features:
-    """A row to train on: the first answer's first and last token, or [CLS] twice where it is not wholly inside."""
+    """A row to train on: the first answer's first and last token, or [CLS] twice where it is not wholly inside.
+
+    What the tokenizer drops (white space, zero-width characters) may stand at the answer's edges.
+    """
     start = window.question.starts[0]
     end = start + len(window.question.answers[0])
     inside = [index for index, (first, after) in enumerate(window.offsets) if first < end and after > start]
-    whole = inside and window.offsets[0][0] <= start and window.offsets[-1][1] >= end
+    whole = inside and window.reach[0] <= start and end <= window.reach[1]
     first, last = (window.first_token + inside[0], window.first_token + inside[-1]) if whole else (NO_ANSWER,) * 2
     return Features(**window.features, start_positions=first, end_positions=last)
 
@@ -231,7 +240,11 @@ def candidates(
 
 
 def _answer_is_in_place(question: Question) -> bool:
-    return bool(question.answers) and question.context.startswith(question.answers[0], question.starts[0])
+    """Whether there is something to see of the first answer where it is said to be."""
+    for answer, start in zip(question.answers[:1], question.starts, strict=False):
+        seen = any(unicodedata.category(character)[0] not in "CZ" for character in answer)
+        return seen and start >= 0 and question.context.startswith(answer, start)
+    return False
 
 
 class SquadData:

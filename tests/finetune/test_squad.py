@@ -110,6 +110,41 @@ def test_an_answer_keeps_the_accents_that_the_tokenizer_drops(answer: str) -> No
         assert candidates([window], starts, ends, WindowRule())[0].text == answer
 
 
+@pytest.mark.parametrize(
+    "edge", [" ", "\n\t ", "\u00a0", "\u3000", "\u200b", "\ufeff", "\u2060\u200d", "\u00ad ", "\u200b\u200b"]
+)
+@pytest.mark.parametrize(
+    "context", ["{}old tree is green", "green is the {}old tree{}", "old tree{}", "the{}old tree{} is"]
+)
+def test_what_the_tokenizer_drops_may_stand_at_an_answers_edge(edge: str, context: str) -> None:
+    """Before, white space and zero-width characters at the context's edge made it a question without an answer."""
+    context = context.replace("{}", edge)
+    answer = (edge if f"{edge}old" in context else "") + "old tree" + (edge if f"tree{edge}" in context else "")
+    question = Question("q", "what ?", context, [answer], [context.index(answer)])
+    (window,) = make_windows([question], tiny_tokenizer(), RULE)["q"]
+    row = labelled(window)
+    assert row["start_positions"] > 0
+    first, last = (window.offsets[row[name] - window.first_token] for name in ("start_positions", "end_positions"))
+    assert context[first[0] : last[1]] == "old tree"
+
+
+def test_an_answers_edge_may_be_between_two_windows() -> None:
+    """Its blank is no token of either; the window that lacks one of its words still has no answer."""
+    words = [f"{word}\u200b " for word in ["old", "tree", "green", "small"] * 6]
+    context = "".join(words)
+    for number in range(1, len(words) - 2):
+        start, length = len("".join(words[:number])) - 2, 2 + len("".join(words[number : number + 2]))
+        question = Question("q", "what ?", context, [context[start : start + length]], [start])
+        windows = make_windows([question], tiny_tokenizer(), RULE)["q"]
+        assert len(windows) > 2
+        for index, window in enumerate(windows):
+            row, first = labelled(window), index * RULE.doc_stride
+            whole = first <= number and number + 2 <= first + len(window.offsets)
+            place = window.first_token + number - first
+            expected = (place, place + 1) if whole else (0, 0)
+            assert (row["start_positions"], row["end_positions"]) == expected
+
+
 def test_no_allowed_span_is_an_empty_answer() -> None:
     windows = make_windows([QUESTION], tiny_tokenizer(), RULE)["q"]
     shape = (len(windows), RULE.max_length)
@@ -153,6 +188,8 @@ def test_a_file_in_another_form_is_refused(content: dict, expected: str) -> None
     ("name", "change", "expected"),
     [
         ("train-v1.1.json", {"answers": [{"text": "old", "answer_start": 5}]}, "no question whose answer is where it"),
+        ("train-v1.1.json", {"answers": [{"text": "old", "answer_start": -8}]}, "no question whose answer is where it"),
+        ("train-v1.1.json", {"answers": [{"text": " ", "answer_start": 3}]}, "no question whose answer is where it"),
         ("dev-v1.1.json", {"answers": []}, "question 'q' has no answer; SQuAD v1.1's all have"),
     ],
 )

@@ -19,6 +19,7 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     PreTrainedModel,
+    pipeline,
 )
 
 from earlybert.core.errors import UserError
@@ -31,6 +32,8 @@ from earlybert.finetune.model import (
 )
 from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import plain_bert, save_trained
+from earlybert.finetune.tasks.glue import GLUE
+from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
 from tests.finetune.made_up import tiny_bert, tiny_tokenizer
@@ -167,6 +170,30 @@ def test_a_fresh_process_predicts_the_same(bert: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["STS-B", "RTE", "MNLI"])
+def test_a_pipeline_gives_the_tasks_own_value(bert: Path, all_glue: Path, tmp_path: Path, name: str) -> None:
+    """A score as it is, classes with their probabilities. Before, STS-B's were sigmoids: 0.822 for 1.529."""
+    pretrained = open_pretrained(str(bert))
+    data = SentenceData(GLUE[name], all_glue / name, pretrained.tokenizer, 48)
+    ours = full(pretrained, data.model_class, data.head)
+    ours.get_parameter("classifier.bias").data += 1.5
+    save_trained(ours, pretrained.tokenizer, tmp_path, ["earlybert", "bert"])
+    texts = {"text": "the old tree", "text_pair": "sad river"}
+    with torch.no_grad():
+        output = ours.eval()(**pretrained.tokenizer(**texts, return_tensors="pt")).logits[0]
+    expected = output if name == "STS-B" else output.softmax(0)
+    for form in ("earlybert", "bert"):
+        answers = pipeline("text-classification", str(tmp_path / form), device="cpu")(texts, top_k=None)
+        found = {answer["label"]: answer["score"] for answer in answers}
+        labels = GLUE[name].classes or ("score",)
+        assert [found[label] for label in labels] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
+    # Hugging Face's own class, trained on, takes the labels for what they are.
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert").eval()
+    row = pretrained.tokenizer(**texts, return_tensors="pt")
+    target = torch.tensor([2.5]) if name == "STS-B" else torch.tensor([1])
+    torch.testing.assert_close(theirs(**row, labels=target).loss, ours(**row, labels=target).loss)
 
 
 def test_the_head_of_the_search_is_the_head_of_the_training(bert: Path) -> None:
