@@ -27,6 +27,8 @@ from unittest import mock
 
 from provenance import measured_on
 
+from earlybert.core.files import write_json
+
 BIN = Path(sys.executable).parent
 # A table as large as BERT's word embeddings beside layers of usual size, as in a real network. Here it is that of the
 # positions, because the corpus decides the vocabulary.
@@ -180,7 +182,7 @@ def main() -> None:
             )
     if arguments.out:
         found = measured_on("deepspeed") | {"every": arguments.every, "ranks": table}
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(arguments.out, found)
 
 
 if __name__ == "__main__":

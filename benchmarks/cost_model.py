@@ -7,7 +7,6 @@ kernels that it had. With --memory: peaks of processes that train on this CPU (f
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import measured_on
 
+from earlybert.core.files import write_json
 from earlybert.pretrain.cost.cluster import (
     Cluster,
     Kernels,
@@ -211,7 +212,7 @@ def main() -> None:
         return
     rows = print_memory() if arguments.memory else print_published()
     if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(arguments.out, measured_on() | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core
 from provenance import measured_on
 from tokenizers import Tokenizer
 
+from earlybert.core.files import write_json
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
@@ -316,7 +317,7 @@ def main() -> None:
             print(f"{size:g} MB, 2 workers: " + ", ".join(f"{what} {value:,.1f}" for what, value in found.items()))
     if options.out:
         found = measured_on("tokenizers", "datasets") | results
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found)
 
 
 if __name__ == "__main__":

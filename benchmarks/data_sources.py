@@ -28,6 +28,7 @@ import numpy as np
 from backports import zstd
 from provenance import measured_on
 
+from earlybert.core.files import write_json
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.cleaning.duplicates import duplicates
@@ -208,7 +209,7 @@ def main() -> None:
             print(f"  {name:36}{value:>12,.4g}" if value < 10_000 else f"  {name:36}{value:>12,.0f}")
     if options.out:
         found = measured_on("datasets") | results
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from earlybert.core.files import write_json
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.partition import partition_layout, start_state
@@ -281,7 +282,7 @@ def main() -> None:
     print(f"\n{LEGEND}")
     if arguments.out:
         results = measured_on("deepspeed") | {"steps": arguments.steps, "differences": found}
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

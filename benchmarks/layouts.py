@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import measured_on
 
+from earlybert.core.files import write_json
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, load_recipe
 from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
 from earlybert.pretrain.ticket.ticket import keep_mask
@@ -122,7 +124,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.out:
-        arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+        write_json(arguments.out, measured_on("deepspeed") | {"layouts": table})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
-import json
 import os
 import platform
 import statistics
@@ -67,6 +66,7 @@ from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
 from earlybert.core import devices, distributed  # noqa: E402
 from earlybert.core.devices import synchronize  # noqa: E402
+from earlybert.core.files import write_json  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
 from earlybert.kernels import dropout, extension, packed_attention  # noqa: E402
@@ -390,7 +390,7 @@ def main() -> None:
         measure(rows, batches)
     found = report(rows, batches)
     if OPTIONS.out:
-        OPTIONS.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(OPTIONS.out, found)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from provenance import measured_on
+
+from earlybert.core.files import write_json
 from earlybert.pretrain.report.timeline import of_kind, read_lines
 from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
 
@@ -45,7 +48,7 @@ def main() -> None:
     for name, losses in table.items():
         print(f"{name:<26}" + "".join(f"{losses[stage]:>10.4f}" for stage in stages))
     if arguments.out:
-        arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+        write_json(arguments.out, measured_on("deepspeed") | {"losses": table})
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ class Setting:
     capability: tuple[int, int]
     dtype: torch.dtype
     head_size: int
-    dropout: float
 
     @property
     def fits_fused_kernels(self) -> bool:
@@ -103,14 +102,14 @@ def packed_attention(
     The environment variable EARLYBERT_ATTENTION names an implementation that is to be taken instead. Raises UserError
     when it names none.
     """
-    name = _implementation(query_MAD.device, query_MAD.dtype, query_MAD.shape[-1], dropout)
+    name = _implementation(query_MAD.device, query_MAD.dtype, query_MAD.shape[-1])
     return IMPLEMENTATIONS[name](query_MAD, key_TAD, value_TAD, queries, keys, dropout)
 
 
 @torch.compiler.assume_constant_result
-def _implementation(device: torch.device, dtype: torch.dtype, head_size: int, dropout: float) -> str:
+def _implementation(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    return _settle(Setting(device.type, capability, dtype, head_size, dropout), chosen())
+    return _settle(Setting(device.type, capability, dtype, head_size), chosen())
 
 
 def chosen() -> str:

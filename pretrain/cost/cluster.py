@@ -190,16 +190,15 @@ def sequence_seconds(shape: Shape, gpu: Gpu, kernels: Kernels = OURS) -> float:
     numbers = (config.hidden_size, config.head_size, config.vocab_size, shape.length, shape.predictions)
     everything = flops_per_sequence(config.heads, config.neurons, *numbers)
     attention = sum(12.0 * shape.length**2 * heads * config.head_size for heads in config.heads)
-    speed = gpu.tflops * 1e12 * gpu.gemm_efficiency
     traffic = shape.length * sum(
         kernels.traffic(config.hidden_size, heads, config.head_size, neurons, shape.length)
         for heads, neurons in zip(config.heads, config.neurons, strict=True)
     )
     recomputed = 1.0 if kernels.scores else 7 / 6
     return (
-        (everything - attention) / speed
-        + attention * recomputed / (speed * ATTENTION_EFFICIENCY)
-        + traffic / (gpu.bandwidth_gb * 1e9 * gpu.bandwidth_efficiency)
+        gpu.product_seconds(everything - attention)
+        + gpu.product_seconds(attention * recomputed) / ATTENTION_EFFICIENCY
+        + gpu.traffic_seconds(traffic)
     )
 
 
@@ -244,7 +243,7 @@ def stage_cost(shape: Shape, cluster: Cluster, kernels: Kernels = OURS) -> Stage
         peak_bytes(shape, micro_batch, cluster.gpus),
         accumulation * micro_batch * sequence_seconds(shape, cluster.gpu, kernels),
         communication_seconds(shape.parameters, cluster),
-        updated / (cluster.gpu.bandwidth_gb * 1e9 * cluster.gpu.bandwidth_efficiency),
+        cluster.gpu.traffic_seconds(updated),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earlybert.kernels.sizes import STORED_MULTIPLE
-from earlybert.pretrain.cost.gpus import GPUS
+from earlybert.pretrain.cost.gpus import CPU, GPUS, Processor
 from earlybert.pretrain.ticket.ticket import TicketRule, keep_mask, mask_distance
 
 if TYPE_CHECKING:
@@ -28,39 +28,16 @@ MEASURED_ROUNDS = 5
 Seconds = Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Device:
-    """What the model knows of a device.
-
-    `flops` and `bandwidth` are what matrix products and elementwise kernels reach, not what the data sheet says.
-    `stored_multiple` is what the kernels round a width up to in memory.
-    """
-
-    multiprocessors: int
-    tile: tuple[int, int]
-    flops: float
-    bandwidth: float
-    element_size: int = 2
-    stored_multiple: int = STORED_MULTIPLE
-
-
-def _gpu(name: str, multiprocessors: int, tile: tuple[int, int]) -> Device:
-    gpu = GPUS[name]
-    flops, bandwidth = gpu.tflops * 1e12 * gpu.gemm_efficiency, gpu.bandwidth_gb * 1e9 * gpu.bandwidth_efficiency
-    return Device(multiprocessors, tile, flops, bandwidth)
-
-
-DEVICES = {
-    "v100": _gpu("V100-32GB", 80, (128, 128)),
-    "a100": _gpu("A100-80GB", 108, (128, 256)),
-    "h100": _gpu("H100-80GB", 132, (128, 256)),
-    "h200": _gpu("H200-141GB", 132, (128, 256)),
-    # One core with AVX-512 in fp32; time follows the operations, whatever the width (measured, docs/performance.md).
-    "cpu": Device(1, (1, 1), 180e9, 50e9, element_size=4, stored_multiple=1),
+DEVICES: dict[str, Processor] = {
+    "v100": GPUS["V100-32GB"],
+    "a100": GPUS["A100-80GB"],
+    "h100": GPUS["H100-80GB"],
+    "h200": GPUS["H200-141GB"],
+    "cpu": CPU,
 }
 
 
-def predict(device: Device, hidden_size: int, tokens: int) -> Seconds:
+def predict(device: Processor, hidden_size: int, tokens: int) -> Seconds:
     """Modelled seconds of one feed-forward part, forward and backward, against its width."""
 
     def waves(rows: int, columns: int) -> int:
@@ -69,16 +46,16 @@ def predict(device: Device, hidden_size: int, tokens: int) -> Seconds:
 
     def product(rows: int, columns: int, inner: int) -> float:
         wave = device.multiprocessors * device.tile[0] * device.tile[1]
-        return waves(rows, columns) * wave * 2 * inner / device.flops
+        return device.product_seconds(waves(rows, columns) * wave * 2 * inner)
 
     def seconds(width: int) -> float:
         stored = -(-width // device.stored_multiple) * device.stored_multiple
         # Forward and input gradients: two products each, one of them `stored` wide, the other that deep.
         activations = 2 * (product(tokens, stored, hidden_size) + product(tokens, hidden_size, stored))
         # Libraries cut the long sum over tokens of a weight gradient into pieces that fill all multiprocessors.
-        weights = 2 * 2 * tokens * hidden_size * stored / device.flops
+        weights = device.product_seconds(2 * 2 * tokens * hidden_size * stored)
         # GELU reads and writes once forward; backward reads twice and writes once.
-        elementwise = 5 * tokens * stored * device.element_size / device.bandwidth
+        elementwise = device.traffic_seconds(5 * tokens * stored * device.element_size)
         return activations + weights + elementwise
 
     return seconds

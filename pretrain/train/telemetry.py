@@ -160,7 +160,7 @@ class StageProgress:
 
     def __init__(self, name: str, total: int, done: int, *, enabled: bool) -> None:
         self.name, self.total, self.enabled = name, total, enabled
-        self._first = self._done = done
+        self._first = done
         self._began = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
@@ -178,7 +178,6 @@ class StageProgress:
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
 
     def update(self, done: int, note: str) -> None:
-        self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif self.enabled and (time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self.total):

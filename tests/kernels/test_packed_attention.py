@@ -203,11 +203,8 @@ FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
         ("cuda", (3, 7), FP32, 64, "blocks"),
     ],
 )
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_decisions(
-    device: str, capability: tuple[int, int], dtype: torch.dtype, head_size: int, expected: str, dropout: float
-) -> None:
-    assert choose_attention(Setting(device, capability, dtype, head_size, dropout)).implementation == expected
+def test_decisions(device: str, capability: tuple[int, int], dtype: torch.dtype, head_size: int, expected: str) -> None:
+    assert choose_attention(Setting(device, capability, dtype, head_size)).implementation == expected
 
 
 def test_decision_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

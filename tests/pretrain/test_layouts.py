@@ -19,7 +19,7 @@ def test_all_layouts_over_100_steps(workplace: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    table = json.loads(out.read_text())
+    table = json.loads(out.read_text())["layouts"]
     assert len(table) == 9
     for name, row in table.items():
         assert row["search_loss_difference"] < 1e-5, (name, row)

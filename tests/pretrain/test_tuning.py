@@ -9,12 +9,21 @@ import torch
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.commands import ticket as ticket_command
-from earlybert.pretrain.cost.widths import DEVICES, Choice, Device, fastest, masks_by_multiple, measure, predict, price
+from earlybert.pretrain.cost.gpus import Processor
+from earlybert.pretrain.cost.widths import DEVICES, Choice, fastest, masks_by_multiple, measure, predict, price
 from earlybert.pretrain.ticket.ticket import TicketRule
 
 
 def test_modelled_time_counts_tiles_one_by_one() -> None:
-    device = Device(3, (4, 8), flops=1000.0, bandwidth=math.inf, stored_multiple=8)
+    device = Processor(
+        tflops=2e-9,
+        gemm_efficiency=0.5,
+        bandwidth_gb=math.inf,
+        bandwidth_efficiency=1.0,
+        multiprocessors=3,
+        tile=(4, 8),
+        stored_multiple=8,
+    )
     hidden_size, tokens = 24, 10
 
     def product(rows: int, columns: int, inner: int) -> float:
