@@ -30,11 +30,9 @@ from earlybert.pretrain.cost.cluster import (
     stage_cost,
 )
 from earlybert.pretrain.cost.gpus import GPUS
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.network.packed import PackedPlaces
-from earlybert.pretrain.train.batches import Batch
-from earlybert.pretrain.train.objective import score
 
 LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 FUSED, UNFUSED = Kernels(fused=True, scores=False), Kernels(fused=False, scores=True)
@@ -153,13 +151,11 @@ def memory_shape(width: str, length: int) -> Shape:
 
 def full_batch(shape: Shape, sequences: int) -> Batch:
     """Random sequences without padding."""
-    ids_BS = torch.randint(5, shape.config.vocab_size, (sequences, shape.length))
-    ones_BS = torch.ones_like(ids_BS)
+    ids_T = torch.randint(5, shape.config.vocab_size, (sequences * shape.length,))
     first_B1 = torch.arange(sequences)[:, None] * shape.length
-    positions_N = (first_B1 + 1 + torch.arange(shape.predictions)).flatten()
-    labels_N, next_sentence_B = ids_BS.flatten()[positions_N], torch.zeros(sequences, dtype=torch.int64)
-    places = PackedPlaces.of(ones_BS, positions_N)
-    return Batch(ids_BS, ones_BS, ones_BS * 0, positions_N, labels_N, next_sentence_B, places=places)
+    predicted_T = (first_B1 + 1 + torch.arange(shape.predictions)).flatten()
+    labels_B = torch.zeros(sequences, dtype=torch.int64)
+    return Batch.of([shape.length] * sequences, ids_T, ids_T * 0, predicted_T, ids_T[predicted_T], labels_B)
 
 
 def train_once(width: str, length: int, micro_batch: int) -> None:
@@ -172,8 +168,7 @@ def train_once(width: str, length: int, micro_batch: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     batch = full_batch(shape, micro_batch)
     for _ in range(2):
-        scores = score(model(**batch.model_inputs()), batch)
-        (scores.masked_loss + scores.next_sentence_loss).backward()
+        torch.stack([score.loss for score in model(batch).scores.values()]).sum().backward()
     print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 

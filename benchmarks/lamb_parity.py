@@ -34,6 +34,7 @@ from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.partition import partition_layout, start_state
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.hugging_face import padded_output
 from earlybert.pretrain.network.model import PreTrainingNetwork
 
 LEGEND = """\
@@ -90,7 +91,8 @@ class Task(nn.Module):
     def forward(
         self, input_ids_BS: Tensor, positions_N: Tensor, labels_N: Tensor, next_sentence_labels_B: Tensor
     ) -> Tensor:
-        output = self.bert(input_ids_BS, masked_positions=positions_N)
+        output = padded_output(self.bert, input_ids_BS, masked_positions=positions_N)
+        assert output.prediction_logits is not None and output.seq_relationship_logits is not None
         masked = F.cross_entropy(output.prediction_logits.to(self.loss_dtype), labels_N)
         return masked + F.cross_entropy(output.seq_relationship_logits.to(self.loss_dtype), next_sentence_labels_B)
 
@@ -113,7 +115,7 @@ def share(step: int, part: int, parts: int) -> Batch:
 
 def make_optimizer(kind: str, task: Task) -> torch.optim.Optimizer:
     """Decay for matrices and, so that it has a trust ratio, for the group of two elements; none for other vectors."""
-    tiny = task.bert.next_sentence.bias
+    tiny = task.bert.get_parameter("next_sentence.bias")
     vectors = [parameter for parameter in task.parameters() if parameter.ndim == 1 and parameter is not tiny]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in task.parameters() if parameter.ndim > 1], "weight_decay": WEIGHT_DECAY},

@@ -26,7 +26,6 @@ from unittest import mock
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from provenance import measured_on
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,9 +34,9 @@ from torch.utils._pytree import tree_leaves
 from earlybert.core.files import read_json, write_json
 from earlybert.kernels import extension
 from earlybert.kernels.lamb import Lamb
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork, meta_network
-from earlybert.pretrain.network.packed import PackedPlaces
 from earlybert.pretrain.plan.recipe import OptimizerConfig
 from earlybert.pretrain.train.engine import build_optimizer
 
@@ -133,18 +132,15 @@ def optimizer_step() -> Callable[[], Any]:
 def micro_batch(searching: bool) -> Callable[[], Any]:
     """Forward and backward pass of a micro-batch."""
     model = network(searching)
-    attended_BS = torch.ones(SEQUENCES, LENGTH, dtype=torch.int64)
     starts_B1 = LENGTH * torch.arange(SEQUENCES)[:, None]
-    positions_N = (starts_B1 + torch.arange(1, 1 + PREDICTIONS)).flatten()
-    places = PackedPlaces.of(attended_BS, positions_N).to(DEVICE)
-    ids_BS, labels_N, positions_N, labels_B = (
-        torch.empty(shape, dtype=torch.int64, device=DEVICE)
-        for shape in (attended_BS.shape, positions_N.shape, positions_N.shape, (SEQUENCES,))
-    )
+    predicted_T = (starts_B1 + torch.arange(1, 1 + PREDICTIONS)).flatten()
+    ids_T, labels_B = torch.zeros(SEQUENCES * LENGTH, dtype=torch.int64), torch.zeros(SEQUENCES, dtype=torch.int64)
+    batch = Batch.of([LENGTH] * SEQUENCES, ids_T, ids_T, predicted_T, predicted_T, labels_B).to(DEVICE)
 
     def run() -> None:
-        output = model(ids_BS, None, ids_BS, positions_N, labels_N, places)
-        loss = output.masked_loss + F.cross_entropy(output.seq_relationship_logits.float(), labels_B)
+        output = model(batch)
+        first, *others = (score.loss for score in output.scores.values())
+        loss = sum(others, first)
         if searching:
             loss = loss + output.head_penalty + output.neuron_penalty
         loss.backward()

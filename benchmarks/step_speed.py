@@ -69,13 +69,11 @@ from earlybert.core.devices import synchronize  # noqa: E402
 from earlybert.core.files import write_json  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
-from earlybert.kernels import dropout, extension, packed_attention  # noqa: E402
-from earlybert.kernels.cross_entropy import linear_cross_entropy_reference  # noqa: E402
+from earlybert.kernels import cross_entropy, dropout, extension, packed_attention  # noqa: E402
 from earlybert.pretrain.cost.hardware import measured_peak  # noqa: E402
-from earlybert.pretrain.network import model  # noqa: E402
+from earlybert.pretrain.network.batch import Batch  # noqa: E402
 from earlybert.pretrain.network.config import NetworkConfig, dense_config  # noqa: E402
 from earlybert.pretrain.network.initial import initial_weights  # noqa: E402
-from earlybert.pretrain.network.packed import PackedPlaces  # noqa: E402
 from earlybert.pretrain.network.state import TrainingState  # noqa: E402
 from earlybert.pretrain.network.work import Work, training_flops  # noqa: E402
 from earlybert.pretrain.plan.plan import full_network  # noqa: E402
@@ -83,7 +81,7 @@ from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, ModelConfig, Phase
 from earlybert.pretrain.plan.stages import build_stages  # noqa: E402
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket  # noqa: E402
 from earlybert.pretrain.train import engine  # noqa: E402
-from earlybert.pretrain.train.batches import Batch, StepLoader  # noqa: E402
+from earlybert.pretrain.train.batches import StepLoader  # noqa: E402
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile  # noqa: E402
 from earlybert.pretrain.train.step import forward_and_backward  # noqa: E402
 
@@ -169,16 +167,13 @@ def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = Fals
         network.compile(dynamic=True)
 
     def step(batch: Batch) -> None:
-        labels = torch.full_like(batch.input_ids_BS, -100)
-        labels.view(-1)[batch.masked_positions_N] = batch.masked_labels_N
+        inputs = batch.padded(pad_token_id=0)
+        labels_T = torch.full_like(batch.input_ids_T, -100)
+        labels_T[batch.needed_rows_M[batch.predicted_rows_N]] = batch.masked_labels_N
+        labels_BS = torch.full_like(inputs["input_ids"], -100)
+        labels_BS[inputs["attention_mask"].bool()] = labels_T
         with torch.autocast(DEVICE.type, engine.DTYPES[HALF], enabled=autocast):
-            loss = network(
-                input_ids=batch.input_ids_BS,
-                attention_mask=batch.attention_mask_BS,
-                token_type_ids=batch.token_type_ids_BS,
-                labels=labels,
-                next_sentence_label=batch.next_sentence_labels_B,
-            ).loss
+            loss = network(**inputs, labels=labels_BS, next_sentence_label=batch.segment_labels_B).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -197,28 +192,37 @@ def ours(recipe: Recipe, config: NetworkConfig, precision: Precision) -> Callabl
     built.engine.train()
 
     def step(batch: Batch) -> None:
-        forward_and_backward(built, [batch], batch.work(), seeds=[0])
+        forward_and_backward(built, [batch], Work.of(batch), seeds=[0])
 
     return step
 
 
 def all_needed(batch: Batch) -> Batch:
     """The same batch, with a last layer that computes every token."""
-    places = batch.places
-    assert places is not None
-    everything = PackedPlaces(
-        tokens=places.tokens,
-        token_rows_T=places.token_rows_T,
-        needed=places.tokens,
-        needed_rows_M=torch.arange(places.tokens.tokens, device=DEVICE),
-        predicted_rows_N=places.needed_rows_M[places.predicted_rows_N],
-        first_rows_B=places.needed_rows_M[places.first_rows_B],
+    return dataclasses.replace(
+        batch,
+        needed=batch.tokens,
+        needed_rows_M=torch.arange(batch.tokens.tokens, device=DEVICE),
+        predicted_rows_N=batch.needed_rows_M[batch.predicted_rows_N],
+        first_rows_B=batch.needed_rows_M[batch.first_rows_B],
     )
-    return dataclasses.replace(batch, places=everything)
 
 
-def padded(batch: Batch) -> Batch:
-    return dataclasses.replace(batch, places=None)
+@functools.lru_cache(BATCHES)
+def padding_computed(batch: Batch) -> Batch:
+    """The same sequences, all as long as the longest, whose padding is computed like tokens and in every layer."""
+    inputs = batch.padded(pad_token_id=0)
+    rows_T = inputs["attention_mask"].flatten().nonzero().flatten()
+    sequences, length = inputs["input_ids"].shape
+    padded = Batch.of(
+        [length] * sequences,
+        inputs["input_ids"].flatten().cpu(),
+        inputs["token_type_ids"].flatten().cpu(),
+        rows_T[batch.needed_rows_M[batch.predicted_rows_N]].cpu(),
+        batch.masked_labels_N.cpu(),
+        batch.segment_labels_B.cpu(),
+    )
+    return all_needed(padded.to(DEVICE))
 
 
 @contextlib.contextmanager
@@ -246,7 +250,9 @@ def patched(*patches: Any) -> Iterator[None]:
 
 
 def plain_loss() -> contextlib.AbstractContextManager[Any]:
-    return patched(mock.patch.object(model, "linear_cross_entropy", linear_cross_entropy_reference))
+    return patched(
+        mock.patch.object(cross_entropy, "linear_cross_entropy", cross_entropy.linear_cross_entropy_reference)
+    )
 
 
 def bernoulli_dropout() -> contextlib.AbstractContextManager[Any]:
@@ -262,7 +268,7 @@ def no_kernels() -> contextlib.AbstractContextManager[Any]:
 
 def make_rows(recipe: Recipe) -> list[Row]:
     """Models are shared by the rows that differ in settings only, and made when the first of these warms up."""
-    dense = full_network(recipe, VOCABULARY, True)
+    dense = full_network(recipe, VOCABULARY, "nsp")
     rule = TicketRule(head_ratio=1 / 3, neuron_ratio=0.3, width_multiple=64)
     ticket = narrow_config(dense, random_ticket(full_shape(dense), rule, seed=0))
 
@@ -291,7 +297,7 @@ def make_rows(recipe: Recipe) -> list[Row]:
         Row("ours, dense", HALF, half, settings, dense, []),
         Row("ours, ticket", HALF, narrow, settings, ticket, []),
         Row("  last layer on all tokens", HALF, lambda batch: half(all_needed(batch)), settings, dense, []),
-        Row("  padded batches (and so all positions)", HALF, lambda batch: half(padded(batch)), settings, dense, []),
+        Row("  padding computed", HALF, lambda batch: half(padding_computed(batch)), settings, dense, []),
         Row("  loss not in chunks", HALF, half, plain_loss, dense, []),
     ]
     if DEVICE.type == "cpu":
@@ -326,8 +332,8 @@ def measure(rows: list[Row], batches: list[Batch]) -> None:
 
 def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
     """Prints the table and the comparisons; returns all of it."""
-    work = Work.total(batch.work() for batch in batches)
-    fill = work.tokens / sum(batch.input_ids_BS.numel() for batch in batches)
+    work = Work.total(Work.of(batch) for batch in batches)
+    fill = work.tokens / sum(len(batch.tokens.lengths) * max(batch.tokens.lengths) for batch in batches)
     peaks = {}
     with settings():
         for precision in {row.precision for row in rows}:

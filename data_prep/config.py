@@ -118,11 +118,6 @@ class CorpusConfig(SourceConfig):
             raise UserError(f"seed is {self.seed}, but must not be negative.")
 
     @property
-    def next_sentence(self) -> bool:
-        """Whether samples are pairs with a label."""
-        return self.objective != "full-sentences"
-
-    @property
     def sources(self) -> list[MixedSource]:
         """The sources in their order; a source that is no mix is one of weight 1, named like itself."""
         own = {field.name: getattr(self, field.name) for field in fields(SourceConfig)}

@@ -23,7 +23,7 @@ from earlybert.core.distributed import rank
 from earlybert.core.files import file_hash
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
-from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
+from earlybert.finetune.model import MASKED_TOKENS, EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.pretrained import Pretrained, starting_weights
 from earlybert.finetune.text import Features, masked
 from earlybert.finetune.training import Collate, Masking, Recorder, TrainerRun, draw_step, make_trainer, train
@@ -72,9 +72,7 @@ def drop_layers(
 
 def step_cost(config: NetworkConfig, length: int) -> float:
     """Arithmetic of training on one sequence, without embeddings and task head."""
-    return flops_per_sequence(
-        config.heads, config.neurons, config.hidden_size, config.head_size, vocab_size=0, length=length, predictions=0
-    )
+    return flops_per_sequence(dataclasses.replace(config, losses=()), length, predictions=0)
 
 
 def cut(
@@ -158,7 +156,7 @@ def search(
     collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
     masking: Masking | None = None
     if settings.search_objective == "mlm":
-        searched, network = EarlyBertForMaskedTokens, dataclasses.replace(network, next_sentence=False)
+        searched, network = EarlyBertForMaskedTokens, dataclasses.replace(network, losses=(MASKED_TOKENS.name,))
         collate = DataCollatorForTokenClassification(pretrained.tokenizer)
 
         def masking(row: Features, epoch: int, index: int) -> Features:

@@ -16,10 +16,12 @@ from transformers.utils import ModelOutput
 
 from earlybert.kernels.dropout import dropout
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertModel
+from earlybert.pretrain.network.losses.masked import MaskedTokens
 from earlybert.pretrain.network.model import Encoder
 
 # The label of what is not to be learnt: tokens that are not masked, rows that only fill up a batch.
 IGNORED = -100
+MASKED_TOKENS = MaskedTokens()
 
 
 @dataclass
@@ -81,7 +83,7 @@ class EarlyBertForSequenceClassification(EarlyBertModel):
         num_items_in_batch: Tensor | int | None = None,
     ) -> ClassifierOutput:
         """Token ids are [B, S]; `labels`, [B], are classes, or numbers for a regression (squared error)."""
-        first_BH = self.network.encode(input_ids, attention_mask, token_type_ids)[:, 0]
+        first_BH = self.network.encode_padded(input_ids, attention_mask, token_type_ids)[:, 0]
         pooled_BH = torch.tanh(self.pooler(first_BH))
         pooled_BH = dropout(pooled_BH, self.config.hidden_dropout_prob if self.training else 0.0)
         logits_BC = self.classifier(pooled_BH)
@@ -116,7 +118,7 @@ class EarlyBertForQuestionAnswering(EarlyBertModel):
 
         (Over padding, too, as in Hugging Face's BERT, it would depend on the longest row in the batch.)
         """
-        logits_BS2 = self.qa_outputs(self.network.encode(input_ids, attention_mask, token_type_ids))
+        logits_BS2 = self.qa_outputs(self.network.encode_padded(input_ids, attention_mask, token_type_ids))
         start_BS, end_BS = logits_BS2.unbind(-1)
         output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.network.penalties())
         if start_positions is not None and end_positions is not None:
@@ -142,16 +144,10 @@ class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
         """`labels`, [B, S], are -100 where nothing is to be predicted."""
         assert labels is not None, "the masked tokens' own ids are what there is to learn"
         masked_N = (labels != IGNORED).flatten().nonzero().flatten()
-        output = super().forward(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            masked_positions=masked_N,
-            masked_labels=labels.flatten()[masked_N],
-        )
-        assert output.masked_loss is not None
-        loss = _mean(output.masked_loss, labels, num_items_in_batch)
-        return TaskOutput(loss=loss, head_penalty=output.head_penalty, neuron_penalty=output.neuron_penalty)
+        hidden_BSH = self.network.encode_padded(input_ids, attention_mask, token_type_ids)
+        score = MASKED_TOKENS.loss(self.network, hidden_BSH.flatten(0, 1)[masked_N], labels.flatten()[masked_N])
+        loss = _mean(score.loss, labels, num_items_in_batch)
+        return TaskOutput(loss=loss, **self.network.penalties())
 
 
 TaskModel = type[EarlyBertForSequenceClassification] | type[EarlyBertForQuestionAnswering]

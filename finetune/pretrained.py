@@ -24,13 +24,18 @@ from earlybert.pretrain.network.bert_format import from_bert
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.network.initial import initial_tensor
+from earlybert.pretrain.network.losses.registry import LOSS_PARTS
 from earlybert.pretrain.network.state import Weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # What a BERT may have otherwise than the networks here.
 FIXED_FIELDS = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 # What a checkpoint may lack: our names, and Hugging Face's.
-HEADS = {"pooler.": "bert.pooler.", "masked_token.": "cls.predictions.", "next_sentence.": "cls.seq_relationship."}
+HEADS = {
+    f"{ours.split('.')[0]}.": ".".join(theirs.split(".")[:2]) + "."
+    for part in LOSS_PARTS
+    for ours, theirs in part.bert_names.items()
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ after="TEXT"" a line to insert after the one line of PATH that holds TEXT; other
 
 import gzip
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.conftest import ROOT, start
@@ -208,6 +210,7 @@ import torch
 from pathlib import Path
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint
+from earlybert.pretrain.network.hugging_face import padded_output
 from earlybert.pretrain.network.model import network_with
 from earlybert.pretrain.plan.plan import run_plan
 from earlybert.pretrain.plan.recipe import load_recipe
@@ -221,7 +224,7 @@ state = recipe.widen.begin(trained, narrow, wide, recipe.seed)
 ids = torch.randint(5, narrow.vocab_size, (3, 20), generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
     first, second = (
-        network_with(network, weights).double().eval()(ids).prediction_logits
+        padded_output(network_with(network, weights).double().eval(), ids).prediction_logits
         for network, weights in ((narrow, dict(trained.weights)), (wide, state.weights))
     )
 print("largest difference", float((first - second)[..., : narrow.vocab_size].abs().max()))
@@ -322,3 +325,100 @@ def test_a_border_in_a_senseless_place_is_refused(widened: Path) -> None:
         process = start([*entry, *arguments], widened, PYTHONPATH=str(widened))
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 2 and message in output, output
+
+
+# In the copy: what the exported network says of two texts, in our form and in plain BERT's.
+EXPORTED_ORDER = """
+import torch
+from transformers import BertForMaskedLM
+from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
+
+ours = EarlyBertForPreTraining.from_pretrained("ordered/export/earlybert").eval()
+bert = BertForMaskedLM.from_pretrained("ordered/export/bert").eval()
+ids = torch.randint(5, ours.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    output = ours(ids)
+    expected = output.prediction_logits[..., : ours.config.vocab_size]
+    print("largest difference", float((expected - bert(ids).logits).abs().max()))
+print({name: list(logits.shape) for name, logits in output.other_logits.items()}, output.seq_relationship_logits)
+"""
+
+
+PLANNED = """
+import json, sys
+from pathlib import Path
+from earlybert.pretrain.plan.plan import Plan, full_network
+from earlybert.pretrain.plan.recipe import load_recipe
+
+recipe = load_recipe(Path("small.yaml"), ["--plan", "[phase1]", "--losses", sys.argv[1]])
+print(json.dumps(Plan(recipe, full_network(recipe, 300, "sop")).content()["stages"][0]))
+"""
+
+
+@pytest.fixture(scope="module")
+def ordered(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy that knows `sentence_order`, with a run of 20 steps, and what that run said."""
+    folder = extend("A loss part", tmp_path_factory.mktemp("sentence-order"))
+    shutil.copy(workplace / "small.yaml", folder)
+    run = ["--run_dir", "ordered", "--plan", "[phase1]", "--export", "[earlybert, bert]"]
+    return folder, run_extended(folder, "earlybert/pretrain/run.py", *ORDERED, *run)
+
+
+ORDERED = ["--config", "small.yaml", "--corpus.objective", "sop", "--losses", "[masked, sentence_order]"]
+
+
+def test_a_loss_part_is_trained_and_saved(ordered: tuple[Path, str]) -> None:
+    run = ordered[0] / "ordered"
+    steps = metrics(run)
+    assert len(steps) == 20 and all(abs(line["sentence_order_loss"] - math.log(2)) < 0.15 for line in steps)
+    assert abs(steps[0]["sentence_order_loss"] - math.log(2)) < 0.01
+    assert not any("next_sentence_loss" in line for line in steps)
+    for line in [*steps, *metrics(run, "validation")]:
+        assert line["loss"] == pytest.approx(line["masked_loss"] + line["sentence_order_loss"], rel=1e-12)
+        assert 0 <= line["sentence_order_accuracy"] <= 1
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    manifest = json.loads((newest / "manifest.json").read_text())["tensors"]
+    heads = {name.split("/")[1] for name in manifest if not name.split("/")[1].startswith(("layers.", "embeddings."))}
+    assert {name.split(".")[0] for name in heads} == {"masked_token", "sentence_order"}
+    state = safetensors.torch.load_file(newest / "rank-00000.safetensors")
+    assert state["exp_avg_sq/sentence_order.weight"].shape == (2, 64)
+    assert float(state["exp_avg_sq/sentence_order.weight"].min()) > 0, "every weight has had a gradient"
+
+
+def test_a_loss_part_is_in_plan_and_report(ordered: tuple[Path, str]) -> None:
+    """Width 64, so a linear layer of 2 x 64 + 2 parameters; two operations a weight, thrice for a step."""
+    folder, said = ordered
+    losses = ("[masked]", "[masked, sentence_order]")
+    without, with_it = (json.loads(run_extended(folder, "-c", PLANNED, each).splitlines()[-1]) for each in losses)
+    assert with_it["parameters"] - without["parameters"] == 2 * 64 + 2
+    assert with_it["flops_per_step"] - without["flops_per_step"] == 3 * 2 * 2 * 64 * with_it["global_batch"]
+    page = (folder / "ordered" / "report.md").read_text()
+    last = metrics(folder / "ordered", "validation")[-1]
+    assert f"| validation loss of sentence order, end of phase1 | {last['sentence_order_loss']:.4f} |" in page
+    assert "it told whether two segments of unseen text are swapped with a loss of" in page
+    assert "curves-sentence_order.png" in page and (folder / "ordered" / "curves-sentence_order.png").is_file()
+    assert f"sentence order: loss {last['sentence_order_loss']:.3f} nats (guessing by frequency 0.693)" in said
+
+
+def test_a_loss_part_is_exported(ordered: tuple[Path, str]) -> None:
+    folder, said = ordered
+    assert "the bert export leaves out the head for sentence order" in said
+    found = run_extended(folder, "-c", EXPORTED_ORDER)
+    difference = re.search(r"largest difference (\S+)", found)
+    assert difference is not None and float(difference[1]) < 1e-5
+    assert "{'sentence_order': [2, 2]} None" in found
+
+
+def test_a_loss_part_without_labels_is_refused(ordered: tuple[Path, str]) -> None:
+    for arguments, message in (
+        (
+            ("--corpus.objective", "nsp"),
+            "losses has 'sentence_order', for which a corpus of the objective 'nsp' has",
+        ),
+        (("--losses", "[masked, order]"), "losses has 'order'; it must hold names out of masked, next_sentence, sent"),
+        (("--losses", "[sentence_order]", "--export", "[bert]"), "BERT has no head for sentence_order"),
+    ):
+        entry = [sys.executable, "-c", "from earlybert.core.cli import main; main()"]
+        process = start([*entry, "plan", *ORDERED, *arguments], ordered[0], PYTHONPATH=str(ordered[0]))
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2 and message in output and "Traceback" not in output, output

@@ -75,7 +75,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets", "matplotlib"}
 # Files of those rooms that compute with tensors or draw.
 COMPUTING = {
     *(f"pretrain.network.{name}" for name in ("bert_format", "hugging_face", "initial", "layers")),
-    *(f"pretrain.network.{name}" for name in ("model", "packed", "surgery")),
+    *(f"pretrain.network.{name}" for name in ("model", "batch", "surgery")),
     *("pretrain.ticket.figures", "pretrain.checkpoint.writer", "pretrain.checkpoint.export"),
 }
 

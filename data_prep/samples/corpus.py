@@ -181,9 +181,9 @@ class Corpus:
         return self.manifest["config"]["lengths"]
 
     @property
-    def next_sentence(self) -> bool:
-        """Whether the samples are pairs with a label: the second segment is random, or swapped with the first."""
-        return self.manifest["config"]["objective"] != "full-sentences"
+    def objective(self) -> str:
+        """What its samples are: "nsp" or "sop" pairs with a label, or "full-sentences"."""
+        return self.manifest["config"]["objective"]
 
     def samples(self, split: str, length: int) -> Samples:
         """The samples of a split (`train` or `validation`) at one of the prepared lengths.

@@ -14,7 +14,7 @@ from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
-from earlybert.pretrain.network.bert_format import to_bert
+from earlybert.pretrain.network.bert_format import parts_without_bert_head, to_bert
 from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.hugging_face import hugging_face_model
 from earlybert.pretrain.network.model import PreTrainingNetwork, network_with
@@ -61,13 +61,15 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     """Writes the newest checkpoint's network and tokenizer to `out`.
 
     "earlybert" is the narrow network (needs this package to load), "bert" the full shape with zeros where a unit was
-    cut (needs transformers only: `BertForPreTraining`, or `BertForMaskedLM` without next-sentence prediction).
+    cut (needs transformers only: Hugging Face's BERT with the heads of this network's loss, as far as it has such).
     """
     trained = newest(run_dir)
     if trained is None:
         raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
     if form == "bert":
         full, weights, kept = dense_config(trained.config), trained.weights, trained.config.kept_units
+        for part in parts_without_bert_head(full):
+            say(f"the bert export leaves out the head for {part.title}: Hugging Face's BERT has none")
         model: PreTrainedModel = to_bert(full, widen_weights(full, weights, kept) if kept else weights)
     else:
         model = hugging_face_model(trained.network())

@@ -41,7 +41,7 @@ def given_plan(recipe: Recipe) -> Plan:
     if recipe.data:
         plan = corpus_plan(recipe, Corpus.open(Path(recipe.data)))
     else:
-        plan = Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence))
+        plan = Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
     return plan.with_ticket(Ticket.load(Path(recipe.ticket)), recipe.ticket) if recipe.ticket else plan
 
 

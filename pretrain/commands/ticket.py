@@ -91,7 +91,7 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
 
 
 def _shape(recipe: Recipe) -> FullShape:
-    full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+    full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective)
     return Plan(recipe, full).ticket_shape
 
 

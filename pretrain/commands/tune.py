@@ -47,7 +47,7 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
     else:
         recipe = load_recipe(recipe_path(arguments.config), overrides)
         check_recipe(recipe)
-        full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.next_sentence)
+        full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective)
         shape = Plan(recipe, full).ticket_shape.num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)
     recipe.draw.check(recipe.model.intermediate_size)

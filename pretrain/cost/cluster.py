@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from earlybert.core.errors import UserError
-from earlybert.kernels.sizes import GPU_CHUNK_BYTES
 from earlybert.pretrain.cost.gpus import GPUS, Gpu
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
+from earlybert.pretrain.network.losses.registry import loss_parts
+from earlybert.pretrain.network.work import Work, count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.stages import Stage
 
 # DeepSpeed's default bucket of 5e8 gradient elements, in half precision; a smaller network fills less.
@@ -24,8 +24,6 @@ BUCKET_ELEMENTS = 5e8
 RESERVED_BYTES = 1.5e9
 # The formulas are right within a tenth; a run that ends for want of memory costs more than a smaller micro-batch.
 USABLE_SHARE = 0.9
-# A chunk of logits is there in half precision, in fp32, as its softmax and as its gradient.
-LOGITS_COPIES = 4
 # LAMB in PyTorch's operations reads or writes master, moments, gradient and update 14 times in fp32.
 OPTIMIZER_BYTES_PER_PARAMETER = 14 * 4
 # Each collective over a ring of N waits about N times for a message to arrive.
@@ -117,7 +115,7 @@ def activation_bytes(shape: Shape, number: int = 2, *, keeps_scores: bool = Fals
     Per token and layer: inputs of the projections and of GELU, attention's operands and result, LayerNorms' inputs and
     statistics, and (a byte each) dropout masks: number * (4 H + 4 A + 2 F) + 2 H + 16 + 4 a, and where attention keeps
     its scores S * a * (2 number + 1). In the last layer all tokens have keys and values, number * (H + 2 A), and only
-    the P + 1 needed ones the rest. The head keeps number * 5 H for each predicted position.
+    the P + 1 needed ones the rest. The masked-token head keeps number * 5 H for each predicted position.
     """
     config, length, needed = shape.config, shape.length, shape.predictions + 1
     hidden, drops = config.hidden_size, config.hidden_dropout_prob > 0
@@ -132,7 +130,8 @@ def activation_bytes(shape: Shape, number: int = 2, *, keeps_scores: bool = Fals
         total += rows * (number * (4 * hidden + 4 * width + 2 * neurons) + 2 * hidden * drops + 16 + 4 * heads)
         if keeps_scores:
             total += rows * length * heads * (number * (2 if drops_scores else 1) + drops_scores)
-    return total + shape.predictions * number * 5 * hidden
+    work = Work(predictions=shape.predictions, sequences=1)
+    return total + number * sum(part.count(work) * part.kept_values(config) for part in loss_parts(config.losses))
 
 
 def gradient_bytes(shape: Shape, number: int = 2) -> float:
@@ -144,11 +143,11 @@ def gradient_bytes(shape: Shape, number: int = 2) -> float:
     return shape.length * number * (widest + 2 * config.hidden_size)
 
 
-def head_bytes(shape: Shape, micro_batch: int, number: int = 2) -> float:
-    """What the loss takes in passing: a chunk of logits at most, and the vocabulary's gradient, once more in fp32."""
-    vocabulary = shape.config.padded_vocab_size
-    logits = 4.0 * micro_batch * shape.predictions * vocabulary
-    return LOGITS_COPIES * min(logits, GPU_CHUNK_BYTES) + (4 + number) * vocabulary * shape.config.hidden_size
+def loss_bytes(shape: Shape, micro_batch: int, number: int = 2) -> float:
+    """What the parts of the loss take in passing."""
+    work = Work(predictions=micro_batch * shape.predictions, sequences=micro_batch)
+    parts = loss_parts(shape.config.losses)
+    return sum(part.passing_bytes(shape.config, part.count(work), number) for part in parts)
 
 
 def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
@@ -164,7 +163,7 @@ def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
 def peak_bytes(shape: Shape, micro_batch: int, gpus: int) -> float:
     """Largest memory that training takes on one GPU."""
     per_sequence = activation_bytes(shape) + gradient_bytes(shape)
-    fixed = state_bytes(shape.parameters, gpus) + head_bytes(shape, micro_batch) + RESERVED_BYTES
+    fixed = state_bytes(shape.parameters, gpus) + loss_bytes(shape, micro_batch) + RESERVED_BYTES
     return fixed + micro_batch * per_sequence
 
 
@@ -187,8 +186,7 @@ def sequence_seconds(shape: Shape, gpu: Gpu, kernels: Kernels = OURS) -> float:
     Attention without stored scores computes them again in the backward pass (7/6 of the operations).
     """
     config = shape.config
-    numbers = (config.hidden_size, config.head_size, config.vocab_size, shape.length, shape.predictions)
-    everything = flops_per_sequence(config.heads, config.neurons, *numbers)
+    everything = flops_per_sequence(config, shape.length, shape.predictions)
     attention = sum(12.0 * shape.length**2 * heads * config.head_size for heads in config.heads)
     traffic = shape.length * sum(
         kernels.traffic(config.hidden_size, heads, config.head_size, neurons, shape.length)

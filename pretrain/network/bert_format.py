@@ -8,9 +8,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertPreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertPreTrainedModel,
+)
 
+from earlybert.core.errors import UserError
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.losses.part import LossPart
+from earlybert.pretrain.network.losses.registry import LOSS_PARTS, loss_parts
 from earlybert.pretrain.network.parameters import facts_of, layer_of, parameter_shapes, split_name
 
 Bert = TypeVar("Bert", bound=BertPreTrainedModel)
@@ -18,11 +27,7 @@ Bert = TypeVar("Bert", bound=BertPreTrainedModel)
 # Our name -> Hugging Face's, outside and inside a layer.
 OUTSIDE = {
     "embeddings.": "bert.embeddings.",
-    "masked_token.dense.": "cls.predictions.transform.dense.",
-    "masked_token.LayerNorm.": "cls.predictions.transform.LayerNorm.",
-    "masked_token.bias": "cls.predictions.bias",
-    "pooler.": "bert.pooler.dense.",
-    "next_sentence.": "cls.seq_relationship.",
+    **{ours: theirs for part in LOSS_PARTS for ours, theirs in part.bert_names.items()},
     "classifier.": "classifier.",
     "qa_outputs.": "qa_outputs.",
 }
@@ -48,7 +53,13 @@ SHARED_FIELDS = (
     "pad_token_id",
 )
 # The blocks of rows of what we store as one.
-PARTS = ("query", "key", "value")
+PROJECTIONS = ("query", "key", "value")
+# Hugging Face's BERT by the heads that it has.
+BERT_CLASSES: dict[frozenset[str], type[BertPreTrainedModel]] = {
+    frozenset({"cls.predictions", "cls.seq_relationship"}): BertForPreTraining,
+    frozenset({"cls.predictions"}): BertForMaskedLM,
+    frozenset({"cls.seq_relationship"}): BertForNextSentencePrediction,
+}
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -66,17 +77,35 @@ def bert_name(name: str) -> str:
     return f"bert.encoder.layer.{layer}." + _renamed(row, INSIDE)
 
 
-def _part_names(name: str) -> list[str]:
+def _projection_names(name: str) -> list[str]:
     """Hugging Face's names for query, key and value of a fused projection's weight or bias."""
     layer, last = layer_of(name), name.rpartition(".")[2]
-    return [f"bert.encoder.layer.{layer}.attention.self.{part}.{last}" for part in PARTS]
+    return [f"bert.encoder.layer.{layer}.attention.self.{projection}.{last}" for projection in PROJECTIONS]
 
 
-def to_bert(config: NetworkConfig, weights: Mapping[str, Tensor]) -> BertForPreTraining | BertForMaskedLM:
-    """A Hugging Face model with the weights of a full-width network; vocabulary padding rows are left out."""
-    if config.next_sentence:
-        return fill_bert(BertForPreTraining, config, weights)
-    return fill_bert(BertForMaskedLM, config, weights)
+def parts_without_bert_head(config: NetworkConfig) -> list[LossPart]:
+    """The parts of a network's loss that Hugging Face's BERT has no head for."""
+    return [part for part in loss_parts(config.losses) if not part.bert_names]
+
+
+def bert_class(config: NetworkConfig) -> type[BertPreTrainedModel]:
+    """The Hugging Face model with the heads of this network's loss; raises UserError where it has none of them."""
+    names = [theirs for part in loss_parts(config.losses) for theirs in part.bert_names.values()]
+    heads = frozenset(".".join(name.split(".")[:2]) for name in names if name.startswith("cls."))
+    if heads not in BERT_CLASSES:
+        raise UserError(f"losses is {', '.join(config.losses)}, of which BERT has no head; export must be earlybert")
+    return BERT_CLASSES[heads]
+
+
+def to_bert(config: NetworkConfig, weights: Mapping[str, Tensor]) -> BertPreTrainedModel:
+    """A Hugging Face model with the weights of a full-width network.
+
+    Left out are the padding rows of the vocabulary, and heads that BERT has not.
+    """
+    unknown = {name for part in parts_without_bert_head(config) for name in part.parameters}
+    return fill_bert(
+        bert_class(config), config, {name: tensor for name, tensor in weights.items() if name not in unknown}
+    )
 
 
 def fill_bert(model_class: type[Bert], config: NetworkConfig, weights: Mapping[str, Tensor], **labels: Any) -> Bert:
@@ -90,8 +119,8 @@ def fill_bert(model_class: type[Bert], config: NetworkConfig, weights: Mapping[s
         if facts.pads_vocabulary:
             tensor = tensor[: config.vocab_size]
         if facts.row_blocks > 1:
-            for part_name, rows in zip(_part_names(name), tensor.chunk(facts.row_blocks), strict=True):
-                state[part_name] = rows.contiguous()
+            for projection, rows in zip(_projection_names(name), tensor.chunk(facts.row_blocks), strict=True):
+                state[projection] = rows.contiguous()
         else:
             state[bert_name(name)] = tensor.contiguous()
     model = model_class(bert_config)
@@ -110,15 +139,19 @@ def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[Net
     """Our configuration and fp32 weights of a Hugging Face BERT's `state_dict()` (with its pre-training heads)."""
     config = NetworkConfig(
         **{field: getattr(bert_config, field) for field in SHARED_FIELDS},
-        next_sentence="cls.seq_relationship.weight" in state,
+        losses=tuple(part.name for part in LOSS_PARTS if part.bert_names and _has_head(state, part)),
     )
     weights = {}
     for name, shape in parameter_shapes(config).items():
         if facts_of(name).row_blocks > 1:
-            tensor = torch.cat([state[part_name] for part_name in _part_names(name)])
+            tensor = torch.cat([state[projection] for projection in _projection_names(name)])
         else:
             tensor = state[bert_name(name)]
         padded = tensor.new_zeros(shape, dtype=torch.float32)
         padded[: tensor.shape[0]] = tensor
         weights[name] = padded
     return config, weights
+
+
+def _has_head(state: Mapping[str, Tensor], part: LossPart) -> bool:
+    return all(any(name.startswith(theirs) for name in state) for theirs in part.bert_names.values())

@@ -21,8 +21,9 @@ class NarrowUnits(NamedTuple):
 class NetworkConfig:
     """Shape of the full network, and which of its heads and neurons are there. To be changed by `dataclasses.replace`.
 
-    `kept_heads[l]` and `kept_neurons[l]` are what layer l holds; None keeps everything. `searching` adds one
-    coefficient per head and neuron.
+    `losses` are the names of the parts of the loss that it has heads for (`losses/`). `kept_heads[l]` and
+    `kept_neurons[l]` are what layer l holds; None keeps everything. `searching` adds one coefficient per head and
+    neuron.
     """
 
     vocab_size: int = 30522
@@ -37,7 +38,7 @@ class NetworkConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
-    next_sentence: bool = True
+    losses: tuple[str, ...] = ("masked", "next_sentence")
     searching: bool = False
     kept_heads: KeptIndices | None = None
     kept_neurons: KeptIndices | None = None

@@ -15,7 +15,6 @@ from transformers.utils import ModelOutput
 
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import Encoder, PreTrainingNetwork
-from earlybert.pretrain.network.packed import PackedPlaces
 
 
 @strict
@@ -36,6 +35,7 @@ class EarlyBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
+    losses: list[str] | None = None
     next_sentence: bool = True
     searching: bool = False
     kept_heads: list[list[int]] | None = None
@@ -48,6 +48,8 @@ class EarlyBertConfig(PreTrainedConfig):
         values = {field.name: getattr(self, field.name) for field in fields(NetworkConfig)}
         for name in ("kept_heads", "kept_neurons"):
             values[name] = values[name] and tuple(map(tuple, values[name]))
+        # Exports of the first version say only whether they have the second of two parts.
+        values["losses"] = tuple(self.losses or (["masked", "next_sentence"] if self.next_sentence else ["masked"]))
         return NetworkConfig(**values)
 
     @classmethod
@@ -67,19 +69,21 @@ def _json_values(network: NetworkConfig) -> dict[str, Any]:
     values = asdict(network)
     for name in ("kept_heads", "kept_neurons"):
         values[name] = values[name] and list(map(list, values[name]))
-    return values
+    return values | {"losses": list(network.losses), "next_sentence": "next_sentence" in network.losses}
 
 
 @dataclass
 class EarlyBertOutput(ModelOutput):
-    """The fields of `NetworkOutput`."""
+    """Logits by the names that Hugging Face's BERT has for them.
+
+    `prediction_logits`: [N, V] for the positions asked for, else [B, S, V]; rows of the padded vocabulary are -inf.
+    `seq_relationship_logits`: [B, 2], is-next first; None without next-sentence prediction.
+    `other_logits`: of every part of the loss that BERT has not, by its name.
+    """
 
     prediction_logits: Tensor | None = None
-    masked_loss: Tensor | None = None
-    masked_correct: Tensor | None = None
     seq_relationship_logits: Tensor | None = None
-    head_penalty: Tensor | None = None
-    neuron_penalty: Tensor | None = None
+    other_logits: dict[str, Tensor] | None = None
 
 
 class EarlyBertModel(PreTrainedModel):
@@ -104,7 +108,7 @@ class EarlyBertModel(PreTrainedModel):
 
 
 class EarlyBertForPreTraining(EarlyBertModel):
-    """Encoder, masked-token head tied to the word embeddings, and (if the config says so) next-sentence head."""
+    """Encoder and the heads of pre-training."""
 
     network: PreTrainingNetwork
 
@@ -118,12 +122,26 @@ class EarlyBertForPreTraining(EarlyBertModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         masked_positions: Tensor | None = None,
-        masked_labels: Tensor | None = None,
-        places: PackedPlaces | None = None,
     ) -> EarlyBertOutput:
-        """As `PreTrainingNetwork.forward`: logits [B, S, V], or of the masked positions [N, V], or the loss there."""
-        output = self.network(input_ids, attention_mask, token_type_ids, masked_positions, masked_labels, places)
-        return EarlyBertOutput(**output._asdict())
+        """`padded_output` of its network."""
+        return padded_output(self.network, input_ids, attention_mask, token_type_ids, masked_positions)
+
+
+def padded_output(
+    network: PreTrainingNetwork,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    masked_positions: Tensor | None = None,
+) -> EarlyBertOutput:
+    """Logits of a padded batch; with `masked_positions`, [N] indices into its B*S positions, tokens only there."""
+    hidden_BSH = network.encode_padded(input_ids, attention_mask, token_type_ids)
+    predicted_xH = hidden_BSH if masked_positions is None else hidden_BSH.flatten(0, 1)[masked_positions]
+    rows = {"predictions": predicted_xH, "sequences": hidden_BSH[:, 0]}
+    logits = {part: part.logits(network, rows[part.counted]) for part in network.parts}
+    others = {part.name: scores for part, scores in logits.items() if not part.bert_output}
+    named = {part.bert_output: scores for part, scores in logits.items() if part.bert_output}
+    return EarlyBertOutput(**named, other_logits=others or None)
 
 
 def hugging_face_model(network: PreTrainingNetwork) -> EarlyBertForPreTraining:

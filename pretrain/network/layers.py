@@ -16,8 +16,8 @@ from earlybert.kernels.gelu import linear, linear_gelu
 from earlybert.kernels.layer_norm import dropout_residual_layer_norm
 from earlybert.kernels.packed_attention import packed_attention
 from earlybert.kernels.packing import Packing
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.packed import PackedPlaces
 
 
 class Embeddings(nn.Module):
@@ -127,12 +127,12 @@ class Attention(nn.Module):
         context_TAD = packed_attention(query_TAD, key_TAD, value_TAD, tokens, tokens, self.dropout)
         return self.LayerNorm(self.output(context_TAD.flatten(-2)), hidden_TH)
 
-    def needed(self, hidden_TH: Tensor, places: PackedPlaces) -> Tensor:
+    def needed(self, hidden_TH: Tensor, batch: Batch) -> Tensor:
         """Only the needed rows, [M, H]: these ask, all tokens answer."""
-        hidden_MH = hidden_TH[places.needed_rows_M]
+        hidden_MH = hidden_TH[batch.needed_rows_M]
         (query_MAD,) = self.heads(self.qkv(hidden_MH, 0, 1), 1)
         key_TAD, value_TAD = self.heads(self.qkv(hidden_TH, 1, 3), 2)
-        context_MAD = packed_attention(query_MAD, key_TAD, value_TAD, places.needed, places.tokens, self.dropout)
+        context_MAD = packed_attention(query_MAD, key_TAD, value_TAD, batch.needed, batch.tokens, self.dropout)
         return self.LayerNorm(self.output(context_MAD.flatten(-2)), hidden_MH)
 
 

@@ -1,15 +1,16 @@
 """Parameters and arithmetic of a network with a width of its own in every layer."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.parameters import facts_of, parameter_shapes
 
 if TYPE_CHECKING:
-    from earlybert.kernels.packing import Packing
+    from earlybert.pretrain.network.batch import Batch
 
 
 def count_parameters(config: NetworkConfig) -> int:
@@ -22,30 +23,28 @@ def count_parameters(config: NetworkConfig) -> int:
     return sum(elements(name, shape) for name, shape in parameter_shapes(config).items())
 
 
-def flops_per_sequence(
-    heads: Sequence[float],
-    neurons: Sequence[float],
-    hidden_size: int,
-    head_size: int,
-    vocab_size: int,
-    length: int,
-    predictions: int,
-) -> float:
+def flops_per_sequence(config: NetworkConfig, length: int, predictions: int) -> float:
     """Floating-point operations to train on one full sequence: forward plus twice that for backward.
 
     Matrix products only, two operations per multiply-add: projections and attention scores of the kept heads, the kept
-    neurons, and the vocabulary head on the predicted positions. Units are those of the network that computes.
+    neurons, and the heads of the loss.
     """
-    projections = sum(8 * hidden_size * heads_l * head_size for heads_l in heads)
-    scores = sum(4 * length * heads_l * head_size for heads_l in heads)
-    feed_forward = sum(4 * hidden_size * neurons_l for neurons_l in neurons)
-    head = 2 * hidden_size**2 + 2 * hidden_size * vocab_size
-    return 3.0 * (length * (projections + scores + feed_forward) + predictions * head)
+    hidden, head_size = config.hidden_size, config.head_size
+    projections = sum(8 * hidden * heads * head_size for heads in config.heads)
+    scores = sum(4 * length * heads * head_size for heads in config.heads)
+    feed_forward = sum(4 * hidden * neurons for neurons in config.neurons)
+    loss = loss_flops(config, Work(predictions=predictions, sequences=1))
+    return 3.0 * (length * (projections + scores + feed_forward) + loss)
+
+
+def loss_flops(config: NetworkConfig, work: "Work") -> float:
+    """Operations of the forward pass of all heads of the loss."""
+    return sum(part.count(work) * part.flops(config) for part in loss_parts(config.losses))
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to compute in a batch of sequences with n real tokens each, of which the heads need m.
+    """How much there is to compute in a batch of sequences with n real tokens each, of which the losses need m.
 
     tokens: sum of n. pairs: sum of n * n, the scores of one head. needed: sum of m. needed_pairs: sum of m * n.
     predictions: masked tokens. sequences: of the batch.
@@ -59,15 +58,15 @@ class Work:
     sequences: int = 0
 
     @staticmethod
-    def of(tokens: "Packing", needed: "Packing", predictions: int) -> "Work":
-        pairs = list(zip(tokens.lengths, needed.lengths, strict=True))
+    def of(batch: "Batch") -> "Work":
+        pairs = list(zip(batch.tokens.lengths, batch.needed.lengths, strict=True))
         return Work(
-            sum(n for n, _ in pairs),
-            sum(n * n for n, _ in pairs),
-            sum(m for _, m in pairs),
-            sum(m * n for n, m in pairs),
-            predictions,
-            len(pairs),
+            tokens=sum(n for n, _ in pairs),
+            pairs=sum(n * n for n, _ in pairs),
+            needed=sum(m for _, m in pairs),
+            needed_pairs=sum(m * n for n, m in pairs),
+            predictions=len(batch.masked_labels_N),
+            sequences=len(pairs),
         )
 
     @staticmethod
@@ -90,8 +89,7 @@ def training_flops(config: NetworkConfig, work: Work) -> float:
         total += 4 * hidden * width * work.tokens  # key and value
         total += (4 * hidden * width + 4 * hidden * neurons) * asking  # query, attention output, feed-forward
         total += 4 * width * scores
-    head = 2 * hidden**2 + 2 * hidden * config.vocab_size
-    return 3.0 * (total + work.predictions * head)
+    return 3.0 * (total + loss_flops(config, work))
 
 
 def time_saved(search: float, train: float, base: float, ratio: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.losses.registry import corpus_losses
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.grammar import PHASES
 from earlybert.pretrain.plan.recipe import Recipe
@@ -38,15 +39,7 @@ class PlannedStage:
     def flops_per_step(self) -> float:
         """Floating-point operations of one optimizer step, of full sequences."""
         network, stage = self.network, self.stage
-        return stage.global_batch * flops_per_sequence(
-            network.heads,
-            network.neurons,
-            network.hidden_size,
-            network.head_size,
-            network.vocab_size,
-            stage.length,
-            stage.max_predictions,
-        )
+        return stage.global_batch * flops_per_sequence(network, stage.length, stage.max_predictions)
 
     @property
     def flops(self) -> float:
@@ -171,7 +164,7 @@ class Plan:
 
 def corpus_plan(recipe: Recipe, corpus: Corpus) -> Plan:
     """The plan on a prepared corpus."""
-    full = full_network(recipe, corpus.vocab_size, corpus.next_sentence, corpus.special_tokens.pad)
+    full = full_network(recipe, corpus.vocab_size, corpus.objective, corpus.special_tokens.pad)
     return Plan(recipe, full)
 
 
@@ -181,8 +174,11 @@ def run_plan(run_dir: Path, recipe: Recipe, corpus: Corpus) -> Plan:
     return plan.with_ticket(Ticket.load(path), str(path)) if path.is_file() else plan
 
 
-def full_network(recipe: Recipe, vocab_size: int, next_sentence: bool, pad_token_id: int = 0) -> NetworkConfig:
-    """The recipe's network, all units of all layers, for a corpus with these facts."""
+def full_network(recipe: Recipe, vocab_size: int, objective: str, pad_token_id: int = 0) -> NetworkConfig:
+    """The recipe's network, all units of all layers, for a corpus with these facts.
+
+    Raises UserError where a corpus of this objective has no labels for one of the recipe's losses.
+    """
     model = recipe.model
     return NetworkConfig(
         vocab_size=vocab_size,
@@ -194,6 +190,6 @@ def full_network(recipe: Recipe, vocab_size: int, next_sentence: bool, pad_token
         hidden_dropout_prob=model.hidden_dropout,
         attention_probs_dropout_prob=model.attention_dropout,
         initializer_range=model.initializer_range,
-        next_sentence=next_sentence,
+        losses=corpus_losses(recipe.losses, objective),
         pad_token_id=pad_token_id,
     )

@@ -144,6 +144,7 @@ class Recipe:
         stack: how the network grows in depth.
         schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
+        losses: parts of the loss that are trained, by name; without any those that the corpus has labels for.
         masking: dynamic masks differ every epoch, static ones stay.
         mask_probability: share of the tokens to predict.
         whole_words: mask all pieces of a word together.
@@ -176,6 +177,7 @@ class Recipe:
     narrow: Narrow = field(default_factory=Narrow)
     stack: Stack = field(default_factory=Stack)
     schedule: Form = "poly"
+    losses: list[str] = field(default_factory=list)
     masking: Literal["dynamic", "static"] = "dynamic"
     mask_probability: float = 0.15
     whole_words: bool = False

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.train.batches import Batch
 
 NEIGHBOURHOOD = 2
 
@@ -46,12 +46,13 @@ def attention_mass(model: PreTrainingNetwork, batch: Batch, length: int) -> Atte
 
     Means over heads and over the queries that are tokens. The two kinds of keys overlap for the first queries.
     """
-    attended_BS = batch.attention_mask_BS.bool()
+    padded = batch.padded(model.config.pad_token_id or 0)
+    attended_BS = padded["attention_mask"].bool()
     position_S = torch.arange(attended_BS.shape[1])
     near_SS = (position_S[:, None] - position_S[None, :]).abs() <= NEIGHBOURHOOD
     cls_SS = (position_S == 0).expand_as(near_SS)
-    looked_at = {"near": near_SS, "cls": cls_SS}
-    shares: dict[str, list[float]] = {keys: [] for keys in looked_at}
+    keys = {"near": near_SS, "cls": cls_SS}
+    shares: dict[str, list[float]] = {name: [] for name in keys}
 
     def share(weight_BASS: Tensor, keys_SS: Tensor) -> float:
         mass_BAS = (weight_BASS * keys_SS).sum(-1)
@@ -59,15 +60,15 @@ def attention_mass(model: PreTrainingNetwork, batch: Batch, length: int) -> Atte
 
     def look(module: torch.nn.Module, inputs: Any, qkv_BSI: Tensor) -> None:
         weight_BASS = attention_weights(qkv_BSI, attended_BS, model.config.head_size)
-        for keys, keys_SS in looked_at.items():
-            shares[keys].append(share(weight_BASS, keys_SS))
+        for name, keys_SS in keys.items():
+            shares[name].append(share(weight_BASS, keys_SS))
 
     hooks = [layer.attention.qkv.register_forward_hook(look) for layer in model.encoder_layers]
     try:
-        model.eval().encode(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
+        model.eval().encode_padded(**padded)
     finally:
         for hook in hooks:
             hook.remove()
     even_B1SS = (attended_BS / attended_BS.sum(1, keepdim=True))[:, None, None, :].expand(-1, 1, len(position_S), -1)
-    uniform = {keys: share(even_B1SS, keys_SS) for keys, keys_SS in looked_at.items()}
+    uniform = {name: share(even_B1SS, keys_SS) for name, keys_SS in keys.items()}
     return AttentionMass(shares, uniform, len(attended_BS), length)

@@ -13,10 +13,10 @@ from earlybert.pretrain.report.attention_mass import AttentionMass
 
 @dataclass(frozen=True)
 class Curve:
-    """Masked-token loss of one run against four measures of effort; `xs` has one array per name of `EFFORTS`.
+    """One part of a run's loss against four measures of effort; `xs` has one array per name of `EFFORTS`.
 
     `stages` and `searching` are, for every loss, the stage it is of and whether that searches. `guessing` is the loss
-    of guessing by frequency: the unigram cross-entropy of the text.
+    of guessing by frequency.
     """
 
     name: str
@@ -44,10 +44,10 @@ def smoothed(values: NDArray[np.float64], stages: Sequence[str]) -> NDArray[np.f
     return result
 
 
-def curves_figure(curves: Sequence[Curve]) -> Figure:
+def curves_figure(curves: Sequence[Curve], title: str) -> Figure:
     """Training loss (line; the search dotted) and validation loss (dots) against every measure of effort.
 
-    Dashed: the loss of guessing by frequency.
+    Dashed: the loss of guessing by frequency. `title` says which part of the loss it is.
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (effort, label) in zip(figure.subplots(2, 2).flat, EFFORTS.items(), strict=True):
@@ -60,7 +60,7 @@ def curves_figure(curves: Sequence[Curve]) -> Figure:
             axes.plot(*shown, "o", color=f"C{number}", markersize=5, label=curve.name)
         for level in {curve.guessing for curve in curves}:
             axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="guessing by frequency")
-        axes.set(xlabel=label, ylabel="masked-token loss, nats")
+        axes.set(xlabel=label, ylabel=f"loss of {title}, nats")
         if effort in ("tokens", "flops"):
             axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)

@@ -8,6 +8,8 @@ from typing import Any
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.network.config import NetworkConfig, without_coefficients
+from earlybert.pretrain.network.losses.part import LossPart
+from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.work import count_parameters, time_saved
 from earlybert.pretrain.plan.corpora import run_corpus
 from earlybert.pretrain.plan.plan import Plan, PlannedStage, run_plan
@@ -93,6 +95,15 @@ class Outcome:
     savings: Savings | None
 
     @property
+    def losses(self) -> tuple[LossPart, ...]:
+        """The parts of the loss that is trained on."""
+        return loss_parts(self.plan.full.losses)
+
+    def guessing(self, part: LossPart) -> float:
+        """Loss, in nats, of a network that knows nothing but how often each answer is right."""
+        return part.guessing_by_frequency(self.plan.full, self.unigram_cross_entropy)
+
+    @property
     def network(self) -> NetworkConfig:
         """The network that the plan ends with, coefficients left out."""
         return without_coefficients(self.plan.stages[-1].network)
@@ -165,7 +176,7 @@ def read_outcome(run_dir: Path) -> Outcome:
     recipe = load_recipe(run_config_path(run_dir), [])
     corpus = run_corpus(run_dir, recipe)
     plan = run_plan(run_dir, recipe, corpus)
-    lines = read_lines(run_dir)
+    lines = read_lines(run_dir, loss_parts(plan.full.losses))
     stages = [stage_outcome(planned, lines) for planned in plan.stages]
     seconds, finished = clock(lines)[-1], is_finished(run_dir, len(stages))
     validations, spent = of_kind(lines, "validation"), sessions(lines)

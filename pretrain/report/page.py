@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 
 from earlybert.core.text import duration, markdown_table
+from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.attention_mass import AttentionMass
@@ -26,8 +27,8 @@ def page(outcomes: Outcomes, attention: Attention, pictures: Collection[str]) ->
     if "time_split.png" in pictures:
         parts.append(f"## Where a step's time goes\n\n{SPLIT}\n\n{image('time_split.png')}\n{split_table(outcomes)}")
     parts.append(f"## Interruptions\n\n{interruptions(outcomes)}")
-    if "curves.png" in pictures:
-        parts.append(f"## Losses\n\n{CURVES}\n\n{image('curves.png')}")
+    if curves := [file for file in pictures if file.startswith("curves")]:
+        parts.append(f"## Losses\n\n{CURVES}\n\n" + "\n".join(image(file) for file in curves))
     parts += pictured(pictures, "mask_distance", "How the masks settled", MASKS)
     parts += pictured(pictures, "ticket", "The ticket", TICKET)
     if "attention.png" in pictures:
@@ -52,7 +53,8 @@ def words(outcomes: Outcomes) -> str:
     meanings |= borders
     meanings |= {
         "phase 1, phase 2": "training on short, then on long sequences",
-        "masked-token loss": "cross-entropy of the hidden tokens, in nats; guessing by frequency gives the unigram's",
+        **{f"loss of {part.title}": f"cross-entropy in nats, mean over {part.counted}" for part in losses(outcomes)},
+        "guessing by frequency": "giving every answer the probability that it has in the corpus",
         "step": "one update of the weights, from one global batch",
     }
     rows = ["| word | meaning |\n|---|---|\n", *(f"| {word} | {meaning} |\n" for word, meaning in meanings.items())]
@@ -127,11 +129,13 @@ def how_good(outcome: Outcome) -> str:
     last = outcome.last_validation
     if last is None:
         return "It has not been validated yet."
-    return (
-        f"At its last validation (step {last.step:,} of {last.stage}) it predicted hidden tokens of unseen "
-        f"text with a loss of {last.scores['masked_loss']:.3f} nats, {last.scores['masked_accuracy']:.1%} of them "
-        f"right; guessing by frequency has a loss of {outcome.unigram_cross_entropy:.3f}."
-    )
+    said = [
+        f"it {part.task} with a loss of {last.scores[f'{part.name}_loss']:.3f} nats, "
+        f"{last.scores[f'{part.name}_accuracy']:.1%} of them right; guessing by frequency has a loss of "
+        f"{outcome.guessing(part):.3f}."
+        for part in outcome.losses
+    ]
+    return f"At its last validation (step {last.step:,} of {last.stage}) " + " And ".join(said)
 
 
 Rows = list[tuple[str, Callable[[Outcome], str]]]
@@ -159,8 +163,18 @@ def of_stage(name: str, value: Callable[[StageOutcome], str | None]) -> Callable
 
 
 def score(name: str) -> Callable[[StageOutcome], str | None]:
-    """One of the numbers of a stage's last validation."""
-    return lambda stage: format(stage.validation.scores[name], ".4f") if stage.validation else None
+    """One of the numbers of a stage's last validation; None where there is none, or it has no such number."""
+
+    def said(stage: StageOutcome) -> str | None:
+        scores = stage.validation.scores if stage.validation else {}
+        return format(scores[name], ".4f") if name in scores else None
+
+    return said
+
+
+def losses(outcomes: Outcomes) -> list[LossPart]:
+    """The parts of all runs' losses, each once."""
+    return list(dict.fromkeys(part for outcome in outcomes.values() for part in outcome.losses))
 
 
 def results(outcomes: Outcomes) -> str:
@@ -171,8 +185,10 @@ def results(outcomes: Outcomes) -> str:
         ("neurons per layer", lambda outcome: " ".join(map(str, outcome.network.neurons))),
     ]
     for name in stage_names(outcomes):
-        rows.append((f"validation loss, end of {name}", of_stage(name, score("masked_loss"))))
-        rows.append((f"validation accuracy, end of {name}", of_stage(name, score("masked_accuracy"))))
+        for part in losses(outcomes):
+            rows.append((f"validation loss of {part.title}, end of {name}", of_stage(name, score(f"{part.name}_loss"))))
+            accuracy = of_stage(name, score(f"{part.name}_accuracy"))
+            rows.append((f"validation accuracy of {part.title}, end of {name}", accuracy))
     rows.append(("unigram cross-entropy of the text", lambda outcome: f"{outcome.unigram_cross_entropy:.4f}"))
     return table(outcomes, rows)
 

@@ -13,11 +13,12 @@ from earlybert.core.files import read_json, write_json, write_text
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.report.attention_mass import AttentionMass, attention_mass
 from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, time_split_figure
 from earlybert.pretrain.report.outcome import Outcome, read_outcome
-from earlybert.pretrain.report.page import page
+from earlybert.pretrain.report.page import losses, page
 from earlybert.pretrain.report.timeline import clock, of_kind, read_lines
 from earlybert.pretrain.ticket.figures import mask_distance_figure, ticket_figure
 from earlybert.pretrain.train.batches import StepLoader
@@ -98,9 +99,10 @@ def measure_attention(run: Path) -> AttentionMass | None:
 def draw_pictures(outcomes: Mapping[str, Outcome], attention: Mapping[str, AttentionMass]) -> dict[str, Figure]:
     """The figures by file name; what a run does not have (yet) is left out."""
     pictures: dict[str, Figure] = {}
-    curves = [curve(name, outcome) for name, outcome in outcomes.items()]
-    if any(len(drawn.losses) for drawn in curves):
-        pictures["curves.png"] = curves_figure(curves)
+    for index, part in enumerate(losses(outcomes)):
+        curves = [curve(name, outcome, part) for name, outcome in outcomes.items() if part in outcome.losses]
+        if any(len(drawn.losses) for drawn in curves):
+            pictures["curves.png" if index == 0 else f"curves-{part.name}.png"] = curves_figure(curves, part.title)
     if attention:
         pictures["attention.png"] = attention_figure(attention)
     splits = {
@@ -123,8 +125,8 @@ def draw_pictures(outcomes: Mapping[str, Outcome], attention: Mapping[str, Atten
     return pictures
 
 
-def curve(name: str, outcome: Outcome) -> Curve:
-    """The run's losses against every measure of effort."""
+def curve(name: str, outcome: Outcome, part: LossPart) -> Curve:
+    """A part of the run's loss against every measure of effort."""
     lines = read_lines(outcome.run_dir)
     seconds = clock(lines)
     planned = {stage.name: stage.planned for stage in outcome.stages}
@@ -148,11 +150,11 @@ def curve(name: str, outcome: Outcome) -> Curve:
         name=name,
         stages=[line["stage"] for line in train],
         searching=np.array([planned[line["stage"]].stage.searching for line in train], dtype=bool),
-        losses=np.array([line["masked_loss"] for line in train]),
+        losses=np.array([line[f"{part.name}_loss"] for line in train]),
         xs=efforts("train"),
-        validation_losses=np.array([line["masked_loss"] for line in validation]),
+        validation_losses=np.array([line[f"{part.name}_loss"] for line in validation]),
         validation_xs=efforts("validation"),
-        guessing=outcome.unigram_cross_entropy,
+        guessing=outcome.guessing(part),
     )
 
 

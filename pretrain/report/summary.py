@@ -33,11 +33,12 @@ def print_summary(outcome: Outcome) -> None:
     if outcome.ends_wide:
         print("network at the end     full width again, all heads and neurons")
     if (last := outcome.last_validation) is not None:
-        print(
-            f"validation             masked-token loss {last.scores['masked_loss']:.3f} nats "
-            f"(unigram cross-entropy {outcome.unigram_cross_entropy:.3f}), "
-            f"accuracy {last.scores['masked_accuracy']:.3f}"
-        )
+        for part in outcome.losses:
+            loss, accuracy = (last.scores[f"{part.name}_{score}"] for score in ("loss", "accuracy"))
+            print(
+                f"validation             {part.title}: loss {loss:.3f} nats (guessing by frequency "
+                f"{outcome.guessing(part):.3f}), accuracy {accuracy:.3f}"
+            )
     if savings is not None:
         print(f"time saved             {savings.time_saved:.1%} against dense training, all stages included")
     print(f"run directory          {outcome.run_dir}")

@@ -3,11 +3,13 @@
 import itertools
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earlybert.core.errors import UserError
+from earlybert.pretrain.network.losses.part import LossPart
 
 Lines = list[dict[str, Any]]
 
@@ -18,9 +20,9 @@ TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpo
 COMMON_FIELDS = {"kind", "global_step", "time"}
 FIELDS = {
     "start": {"ranks", "device"},
-    "train": {"stage", "step", "seconds", "masked_loss"},
+    "train": {"stage", "step", "seconds", "loss"},
     "time": {"stage", *TIME_PARTS},
-    "validation": {"stage", "step", "masked_loss", "masked_accuracy", "next_sentence_accuracy"},
+    "validation": {"stage", "step", "loss"},
 }
 
 
@@ -39,19 +41,22 @@ class Session:
         return self.ended - self.began
 
 
-def read_lines(run_dir: Path) -> Lines:
+def read_lines(run_dir: Path, parts: Sequence[LossPart] = ()) -> Lines:
     """All lines of metrics.jsonl in their order; raises UserError where there is none or one that no run writes.
 
-    A last line without its end does not count: the run is just writing it, or was killed then.
+    `parts` are those whose scores every step and validation must have. A last line without its end does not count: the
+    run is just writing it, or was killed then.
     """
     path = run_dir / "metrics.jsonl"
+    scores = {f"{part.name}_{score}" for part in parts for score in ("loss", "accuracy")}
+    fields = {kind: COMMON_FIELDS | own | (scores if "loss" in own else set()) for kind, own in FIELDS.items()}
     lines: Lines = []
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path}:{number}: is not a line of JSON ({error})") from None
-        if not isinstance(line, dict) or not COMMON_FIELDS | FIELDS.get(line.get("kind", ""), set()) <= line.keys():
+        if not isinstance(line, dict) or not fields.get(line.get("kind", ""), COMMON_FIELDS) <= line.keys():
             raise UserError(
                 f"{path}:{number}: is not what this version writes; report the run with the one that made it"
             )

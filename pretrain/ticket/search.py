@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash, write_json
-from earlybert.pretrain.network.parameters import UNITS, Unit, facts_of, layer_of
+from earlybert.pretrain.network.facts import UNITS, Unit
+from earlybert.pretrain.network.parameters import facts_of, layer_of
 from earlybert.pretrain.ticket.ticket import (
     FullShape,
     Mask,

@@ -3,7 +3,7 @@
 The position in the data is one integer: how many samples the stage has consumed. Which samples a step takes and how
 they are masked depends on it alone; world size and micro-batch size only decide who computes what.
 
-Shape suffixes: B sequences, S positions, N predicted positions.
+Shape suffixes: B sequences, T tokens of all sequences, N predicted tokens.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,76 +23,30 @@ from earlybert.core import ranks
 from earlybert.data_prep.samples.corpus import Corpus, Sample
 from earlybert.data_prep.samples.masking import Masked, mask_sample
 from earlybert.data_prep.samples.order import sample_order
-from earlybert.pretrain.network.packed import PackedPlaces
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch, int64 throughout. `weight` is 0 for a stand-in that only keeps the ranks in step, else 1.
-
-    With `places` the model computes the real tokens only.
-    """
-
-    input_ids_BS: Tensor
-    attention_mask_BS: Tensor
-    token_type_ids_BS: Tensor
-    masked_positions_N: Tensor
-    masked_labels_N: Tensor
-    next_sentence_labels_B: Tensor
-    weight: float = 1.0
-    places: PackedPlaces | None = None
-
-    def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        moved["places"] = None if self.places is None else self.places.to(device)
-        return Batch(**moved)
-
-    def work(self) -> Work:
-        assert self.places is not None
-        return Work.of(self.places.tokens, self.places.needed, len(self.masked_labels_N))
-
-    def model_inputs(self) -> dict[str, Any]:
-        return {
-            "input_ids": self.input_ids_BS,
-            "attention_mask": self.attention_mask_BS,
-            "token_type_ids": self.token_type_ids_BS,
-            "masked_positions": self.masked_positions_N,
-            "masked_labels": self.masked_labels_N,
-            "places": self.places,
-        }
-
-
-def collate(samples: list[Sample], masked: list[Masked], pad_token_id: int, weight: float = 1.0) -> Batch:
-    """Pads to the longest sample; predicted positions are indices into the flattened [B * S]."""
-    length = max(len(mask.input_ids) for mask in masked)
-    input_ids_BS = np.full((len(masked), length), pad_token_id, dtype=np.int64)
-    token_count_B = np.array([len(mask.input_ids) for mask in masked])
-    first_length_B = np.array([sample.first_length for sample in samples])
-    for row, mask in enumerate(masked):
-        input_ids_BS[row, : len(mask.input_ids)] = mask.input_ids
-    position_1S = np.arange(length)[None]
-    attended_BS = position_1S < token_count_B[:, None]
-    second_BS = attended_BS & (position_1S >= first_length_B[:, None])
-    attention_mask_BS = torch.from_numpy(attended_BS.astype(np.int64))
-    masked_positions_N = torch.from_numpy(
-        np.concatenate([row * length + mask.positions for row, mask in enumerate(masked)]).astype(np.int64)
-    )
-    return Batch(
-        input_ids_BS=torch.from_numpy(input_ids_BS),
-        attention_mask_BS=attention_mask_BS,
-        token_type_ids_BS=torch.from_numpy(second_BS.astype(np.int64)),
-        masked_positions_N=masked_positions_N,
-        masked_labels_N=torch.from_numpy(np.concatenate([mask.labels for mask in masked]).astype(np.int64)),
-        next_sentence_labels_B=torch.tensor([sample.next_sentence_label for sample in samples]),
+def collate(samples: list[Sample], masked: list[Masked], weight: float = 1.0) -> Batch:
+    """Puts the tokens of all samples one after the other."""
+    lengths = [len(mask.input_ids) for mask in masked]
+    starts = itertools.accumulate(lengths[:-1], initial=0)
+    second = [np.arange(n) >= sample.first_length for n, sample in zip(lengths, samples, strict=True)]
+    return Batch.of(
+        lengths,
+        input_ids_T=_concatenated([mask.input_ids for mask in masked]),
+        token_type_ids_T=_concatenated(second),
+        predicted_T=_concatenated([start + mask.positions for start, mask in zip(starts, masked, strict=True)]),
+        masked_labels_N=_concatenated([mask.labels for mask in masked]),
+        segment_labels_B=torch.tensor([sample.next_sentence_label for sample in samples]),
         weight=weight,
-        places=PackedPlaces.of(attention_mask_BS, masked_positions_N),
     )
+
+
+def _concatenated(arrays: list[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -175,7 +130,7 @@ class StepLoader:
             )
             for sample, (epoch, index) in zip(samples, epochs_and_indices, strict=True)
         ]
-        return collate(samples, masked, self.special.pad, weight)
+        return collate(samples, masked, weight)
 
     def load(self, position: int) -> StepBatches:
         """This rank's micro-batches of the step that begins at `position`."""
@@ -185,7 +140,7 @@ class StepLoader:
             found = self._samples_at(positions or range(position, position + 1))
             batches.append(self._batch(found, weight=float(bool(positions))))
             samples.append([index for _, index in found] if positions else [])
-        work = Work.total(batch.work() for batch in batches if batch.weight)
+        work = Work.total(Work.of(batch) for batch in batches if batch.weight)
         return StepBatches(position, batches, samples, work)
 
 

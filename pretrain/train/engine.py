@@ -23,13 +23,13 @@ from earlybert.kernels.partition import (
     step_count,
 )
 from earlybert.pretrain.cost.hardware import device_precision, peak_flops
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import NetworkOutput, network_with
 from earlybert.pretrain.network.parameters import facts_of
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import OptimizerConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage
-from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.timing import StepTimes
 
@@ -133,7 +133,7 @@ class StageEngine:
 
     def forward(self, batch: Batch) -> NetworkOutput:
         """The network's output for one micro-batch."""
-        return cast(NetworkOutput, self.engine(**batch.model_inputs()))
+        return cast(NetworkOutput, self.engine(batch=batch))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

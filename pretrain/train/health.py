@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from earlybert.core import distributed
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.train.batches import StepBatches
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.step import compute_step
 
-# Guessing uniformly costs ln(vocabulary) nats; who is so much worse is confidently wrong about everything.
+# Times what guessing costs: who is so much worse is confidently wrong about everything.
 EXPLODED = 3.0
 
 
@@ -91,7 +92,7 @@ def symptom(metrics: Mapping[str, Any], config: NetworkConfig) -> str | None:
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(metrics[name]):
             return f"the {name.replace('_', ' ')} became {metrics[name]}"
-    uniform = math.log(config.vocab_size) + config.next_sentence * math.log(2)
+    uniform = sum(part.guessing(config) for part in loss_parts(config.losses))
     if metrics["loss"] > EXPLODED * uniform:
         return f"the loss exploded to {metrics['loss']:.1f} (guessing would cost {uniform:.1f})"
     return None

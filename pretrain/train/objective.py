@@ -1,56 +1,38 @@
-"""The loss: masked-token and next-sentence cross-entropy over the global batch, and the L1 term of the search.
+"""The loss: the mean of every part over the global batch, and the L1 term of the search."""
 
-Shape suffixes: B sequences.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.network.model import NetworkOutput
-from earlybert.pretrain.train.batches import Batch
+from earlybert.pretrain.network.work import Work
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Sums over one micro-batch, fp32 scalars: cross-entropies in nats, and counts of correct predictions."""
+def step_share(output: NetworkOutput, parts: Sequence[LossPart], work: Work, weight: float) -> Tensor:
+    """A micro-batch's share of its step's loss: sums divided by the counts of the *global* batch, whose work this is.
 
-    masked_loss: Tensor
-    masked_correct: Tensor
-    next_sentence_loss: Tensor
-    next_sentence_correct: Tensor
-
-    def detached(self) -> Tensor:
-        """The four sums as one float64 vector, for adding up over micro-batches and ranks."""
-        values = (self.masked_loss, self.masked_correct, self.next_sentence_loss, self.next_sentence_correct)
-        return torch.stack([value.detach().double() for value in values])
-
-
-def score(output: NetworkOutput, batch: Batch) -> Scores:
-    """Sums of the losses of a micro-batch; a stand-in batch counts nothing."""
-    assert output.masked_loss is not None and output.masked_correct is not None
-    masked_loss, masked_correct = output.masked_loss * batch.weight, output.masked_correct * batch.weight
-    zero = masked_loss.new_zeros(())
-    if output.seq_relationship_logits is None:
-        return Scores(masked_loss, masked_correct, zero, zero)
-    logits_B2 = output.seq_relationship_logits.float()
-    labels_B = batch.next_sentence_labels_B
-    return Scores(
-        masked_loss,
-        masked_correct,
-        F.cross_entropy(logits_B2, labels_B, reduction="sum") * batch.weight,
-        (logits_B2.argmax(-1) == labels_B).sum() * batch.weight,
-    )
-
-
-def step_share(scores: Scores, predictions: int, sequences: int) -> Tensor:
-    """This micro-batch's part of the step's loss: sums divided by the counts of the *global* batch.
-
-    So neither micro-batch size nor world size can change the loss, and every masked token weighs the same.
+    So neither micro-batch size nor world size can change the loss, and every masked token weighs the same. A stand-in,
+    of weight 0, counts nothing.
     """
-    return scores.masked_loss / predictions + scores.next_sentence_loss / sequences
+    first, *others = (output.scores[part.name].loss * weight / part.count(work) for part in parts)
+    return sum(others, first)
+
+
+def score_sums(output: NetworkOutput, parts: Sequence[LossPart], weight: float) -> Tensor:
+    """Loss and correct answers of every part, one after the other, float64, to be added up over batches and ranks."""
+    values = [value for part in parts for value in output.scores[part.name]]
+    return torch.stack([(value.detach() * weight).double() for value in values])
+
+
+def mean_scores(sums: Tensor, parts: Sequence[LossPart], work: Work) -> dict[str, float]:
+    """What is logged of a global batch: its loss, and of every part its loss and accuracy."""
+    means: dict[str, float] = {}
+    for part, (loss, correct) in zip(parts, sums.view(-1, 2).tolist(), strict=True):
+        means[f"{part.name}_loss"] = loss / part.count(work)
+        means[f"{part.name}_accuracy"] = correct / part.count(work)
+    return {"loss": sum(means[f"{part.name}_loss"] for part in parts), **means}
 
 
 def penalty(output: NetworkOutput, lambda_heads: float, lambda_neurons: float) -> Tensor:

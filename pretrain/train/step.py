@@ -9,20 +9,23 @@ from torch import Tensor
 
 from earlybert.core import distributed, ranks
 from earlybert.core.randomness import derived_seed
-from earlybert.pretrain.network.config import dense_config
+from earlybert.pretrain.network.batch import Batch
+from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.depth import at_depth
+from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.model import NetworkOutput
 from earlybert.pretrain.network.work import Work, training_flops
 from earlybert.pretrain.plan.recipe import Recipe, SearchConfig
 from earlybert.pretrain.plan.stages import Stage
-from earlybert.pretrain.train.batches import Batch, StepBatches
+from earlybert.pretrain.train.batches import StepBatches
 from earlybert.pretrain.train.engine import StageEngine
-from earlybert.pretrain.train.objective import penalty, score, step_share
+from earlybert.pretrain.train.objective import mean_scores, penalty, score_sums, step_share
 
 
 class Trainable(Protocol):
     """What a step needs of an engine."""
 
+    config: NetworkConfig
     device: torch.device
 
     def forward(self, batch: Batch) -> NetworkOutput: ...
@@ -44,25 +47,25 @@ def forward_and_backward(
         search: Strengths of the L1 term, in a search.
 
     Returns:
-        This rank's sums of the scores (`Scores.detached`), and the L1 term.
+        This rank's sums of the scores (`score_sums`), and the L1 term.
     """
     # The engine averages over micro-batches and ranks, where sums over the global batch are wanted.
     shares = len(batches) * ranks.world_size()
-    sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
+    parts = loss_parts(engine.config.losses)
+    sums = torch.zeros(2 * len(parts), dtype=torch.float64, device=engine.device)
     l1 = 0.0
     for batch, seed in zip(batches, seeds, strict=True):
         batch = batch.to(engine.device)
         torch.manual_seed(seed)
         output = engine.forward(batch)
-        scores = score(output, batch)
-        loss = step_share(scores, work.predictions, work.sequences) * shares
+        loss = step_share(output, parts, work, batch.weight) * shares
         if search is not None:
             # Averaged over all shares, so that the whole step adds it exactly once.
             l1_term = penalty(output, search.lambda_heads, search.lambda_neurons)
             loss = loss + l1_term
             l1 = float(l1_term.detach())
         engine.backward_and_step(loss)
-        sums += scores.detached()
+        sums += score_sums(output, parts, batch.weight)
     return sums, l1
 
 
@@ -95,7 +98,7 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
     learning_rate = stage.schedule.learning_rate_at(step)
     engine.set_learning_rate(learning_rate)
     sums, l1, work = compute_step(engine, batches, stage, recipe)
-    metrics = mean_scores(sums, work)
+    metrics = mean_scores(sums, loss_parts(engine.config.losses), work)
     seconds = time.perf_counter() - began
     peak = engine.peak_flops * ranks.world_size()
     dense = at_depth(dense_config(engine.config), recipe.model.num_layers)
@@ -118,20 +121,8 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
 def validate(engine: StageEngine, batches: StepBatches) -> dict[str, float]:
     """Loss and accuracy on the held-out samples; all ranks must call it."""
     engine.engine.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=engine.device)
+    parts = loss_parts(engine.config.losses)
+    sums = torch.zeros(2 * len(parts), dtype=torch.float64, device=engine.device)
     for batch in batches.batches:
-        batch = batch.to(engine.device)
-        sums += score(engine.forward(batch), batch).detached()
-    return mean_scores(distributed.sum_over_ranks(sums), global_work(batches.work, engine.device))
-
-
-def mean_scores(sums: Tensor, work: Work) -> dict[str, float]:
-    """The losses and accuracies of a global batch, from its sums of scores."""
-    masked_loss, masked_correct, next_sentence_loss, next_sentence_correct = sums.tolist()
-    return {
-        "loss": masked_loss / work.predictions + next_sentence_loss / work.sequences,
-        "masked_loss": masked_loss / work.predictions,
-        "masked_accuracy": masked_correct / work.predictions,
-        "next_sentence_loss": next_sentence_loss / work.sequences,
-        "next_sentence_accuracy": next_sentence_correct / work.sequences,
-    }
+        sums += score_sums(engine.forward(batch.to(engine.device)), parts, batch.weight)
+    return mean_scores(distributed.sum_over_ranks(sums), parts, global_work(batches.work, engine.device))

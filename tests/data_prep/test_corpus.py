@@ -143,7 +143,7 @@ def test_many_shards_hold_what_one_holds(
 def test_vocabulary_and_special_tokens_are_the_tokenizers(corpus: Corpus) -> None:
     assert corpus.vocab_size == len(corpus.tokenizer) == 400
     assert corpus.special_tokens.mask == corpus.tokenizer.mask_token_id
-    assert corpus.next_sentence is True and corpus.lengths == [32, 64]
+    assert corpus.objective == "nsp" and corpus.lengths == [32, 64]
 
 
 def test_length_or_split_that_is_not_there_is_named(corpus: Corpus) -> None:

@@ -212,7 +212,7 @@ def test_the_head_of_the_search_is_the_head_of_the_training(bert: Path) -> None:
 def test_masked_token_loss_is_hugging_faces(bert: Path) -> None:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, {}, 0.0)
-    config = config.with_network(dataclasses.replace(config.network, next_sentence=False))
+    config = config.with_network(dataclasses.replace(config.network, losses=("masked",)))
     ours = EarlyBertForMaskedTokens(config)
     ours.load_state_dict(starting_weights(EarlyBertForMaskedTokens, config, pretrained.weights, seed=0))
     theirs = BertForMaskedLM.from_pretrained(bert)

@@ -1,18 +1,20 @@
 """Small networks with every parameter random (biases and LayerNorms too), and the same in Hugging Face's BERT."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.hugging_face import padded_output
 from earlybert.pretrain.network.model import NetworkOutput, PreTrainingNetwork
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import SearchConfig
 from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, TicketSource, full_shape
-from earlybert.pretrain.train.batches import Batch
 from earlybert.pretrain.train.step import forward_and_backward
 
 VOCABULARY = 101
@@ -51,16 +53,21 @@ def build(config: NetworkConfig, weights: dict[str, Tensor], dtype: torch.dtype 
     return model.eval()
 
 
+def padded_logits(network: PreTrainingNetwork, **inputs: Tensor) -> Any:
+    """`padded_output`, without a type: a test knows which of its logits are there."""
+    return padded_output(network, **inputs)
+
+
 class PlainEngine:
     """Autograd in the place of DeepSpeed: a step's mean gradient over its micro-batches stays in the parameters."""
 
     device = torch.device("cpu")
 
     def __init__(self, model: PreTrainingNetwork, micro_batches: int) -> None:
-        self.model, self.micro_batches = model, micro_batches
+        self.model, self.config, self.micro_batches = model, model.config, micro_batches
 
     def forward(self, batch: Batch) -> NetworkOutput:
-        output: NetworkOutput = self.model(**batch.model_inputs())
+        output: NetworkOutput = self.model(batch)
         return output
 
     def backward_and_step(self, loss: Tensor) -> None:
@@ -71,10 +78,35 @@ def gradients_of_step(
     model: PreTrainingNetwork, batches: list[Batch], search: SearchConfig | None = None
 ) -> dict[str, Tensor]:
     """What the training loop's step leaves in every parameter that has a gradient; the batches are of all ranks."""
-    work = Work.total(batch.work() for batch in batches if batch.weight)
+    work = Work.total(Work.of(batch) for batch in batches if batch.weight)
     model.zero_grad()
     forward_and_backward(PlainEngine(model, len(batches)), batches, work, range(len(batches)), search)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def batch_of(lengths: Sequence[int], seed: int = 0) -> Batch:
+    """Random sequences of two segments; every third token is predicted, and in each sequence the last."""
+    generator = torch.Generator().manual_seed(100 * seed + len(lengths))
+    places = [torch.arange(length) for length in lengths]
+    predicted = [(place % 3 == 2) | (place == len(place) - 1) for place in places]
+    predicted_T = torch.cat(predicted).nonzero().flatten()
+    return Batch.of(
+        lengths,
+        input_ids_T=torch.randint(NEVER_MASKED, VOCABULARY, (sum(lengths),), generator=generator),
+        token_type_ids_T=torch.cat([(place >= len(place) // 2).long() for place in places]),
+        predicted_T=predicted_T,
+        masked_labels_N=torch.randint(NEVER_MASKED, VOCABULARY, predicted_T.shape, generator=generator),
+        segment_labels_B=torch.randint(2, (len(lengths),), generator=generator),
+    )
+
+
+def padded_labels(batch: Batch) -> dict[str, Tensor]:
+    """A batch's labels as Hugging Face's `BertForPreTraining` takes them: -100 where there is nothing to predict."""
+    labels_T = torch.full_like(batch.input_ids_T, -100)
+    labels_T[batch.needed_rows_M[batch.predicted_rows_N]] = batch.masked_labels_N
+    rows = [*labels_T.split(batch.tokens.lengths)]
+    labels_BS = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    return {"labels": labels_BS, "next_sentence_label": batch.segment_labels_B}
 
 
 def random_inputs(seed: int = 0, batch: int = 4, length: int = 17) -> dict[str, Tensor]:

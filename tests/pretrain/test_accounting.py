@@ -11,7 +11,14 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence, time_saved
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
-from tests.pretrain.small_models import build, random_inputs, random_weights, small_config, unequal_ticket
+from tests.pretrain.small_models import (
+    build,
+    padded_logits,
+    random_inputs,
+    random_weights,
+    small_config,
+    unequal_ticket,
+)
 
 BASE = NetworkConfig()
 LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
@@ -65,7 +72,7 @@ def test_parameters_are_those_of_bert(size: str) -> None:
 
 
 def test_parameters_without_next_sentence_are_those_of_bert_for_masked_lm() -> None:
-    assert count_parameters(NetworkConfig(next_sentence=False)) == on_meta(BertForMaskedLM, "base")
+    assert count_parameters(NetworkConfig(losses=("masked",))) == on_meta(BertForMaskedLM, "base")
 
 
 def test_searching_adds_one_parameter_per_coefficient() -> None:
@@ -75,9 +82,7 @@ def test_searching_adds_one_parameter_per_coefficient() -> None:
 
 
 def encoder_flops(config: NetworkConfig, length: int) -> float:
-    return flops_per_sequence(
-        config.heads, config.neurons, config.hidden_size, config.head_size, config.vocab_size, length, 0
-    )
+    return flops_per_sequence(dataclasses.replace(config, losses=()), length, 0)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +105,19 @@ def test_encoder_ratios_of_the_paper(size: str, heads: int, neurons: float, rati
 )
 def test_megaflops_per_token_of_bert_large(length: int, predictions: int, dense: int, narrow: int) -> None:
     for heads, neurons, expected in ((16, 4096, dense), (10, 2867, narrow)):
-        flops = flops_per_sequence([heads] * 24, [neurons] * 24, 1024, 64, 30_528, length, predictions)
+        config = dataclasses.replace(
+            LARGE,
+            vocab_size=30_528,
+            kept_heads=(tuple(range(heads)),) * 24,
+            kept_neurons=(tuple(range(neurons)),) * 24,
+        )
+        flops = flops_per_sequence(config, length, predictions)
         assert flops / length / 1e6 == pytest.approx(expected, abs=0.6)
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["dense", "narrow"])
 def test_operations_are_those_that_pytorch_counts(narrow: bool) -> None:
-    """Forward and backward; what we leave out is the pooler and the next-sentence head, once per sequence."""
+    """Forward and backward, with the heads of both losses."""
     full = small_config()
     config, weights = full, random_weights(full)
     if narrow:
@@ -116,16 +127,14 @@ def test_operations_are_those_that_pytorch_counts(narrow: bool) -> None:
     batch, length, predictions = 4, 17, 3
     positions = torch.cat([torch.arange(predictions) + row * length for row in range(batch)])
     with FlopCounterMode(display=False) as forward:
-        output = model(**random_inputs(), masked_positions=positions)
+        output = padded_logits(model, **random_inputs(), masked_positions=positions)
     with FlopCounterMode(display=False) as backward:
         (output.prediction_logits[:, : full.vocab_size].sum() + output.seq_relationship_logits.sum()).backward()
-    hidden = full.hidden_size
-    expected = batch * flops_per_sequence(
-        config.heads, config.neurons, hidden, config.head_size, config.padded_vocab_size, length, predictions
-    )
-    pooler = 3 * batch * (2 * hidden * hidden + 2 * hidden * 2)
-    assert forward.get_total_flops() + backward.get_total_flops() == expected + pooler
-    assert 3 * forward.get_total_flops() == expected + pooler
+    # What pads the vocabulary is multiplied too.
+    computed = dataclasses.replace(config, vocab_size=config.padded_vocab_size)
+    expected = batch * flops_per_sequence(computed, length, predictions)
+    assert forward.get_total_flops() + backward.get_total_flops() == expected
+    assert 3 * forward.get_total_flops() == expected
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,21 @@ import torch.nn.functional as F
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.masking import mask_sample
 from earlybert.data_prep.samples.order import sample_order
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
-from earlybert.pretrain.train.batches import Batch, StepBatches, StepLoader, prefetched_steps
-from earlybert.pretrain.train.objective import penalty, score, step_share
-from tests.pretrain.small_models import build, gradients_of_step, random_weights, small_config
+from earlybert.pretrain.train.batches import StepBatches, StepLoader, prefetched_steps
+from earlybert.pretrain.train.objective import mean_scores, penalty, score_sums, step_share
+from tests.pretrain.small_models import (
+    build,
+    gradients_of_step,
+    padded_labels,
+    padded_logits,
+    random_weights,
+    small_config,
+)
 
 LENGTH, PREDICTIONS, GLOBAL_BATCH, SEED = 32, 4, 11, 5
 PHASE = PhaseConfig(
@@ -46,22 +55,19 @@ def loaders(
 
 
 def rows(batch: Batch) -> list[Row]:
-    """Every sequence of a batch, without its padding: tokens, segments, predicted positions and labels, NSP label."""
-    length = batch.input_ids_BS.shape[1]
+    """Every sequence of a batch: tokens, segments, predicted positions and their labels, label of the segments."""
+    predicted_T = batch.needed_rows_M[batch.predicted_rows_N].tolist()
+    predicted = dict(zip(predicted_T, batch.masked_labels_N.tolist(), strict=True))
     found: list[Row] = []
-    for row, attended in enumerate(batch.attention_mask_BS.bool()):
-        predicted = [
-            (position - row * length, label)
-            for position, label in zip(batch.masked_positions_N.tolist(), batch.masked_labels_N.tolist(), strict=True)
-            if row * length <= position < (row + 1) * length
-        ]
+    for index, (start, end) in enumerate(pairwise(batch.tokens.bounds.tolist())):
+        positions = [row for row in range(start, end) if row in predicted]
         found.append(
             (
-                tuple(batch.input_ids_BS[row][attended].tolist()),
-                tuple(batch.token_type_ids_BS[row][attended].tolist()),
-                tuple(position for position, _ in predicted),
-                tuple(label for _, label in predicted),
-                (int(batch.next_sentence_labels_B[row]),),
+                tuple(batch.input_ids_T[start:end].tolist()),
+                tuple(batch.token_type_ids_T[start:end].tolist()),
+                tuple(row - start for row in positions),
+                tuple(predicted[row] for row in positions),
+                (int(batch.segment_labels_B[index]),),
             )
         )
     return found
@@ -109,7 +115,7 @@ def test_layout_decides_only_who_computes_what(small_corpus: Corpus, world_size:
         assert step_rows(steps) == expected_rows(small_corpus, position)
         assert sum(step.work.sequences for step in steps) == GLOBAL_BATCH
         assert len({len(step.batches) for step in steps}) == 1
-        assert all(len(batch.input_ids_BS) <= micro_batch for step in steps for batch in step.batches)
+        assert all(len(batch.tokens.lengths) <= micro_batch for step in steps for batch in step.batches)
 
 
 def test_counts_are_those_of_the_rows(small_corpus: Corpus) -> None:
@@ -248,8 +254,7 @@ def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packe
     (batch,) = step.batches
     samples = packed_corpus.samples("train", LENGTH).rows(step.samples[0])
     assert [unmasked(row) for row in rows(batch)] == [tuple(sample.input_ids.tolist()) for sample in samples]
-    assert batch.places is not None
-    bounds = batch.places.tokens.bounds
+    bounds = batch.tokens.bounds
     assert bounds.dtype == torch.int32
     assert bounds.tolist() == np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist()
     assert step.work.tokens == bounds[-1] <= 30 * LENGTH and step.work.sequences == len(samples) > 30
@@ -258,40 +263,40 @@ def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packe
 # --- one batch -------------------------------------------------------------------------------------------------------
 
 
-def test_masks_and_segments_mark_what_they_should(small_corpus: Corpus) -> None:
+def test_tokens_and_segments_are_what_they_should_be(small_corpus: Corpus) -> None:
     special = small_corpus.special_tokens
     (loader,) = loaders(small_corpus, 1, GLOBAL_BATCH)
     (batch,) = loader.load(0).batches
-    widths = batch.attention_mask_BS.sum(1)
-    assert batch.input_ids_BS.shape == (GLOBAL_BATCH, int(widths.max())) and int(widths.min()) < int(widths.max())
-    for tokens, attended, segments in zip(
-        batch.input_ids_BS.tolist(), batch.attention_mask_BS.tolist(), batch.token_type_ids_BS.tolist(), strict=True
+    assert len(batch.tokens.lengths) == GLOBAL_BATCH and len(set(batch.tokens.lengths)) > 1
+    for tokens, segments, positions in zip(
+        batch.input_ids_T.split(batch.tokens.lengths),
+        batch.token_type_ids_T.split(batch.tokens.lengths),
+        batch.position_ids_T.split(batch.tokens.lengths),
+        strict=True,
     ):
-        width = sum(attended)
-        assert attended == [1] * width + [0] * (len(tokens) - width)
-        assert set(tokens[width:]) <= {special.pad} and special.pad not in tokens[:width]
-        separators = [i for i, token in enumerate(tokens) if token == special.sep]
+        width = len(tokens)
+        separators = (tokens == special.sep).nonzero().flatten().tolist()
         assert tokens[0] == special.cls and len(separators) == 2 and separators[1] == width - 1
+        assert special.pad not in tokens.tolist()
         first = separators[0] + 1
-        assert segments == [0] * first + [1] * (width - first) + [0] * (len(tokens) - width)
-    attended_positions = batch.attention_mask_BS.flatten().nonzero().flatten().tolist()
-    assert set(batch.masked_positions_N.tolist()) <= set(attended_positions)
-    assert all(dtype == torch.int64 for dtype in {t.dtype for t in vars(batch).values() if torch.is_tensor(t)})
+        assert segments.tolist() == [0] * first + [1] * (width - first)
+        assert positions.tolist() == list(range(width))
+    assert batch.needed_rows_M[batch.first_rows_B].tolist() == batch.tokens.bounds[:-1].tolist()
+    assert all(tensor.dtype == torch.int64 for tensor in vars(batch).values() if torch.is_tensor(tensor))
     assert not set(batch.masked_labels_N.tolist()) & {special.pad, special.cls, special.sep, special.mask}
 
 
-def test_model_inputs_are_what_the_model_takes(small_corpus: Corpus) -> None:
+def test_the_network_takes_a_batch(small_corpus: Corpus) -> None:
     (loader,) = loaders(small_corpus)
-    batch = loader.load(0).batches[0]
-    output = network(small_corpus)(**batch.model_inputs())
-    assert output.prediction_logits is None and output.masked_loss.shape == ()
-    assert output.seq_relationship_logits.shape == (4, 2)
+    output = network(small_corpus)(loader.load(0).batches[0])
+    assert list(output.scores) == ["masked", "next_sentence"]
+    assert all(value.shape == () for score in output.scores.values() for value in score)
 
 
 def test_single_segments_have_no_second_one(single_segment_corpus: Corpus) -> None:
     (loader,) = loaders(single_segment_corpus)
     for batch in loader.load(0).batches:
-        assert not batch.token_type_ids_BS.any() and not batch.next_sentence_labels_B.any()
+        assert not batch.token_type_ids_T.any() and not batch.segment_labels_B.any()
 
 
 def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
@@ -300,7 +305,7 @@ def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
     assert [[batch.weight for batch in step.batches] for step in steps] == [[1.0]] * 6 + [[0.0]] * 2
     assert [step.work.sequences for step in steps] == [2, 2, 2, 2, 2, 1, 0, 0]
     assert [(step.work.predictions, step.work.tokens) for step in steps[6:]] == [(0, 0)] * 2
-    assert all(len(step.batches[0].input_ids_BS) == 1 for step in steps[6:])
+    assert all(len(step.batches[0].tokens.lengths) == 1 for step in steps[6:])
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -308,12 +313,9 @@ def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
 
 def network(corpus: Corpus, *, searching: bool = False) -> PreTrainingNetwork:
     """float64, no dropout."""
-    config = small_config(vocab_size=corpus.vocab_size, next_sentence=corpus.next_sentence, searching=searching)
+    losses = ("masked", "next_sentence") if corpus.objective == "nsp" else ("masked",)
+    config = small_config(vocab_size=corpus.vocab_size, losses=losses, searching=searching)
     return build(config, random_weights(config), torch.float64)
-
-
-def score64(model: PreTrainingNetwork, batch: Batch) -> Any:
-    return score(model(**batch.model_inputs()), batch)
 
 
 def direct_loss(corpus: Corpus, model: PreTrainingNetwork, position: int) -> tuple[float, float]:
@@ -321,7 +323,7 @@ def direct_loss(corpus: Corpus, model: PreTrainingNetwork, position: int) -> tup
     masked, next_sentence = [], []
     for tokens, segments, positions, labels, (label,) in expected_rows(corpus, position).elements():
         inputs = {"input_ids": torch.tensor([tokens]), "token_type_ids": torch.tensor([segments])}
-        output = model(**inputs)
+        output = padded_logits(model, **inputs)
         log_probabilities = output.prediction_logits[0, list(positions)].log_softmax(-1)
         masked += [-float(row[token]) for row, token in zip(log_probabilities.detach(), labels, strict=True)]
         if output.seq_relationship_logits is not None:
@@ -338,12 +340,14 @@ def test_loss_is_the_mean_over_the_global_batch_in_every_layout(name: str, reque
     for world_size, micro_batch in LAYOUTS:
         steps = [loader.load(22) for loader in loaders(corpus, world_size, micro_batch)]
         work = Work.total(step.work for step in steps)
-        scores = [score64(model, batch) for step in steps for batch in step.batches]
-        total = sum(float(step_share(one, work.predictions, work.sequences).detach()) for one in scores)
-        assert total == pytest.approx(masked + next_sentence, rel=2e-6)
-        sums = torch.stack([one.detached() for one in scores]).sum(0)
-        assert sums[0].item() / work.predictions == pytest.approx(masked, rel=2e-6)
-        assert sums[2].item() / work.sequences == pytest.approx(next_sentence, rel=2e-6, abs=1e-12)
+        outputs = [(model(batch), model.parts, batch.weight) for step in steps for batch in step.batches]
+        total = sum(float(step_share(output, parts, work, weight).detach()) for output, parts, weight in outputs)
+        assert total == pytest.approx(masked + next_sentence, rel=1e-9)
+        sums = torch.stack([score_sums(*each) for each in outputs]).sum(0)
+        means = mean_scores(sums, model.parts, work)
+        assert means["loss"] == pytest.approx(total, rel=1e-12)
+        assert means["masked_loss"] == pytest.approx(masked, rel=1e-9)
+        assert means.get("next_sentence_loss", 0.0) == pytest.approx(next_sentence, rel=1e-9)
 
 
 def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
@@ -358,30 +362,28 @@ def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
 
 
 def test_correct_predictions_are_counted(small_corpus: Corpus) -> None:
-    """Labels are set to what the padded network scores highest at every other position, else to another token."""
+    """Labels are what the padded network scores highest, or for some of them something else."""
     model = network(small_corpus)
     (batch,) = loaders(small_corpus, 1, GLOBAL_BATCH)[0].load(0).batches
-    inputs = batch.model_inputs()
     with torch.no_grad():
-        output = model(**(inputs | {"masked_labels": None, "places": None}))
-        best = output.prediction_logits.argmax(-1)
+        output = padded_logits(model, **batch.padded(small_corpus.special_tokens.pad))
+        best = output.prediction_logits[padded_labels(batch)["labels"] != -100].argmax(-1)
+        relation = output.seq_relationship_logits.argmax(-1)
         odd = torch.arange(len(best)) % 2
         labels = torch.where(odd == 1, (best + 1) % small_corpus.vocab_size, best)
-        output = model(**(inputs | {"masked_labels": labels}))
-        for row, label in enumerate(batch.next_sentence_labels_B.tolist()):
-            output.seq_relationship_logits[row, label] = 99.0 if row < 3 else -99.0
-    found = score(output, batch)
-    assert int(found.masked_correct) == (len(labels) + 1) // 2
-    assert int(found.next_sentence_correct) == 3
+        segments = torch.where(torch.arange(GLOBAL_BATCH) < 3, relation, 1 - relation)
+        found = model(dataclasses.replace(batch, masked_labels_N=labels, segment_labels_B=segments)).scores
+    assert int(found["masked"].correct) == (len(labels) + 1) // 2
+    assert int(found["next_sentence"].correct) == 3
 
 
 def test_stand_in_adds_nothing_and_still_has_a_gradient(small_corpus: Corpus) -> None:
     """Its backward pass must reach every parameter, or the other ranks wait for ever in their collectives."""
     model = network(small_corpus)
     stand_in = loaders(small_corpus, 8, 2)[7].load(0).batches[0]
-    scores = score64(model, stand_in)
-    assert scores.detached().tolist() == [0.0] * 4
-    step_share(scores, 5, 7).backward()
+    output = model(stand_in)
+    assert score_sums(output, model.parts, stand_in.weight).tolist() == [0.0] * 4
+    step_share(output, model.parts, Work(predictions=5, sequences=7), stand_in.weight).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
@@ -390,7 +392,7 @@ def test_penalty_has_the_gradient_of_its_strengths(small_corpus: Corpus) -> None
     model = network(small_corpus, searching=True)
     model.get_parameter("layers.0.attention.output.coefficients").data[1] = -0.4
     batch = loaders(small_corpus)[0].load(0).batches[0]
-    penalty(model(**batch.model_inputs()), 1e-4, 3e-4).backward()
+    penalty(model(batch), 1e-4, 3e-4).backward()
     for name, parameter in model.named_parameters():
         if name.endswith("coefficients"):
             strength = 1e-4 if "attention" in name else 3e-4

@@ -19,10 +19,9 @@ from earlybert.pretrain.cost.cluster import (
     peak_bytes,
     state_bytes,
 )
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.train.batches import Batch
-from earlybert.pretrain.train.objective import score
 
 LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 NARROW = {
@@ -41,8 +40,8 @@ def saved_bytes(model: PreTrainingNetwork, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        scores = score(model(**batch.model_inputs()), batch)
-    assert scores.masked_loss.requires_grad
+        scores = model(batch).scores
+    assert all(score.loss.requires_grad for score in scores.values())
     return sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in weights)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from earlybert.kernels.attention import LONGEST_PLAIN_ON_CPU
 from earlybert.kernels.packing import Packing
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.layers import Attention, Embeddings, FeedForward
-from earlybert.pretrain.network.packed import PackedPlaces
 from tests.pretrain.small_models import small_config
 
 PROBABILITY = 0.25
@@ -63,8 +63,8 @@ def packed(attention: Attention) -> Tensor:
 
 
 def needed(attention: Attention) -> Tensor:
-    tokens = PackedPlaces.of(torch.ones(300, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    return attention.needed(torch.zeros(300, HIDDEN), tokens)
+    zeros_T, none = torch.zeros(300, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    return attention.needed(torch.zeros(300, HIDDEN), Batch.of([1] * 300, zeros_T, zeros_T, none, none, zeros_T))
 
 
 def padded(attention: Attention) -> Tensor:

@@ -15,7 +15,11 @@ from transformers import AutoConfig, AutoModelForPreTraining, BertForPreTraining
 from earlybert.kernels.lamb import Lamb
 from earlybert.pretrain.network.bert_format import from_bert
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, hugging_face_model
+from earlybert.pretrain.network.hugging_face import (
+    EarlyBertConfig,
+    EarlyBertForPreTraining,
+    hugging_face_model,
+)
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import narrow_config
@@ -23,6 +27,7 @@ from tests.conftest import gradient_of
 from tests.pretrain.small_models import (
     VOCABULARY,
     build,
+    padded_logits,
     random_bert,
     random_inputs,
     random_weights,
@@ -55,7 +60,7 @@ def labels_for(inputs: dict[str, Tensor]) -> Tensor:
 def test_logits_are_those_of_bert_for_pretraining(attention: str, searching: bool) -> None:
     bert, inputs = random_bert(attention=attention), random_inputs()
     with torch.no_grad():
-        ours, theirs = matching_model(bert, searching=searching)(**inputs), bert(**inputs)
+        ours, theirs = padded_logits(matching_model(bert, searching=searching), **inputs), bert(**inputs)
     torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], theirs.prediction_logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.seq_relationship_logits, theirs.seq_relationship_logits, rtol=1e-5, atol=1e-5)
 
@@ -65,7 +70,7 @@ def test_absent_inputs_default_as_in_bert(without: list[str]) -> None:
     bert = random_bert()
     inputs = {name: value for name, value in random_inputs().items() if name not in without}
     with torch.no_grad():
-        ours, theirs = matching_model(bert)(**inputs), bert(**inputs)
+        ours, theirs = padded_logits(matching_model(bert), **inputs), bert(**inputs)
     torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], theirs.prediction_logits, rtol=1e-5, atol=1e-5)
 
 
@@ -73,15 +78,15 @@ def test_without_next_sentence_it_is_bert_for_masked_lm() -> None:
     bert, inputs = random_bert(next_sentence=False), random_inputs()
     model = matching_model(bert)
     with torch.no_grad():
-        ours, theirs = model(**inputs), bert(**inputs)
+        ours, theirs = padded_logits(model, **inputs), bert(**inputs)
     assert ours.seq_relationship_logits is None
     assert not any(name.startswith(("pooler", "next_sentence")) for name, _ in model.named_parameters())
     torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], theirs.logits, rtol=1e-5, atol=1e-5)
 
 
-def our_loss(model: torch.nn.Module, inputs: dict[str, Tensor], labels: Tensor, next_sentence: Tensor) -> Tensor:
+def our_loss(model: PreTrainingNetwork, inputs: dict[str, Tensor], labels: Tensor, next_sentence: Tensor) -> Tensor:
     positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
-    output = model(**inputs, masked_positions=positions)
+    output = padded_logits(model, **inputs, masked_positions=positions)
     masked = F.cross_entropy(output.prediction_logits, labels.flatten()[positions])
     return masked + F.cross_entropy(output.seq_relationship_logits, next_sentence)
 
@@ -130,7 +135,7 @@ def test_masked_positions_pick_rows_of_the_full_logits() -> None:
     model = build(config, random_weights(config))
     positions = torch.tensor([0, 5, 17, 18, 40, 67])
     with torch.no_grad():
-        full, some = model(**inputs), model(**inputs, masked_positions=positions)
+        full, some = padded_logits(model, **inputs), padded_logits(model, **inputs, masked_positions=positions)
     torch.testing.assert_close(
         some.prediction_logits, full.prediction_logits.flatten(0, 1)[positions], rtol=1e-5, atol=1e-5
     )
@@ -142,7 +147,7 @@ def test_padding_rows_can_never_be_predicted(dtype: torch.dtype) -> None:
     config, inputs = small_config(), random_inputs()
     assert config.padded_vocab_size == 128
     with torch.no_grad():
-        logits = build(config, random_weights(config), dtype)(**inputs).prediction_logits
+        logits = padded_logits(build(config, random_weights(config), dtype), **inputs).prediction_logits
     assert logits.shape[-1] == 128
     assert torch.isneginf(logits[..., VOCABULARY:]).all()
     assert torch.isfinite(logits[..., :VOCABULARY]).all()
@@ -152,8 +157,8 @@ def test_padding_rows_can_never_be_predicted(dtype: torch.dtype) -> None:
 def test_padding_rows_get_no_gradient_and_stay_zero_under_lamb() -> None:
     config, inputs = small_config(), random_inputs()
     model = build(config, random_weights(config)).train()
-    model.masked_token.bias.data[VOCABULARY:] = 0.0
-    rows, bias = model.embeddings.word_embeddings.weight, model.masked_token.bias
+    rows, bias = model.embeddings.word_embeddings.weight, model.get_parameter("masked_token.bias")
+    bias.data[VOCABULARY:] = 0.0
     before = rows.detach().clone()
     optimizer = Lamb([{"params": [rows], "weight_decay": 0.01}, {"params": [bias], "weight_decay": 0.0}], lr=0.05)
     for _ in range(5):
@@ -170,7 +175,7 @@ def test_vocabulary_that_needs_no_padding_has_none() -> None:
     config = small_config(vocab_size=128)
     assert config.padded_vocab_size == 128
     with torch.no_grad():
-        logits = build(config, random_weights(config))(**random_inputs()).prediction_logits
+        logits = padded_logits(build(config, random_weights(config)), **random_inputs()).prediction_logits
     assert torch.isfinite(logits).all()
 
 
@@ -181,9 +186,9 @@ def test_decoder_is_the_embedding_table() -> None:
     assert tables == ["embeddings.word_embeddings.weight"]
     unused = next(token for token in range(VOCABULARY) if not (inputs["input_ids"] == token).any())
     with torch.no_grad():
-        before = model(**inputs).prediction_logits
+        before = padded_logits(model, **inputs).prediction_logits
         model.embeddings.word_embeddings.weight[unused] += 1.0
-        changed = (model(**inputs).prediction_logits != before).flatten(0, 1).any(0)
+        changed = (padded_logits(model, **inputs).prediction_logits != before).flatten(0, 1).any(0)
     assert changed.nonzero().flatten().tolist() == [unused]
 
 
@@ -191,8 +196,10 @@ def test_penalties_are_the_sums_of_absolute_coefficients() -> None:
     config = small_config(searching=True)
     weights = random_weights(config)
     weights["layers.1.attention.output.coefficients"][0] = -0.7
-    output = build(config, weights)(**random_inputs())
-    for penalty, part in ((output.head_penalty, "attention"), (output.neuron_penalty, "feed_forward")):
+    network = build(config, weights)
+    network.encode_padded(**random_inputs())
+    penalties = network.penalties()
+    for penalty, part in ((penalties["head_penalty"], "attention"), (penalties["neuron_penalty"], "feed_forward")):
         coefficients = [weights[f"layers.{layer}.{part}.output.coefficients"].double() for layer in range(3)]
         expected = float(torch.cat(coefficients).abs().sum())
         assert float(penalty.detach()) == pytest.approx(expected, rel=1e-6)
@@ -203,8 +210,7 @@ def test_only_a_searching_network_has_coefficients() -> None:
     assert not any("coefficients" in name for name in random_weights(config))
     found = {name: w.numel() for name, w in random_weights(small_config(searching=True)).items() if "coeff" in name}
     assert sum(found.values()) == 3 * (4 + 48)
-    output = build(config, random_weights(config))(**random_inputs())
-    assert output.head_penalty is None and output.neuron_penalty is None
+    assert build(config, random_weights(config)).penalties() == {}
 
 
 def test_coefficients_scale_head_outputs_and_neurons() -> None:
@@ -217,7 +223,7 @@ def test_coefficients_scale_head_outputs_and_neurons() -> None:
             scale = weights[f"layers.{index}.{part}.output.coefficients"].repeat_interleave(group)
             getattr(layer, part).output.register_forward_pre_hook(lambda _, args, s=scale: (args[0] * s,))
     with torch.no_grad():
-        ours, expected = build(searching, weights)(**inputs), plain(**inputs)
+        ours, expected = padded_logits(build(searching, weights), **inputs), padded_logits(plain, **inputs)
     torch.testing.assert_close(ours.prediction_logits, expected.prediction_logits, rtol=1e-4, atol=1e-5)
 
 
@@ -238,7 +244,7 @@ def test_auto_classes_reload_unequal_widths(tmp_path: Path) -> None:
     assert found.network == reloaded.network.config == model.config and found.ticket_sha256 is not None
     assert reloaded.state_dict().keys() == model.state_dict().keys()
     with torch.no_grad():
-        before, after = model(**random_inputs()), reloaded.eval()(**random_inputs())
+        before, after = padded_logits(model, **random_inputs()), reloaded.eval()(**random_inputs())
     assert torch.equal(before.prediction_logits, after.prediction_logits)
     assert torch.equal(before.seq_relationship_logits, after.seq_relationship_logits)
 
@@ -259,6 +265,7 @@ def test_config_json_has_the_fields_that_it_always_had(tmp_path: Path) -> None:
         "kept_heads": [[0, 2, 3], [1], [0, 1, 2, 3]],
         "kept_neurons": [[0, 3, 17, 31, 47], list(range(1, 48)), list(range(0, 40, 2))],
         "layer_norm_eps": 1e-12,
+        "losses": ["masked", "next_sentence"],
         "max_position_embeddings": 40,
         "model_type": "earlybert",
         "next_sentence": True,
@@ -274,7 +281,22 @@ def test_config_json_has_the_fields_that_it_always_had(tmp_path: Path) -> None:
 
 def test_both_configurations_have_the_same_fields_and_defaults() -> None:
     plain = dataclasses.asdict(NetworkConfig())
+    del plain["losses"]  # which config.json of the first version says in other words
     assert {name: getattr(EarlyBertConfig(), name) for name in plain} == plain
+    assert EarlyBertConfig().network == NetworkConfig()
+
+
+@pytest.mark.parametrize("next_sentence", [True, False])
+def test_config_json_of_the_first_version_is_read(tmp_path: Path, next_sentence: bool) -> None:
+    """It has no `losses`; whether there is next-sentence prediction decides."""
+    save_narrow(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["losses"]
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"next_sentence": next_sentence}))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.network.losses == (("masked", "next_sentence") if next_sentence else ("masked",))
+    names = dict(AutoModelForPreTraining.from_config(config).named_parameters())
+    assert ("pooler.weight" in names) == ("next_sentence.bias" in names) == next_sentence
 
 
 def test_fresh_process_reloads_unequal_widths(tmp_path: Path) -> None:
@@ -294,5 +316,5 @@ def test_fresh_process_reloads_unequal_widths(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, cwd=tmp_path)
     with torch.no_grad():
-        expected = model(**inputs).prediction_logits
+        expected = padded_logits(model, **inputs).prediction_logits
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-6, atol=1e-6)

@@ -7,9 +7,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from earlybert.kernels import extension
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import meta_network
-from earlybert.pretrain.network.packed import PackedPlaces
 
 DEVICE = torch.device("meta")
 
@@ -33,13 +33,13 @@ def test_encoder(kernels: bool, searching: bool, monkeypatch: pytest.MonkeyPatch
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, searching=searching
     )
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(meta_network(config).bfloat16().encode_needed, backend=counter, fullgraph=True)
+    compiled = torch.compile(meta_network(config).bfloat16().encode, backend=counter, fullgraph=True)
     for sequences, longest in ((4, 16), (3, 20), (7, 12), (5, 16), (2, 30), (9, 9)):
-        lengths_B1 = torch.arange(longest, longest - sequences, -1)[:, None].clamp(min=2)
-        attended_BS = (torch.arange(longest) < lengths_B1).long()
-        places = PackedPlaces.of(attended_BS, torch.arange(sequences) * longest + 1).to(DEVICE)
-        ids_BS = torch.zeros(sequences, longest, dtype=torch.int64, device=DEVICE)
-        hidden_MH = compiled(ids_BS, ids_BS, places)
+        lengths_B = torch.arange(longest, longest - sequences, -1).clamp(min=2)
+        second_T = lengths_B.cumsum(0) - lengths_B + 1  # the second token of every sequence is predicted
+        ids_T = torch.zeros(int(lengths_B.sum()), dtype=torch.int64)
+        batch = Batch.of(lengths_B.tolist(), ids_T, ids_T, second_T, second_T, lengths_B)
+        hidden_MH = compiled(batch.to(DEVICE))
         assert hidden_MH.shape == (2 * sequences, 64)
         hidden_MH.sum().backward()
     # The first lengths, those that varied next, and those that varied after them.

@@ -1,31 +1,21 @@
 """The L1 term reaches the gradient once per step, whatever the accumulation and the number of ranks."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.network.packed import PackedPlaces
 from earlybert.pretrain.plan.recipe import SearchConfig
-from earlybert.pretrain.train.batches import Batch
-from tests.pretrain.small_models import gradients_of_step, small_config
+from tests.pretrain.small_models import batch_of, gradients_of_step, small_config
 
 SEARCH = SearchConfig(lambda_heads=3e-4, lambda_neurons=1e-4)
 
 
 def made_up_batch(seed: int, weight: float = 1.0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    ids, positions = torch.randint(5, 100, (3, 12), generator=generator), torch.tensor([1, 7, 14, 30])
-    return Batch(
-        input_ids_BS=ids,
-        attention_mask_BS=torch.ones_like(ids),
-        token_type_ids_BS=torch.zeros_like(ids),
-        masked_positions_N=positions,
-        masked_labels_N=torch.randint(5, 100, (4,), generator=generator),
-        next_sentence_labels_B=torch.tensor([0, 1, 1]),
-        weight=weight,
-        places=PackedPlaces.of(torch.ones_like(ids), positions),
-    )
+    return dataclasses.replace(batch_of((12, 12, 12), seed), weight=weight)
 
 
 def gradients(batches: list[Batch], *, with_penalty: bool) -> dict[str, torch.Tensor]:

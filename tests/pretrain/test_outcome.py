@@ -36,7 +36,7 @@ def planned(plan: list[str], **changes: Any) -> Plan:
         draw=TicketRule(head_ratio=0.5, neuron_ratio=0.5, width_multiple=8),
     )
     recipe = dataclasses.replace(recipe, **changes)
-    return Plan(recipe, full_network(recipe, 1000, next_sentence=True))
+    return Plan(recipe, full_network(recipe, 1000, "nsp"))
 
 
 def lines_of(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:

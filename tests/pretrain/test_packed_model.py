@@ -1,21 +1,33 @@
-"""The padding-free network against the padded one: losses, next-sentence scores and every gradient, in float64."""
+"""The network on packed batches against padded ones and Hugging Face's BERT: losses and every gradient, in float64."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from earlybert.kernels.packing import Packing
 from earlybert.pretrain.cost.hardware import measured_peak
+from earlybert.pretrain.network.batch import Batch
+from earlybert.pretrain.network.bert_format import from_bert, to_bert
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.model import NetworkOutput, PreTrainingNetwork
-from earlybert.pretrain.network.packed import PackedPlaces
+from earlybert.pretrain.network.hugging_face import padded_output
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import Work, training_flops
 from earlybert.pretrain.ticket.ticket import narrow_config
-from tests.pretrain.small_models import VOCABULARY, build, make_ticket, random_weights, small_config, unequal_ticket
+from tests.pretrain.small_models import (
+    batch_of,
+    build,
+    gradients_of_step,
+    make_ticket,
+    padded_labels,
+    random_weights,
+    small_config,
+    unequal_ticket,
+)
 
 # Ragged, one-token sequences among longer ones, all of one length, a batch of one, one single token.
 LENGTHS = [(17, 9, 13, 10), (1, 12, 1, 3), (8, 8, 8), (11,), (1,)]
@@ -35,72 +47,91 @@ def network(shape: str) -> PreTrainingNetwork:
     return build(narrow_config(full, ticket), narrow_weights(full, weights, ticket), torch.float64)
 
 
-def batch_of(lengths: tuple[int, ...]) -> dict[str, Tensor]:
-    """Every third position is predicted, and in each sequence the last."""
-    generator = torch.Generator().manual_seed(len(lengths))
-    length_B1 = torch.tensor(lengths)[:, None]
-    place_S = torch.arange(max(lengths))[None]
-    attended = place_S < length_B1
-    predicted = attended & ((place_S % 3 == 2) | (place_S == length_B1 - 1))
-    positions = predicted.flatten().nonzero().flatten()
-    return {
-        "input_ids": torch.randint(4, VOCABULARY, attended.shape, generator=generator),
-        "attention_mask": attended.long(),
-        "token_type_ids": (attended & (place_S >= length_B1 // 2)).long(),
-        "masked_positions": positions,
-        "masked_labels": torch.randint(4, VOCABULARY, positions.shape, generator=generator),
-    }
-
-
-def places_of(batch: dict[str, Tensor]) -> PackedPlaces:
-    return PackedPlaces.of(batch["attention_mask"], batch["masked_positions"])
-
-
-def everything(places: PackedPlaces) -> PackedPlaces:
+def everything(batch: Batch) -> Batch:
     """A last layer that computes all tokens."""
     return dataclasses.replace(
-        places,
-        needed=places.tokens,
-        needed_rows_M=torch.arange(places.tokens.tokens),
-        predicted_rows_N=places.needed_rows_M[places.predicted_rows_N],
-        first_rows_B=places.needed_rows_M[places.first_rows_B],
+        batch,
+        needed=batch.tokens,
+        needed_rows_M=torch.arange(batch.tokens.tokens),
+        predicted_rows_N=batch.needed_rows_M[batch.predicted_rows_N],
+        first_rows_B=batch.needed_rows_M[batch.first_rows_B],
     )
 
 
-def total(output: NetworkOutput) -> Tensor:
-    """A loss that every score and penalty has a part in."""
-    assert output.masked_loss is not None and output.seq_relationship_logits is not None
-    loss = output.masked_loss + output.seq_relationship_logits.exp().sum()
-    if output.head_penalty is not None and output.neuron_penalty is not None:
-        loss = loss + 0.1 * output.head_penalty + 0.2 * output.neuron_penalty
-    return loss
+def packed(model: PreTrainingNetwork, batch: Batch) -> list[Tensor]:
+    """Losses of both parts."""
+    return [score.loss for score in model(batch).scores.values()]
 
 
-def results(model: PreTrainingNetwork, **inputs: object) -> list[Tensor]:
-    """Masked loss, correct predictions, next-sentence scores, and the gradients of all parameters."""
+def padded(model: PreTrainingNetwork, batch: Batch) -> list[Tensor]:
+    """The same by PyTorch's cross-entropy on the logits of a padded batch."""
+    output, labels = padded_output(model, **batch.padded(0)), padded_labels(batch)
+    assert output.prediction_logits is not None and output.seq_relationship_logits is not None
+    masked = F.cross_entropy(output.prediction_logits.flatten(0, 1), labels["labels"].flatten(), reduction="sum")
+    return [masked, F.cross_entropy(output.seq_relationship_logits, labels["next_sentence_label"], reduction="sum")]
+
+
+def results(
+    losses: Callable[[PreTrainingNetwork, Batch], list[Tensor]], model: PreTrainingNetwork, batch: Batch
+) -> list[Tensor]:
+    """Losses, and the gradients of all parameters of a sum that every loss and penalty has a part in."""
     model.zero_grad()
-    output = model(**inputs)
-    total(output).backward()
+    found = losses(model, batch)
+    total = torch.stack([found[0], 2 * found[1]]).sum()
+    for weight, penalty in zip((0.1, 0.2), model.penalties().values(), strict=False):
+        total = total + weight * penalty
+    total.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     assert len(gradients) == len(list(model.parameters()))
-    return [output.masked_loss, output.masked_correct, output.seq_relationship_logits, *gradients]
+    return [*found, *gradients]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("shape", ["dense", "unequal", "least", "searching"])
 def test_packed_is_padded(shape: str, lengths: tuple[int, ...]) -> None:
     model, batch = network(shape), batch_of(lengths)
-    packed = results(model, **batch, places=places_of(batch))
-    torch.testing.assert_close(packed, results(model, **batch), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(results(packed, model, batch), results(padded, model, batch), rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_has_the_loss_and_the_gradient_of_hugging_face_bert() -> None:
+    """Micro-batches of unequal sizes and a stand-in, against all sequences padded in one batch.
+
+    BERT's loss is the mean over the masked tokens plus the mean over the sequences.
+    """
+    every, stand_in = batch_of((17, 9, 1, 12, 5, 3)), dataclasses.replace(batch_of((4, 4), 1), weight=0.0)
+    model = network("dense")
+    bert = to_bert(model.config, random_weights(model.config)).double().eval()
+    bert(**every.padded(0), **padded_labels(every)).loss.backward()
+    _, expected = from_bert(bert.config, {name: weight.grad for name, weight in bert.named_parameters()})
+    found = gradients_of_step(model, [*split(every, (2, 3, 1)), stand_in])
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name].double(), rtol=1e-6, atol=1e-9, msg=name)
+
+
+def split(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
+    """The same sequences in several batches of so many each."""
+    rows = torch.arange(batch.tokens.tokens).split(batch.tokens.lengths)
+    predicted_T = batch.needed_rows_M[batch.predicted_rows_N]
+    parts, first = [], 0
+    for size in sizes:
+        own_T = torch.cat(rows[first : first + size])
+        inside = torch.isin(predicted_T, own_T)
+        lengths = batch.tokens.lengths[first : first + size]
+        predicted, labels = predicted_T[inside] - own_T[0], batch.masked_labels_N[inside]
+        segments = batch.segment_labels_B[first : first + size]
+        tensors = batch.input_ids_T[own_T], batch.token_type_ids_T[own_T], predicted, labels, segments
+        parts.append(Batch.of(lengths, *tensors))
+        first += size
+    return parts
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("shape", ["dense", "least"])
 def test_needed_positions_of_the_last_layer_are_those_of_the_full_layer(shape: str, lengths: tuple[int, ...]) -> None:
     model, batch = network(shape), batch_of(lengths)
-    places = places_of(batch)
-    assert places.needed.tokens < places.tokens.tokens or max(lengths) == 1
-    subset, full = (results(model, **batch, places=each) for each in (places, everything(places)))
+    assert batch.needed.tokens < batch.tokens.tokens or max(lengths) == 1
+    subset, full = (results(packed, model, each) for each in (batch, everything(batch)))
     torch.testing.assert_close(subset, full, rtol=1e-9, atol=1e-11)
 
 
@@ -115,30 +146,47 @@ def test_narrow_is_the_wide_network_with_coefficients_of_zero(lengths: tuple[int
             weights[f"layers.{layer}.{part}.output.coefficients"] = coefficients
     masked_wide, narrow = build(full, weights, torch.float64), network("least")
     batch = batch_of(lengths)
-    places = places_of(batch)
     with torch.no_grad():
-        found, expected = narrow(**batch, places=places), masked_wide(**batch, places=places)
-    torch.testing.assert_close(found.masked_loss, expected.masked_loss, rtol=1e-9, atol=0)
-    torch.testing.assert_close(found.seq_relationship_logits, expected.seq_relationship_logits, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(packed(narrow, batch), packed(masked_wide, batch), rtol=1e-9, atol=1e-11)
 
 
-def test_padding_anywhere_in_a_sequence() -> None:
-    """A mask with holes: position embeddings stay those of the places, as in Hugging Face's BERT."""
-    model, batch = network("dense"), batch_of((12, 12))
-    batch["attention_mask"][0, 3:5] = 0
-    batch["masked_positions"], batch["masked_labels"] = torch.tensor([1, 7, 14]), torch.tensor([5, 6, 7])
-    torch.testing.assert_close(
-        results(model, **batch, places=places_of(batch)), results(model, **batch), rtol=1e-9, atol=1e-11
+def test_positions_are_those_of_the_batch() -> None:
+    """A sequence with a hole: Hugging Face's BERT is told the same by its mask."""
+    model, batch = network("dense"), batch_of((12,))
+    bert = to_bert(model.config, random_weights(model.config)).double().eval()
+    there = torch.tensor([0, 1, 2, 5, 6, 7, 8, 9, 10, 11])
+    holed = Batch.of(
+        [10],
+        batch.input_ids_T[there],
+        batch.token_type_ids_T[there],
+        torch.tensor([1, 9]),
+        torch.tensor([7, 8]),
+        torch.tensor([1]),
     )
+    holed = dataclasses.replace(holed, position_ids_T=there)
+    inputs = batch.padded(0)
+    inputs["attention_mask"][0, 3:5] = 0
+    with torch.no_grad():
+        output = bert(**inputs)
+        log_probabilities = output.prediction_logits[0, [1, 11]].log_softmax(-1)
+        expected = [-log_probabilities[[0, 1], [7, 8]].sum(), -output.seq_relationship_logits.log_softmax(-1)[0, 1]]
+        torch.testing.assert_close(packed(model, holed), expected, rtol=1e-9, atol=0)
 
 
-def test_places_of_a_small_batch() -> None:
+def test_rows_of_a_small_batch() -> None:
     """Two sequences of 3 and 2 tokens; predicted are the last of the first and the first of the second."""
-    places = PackedPlaces.of(torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([2, 3]))
-    assert places.token_rows_T.tolist() == [0, 1, 2, 3, 4]
-    assert (places.tokens.lengths, places.needed.lengths) == ((3, 2), (2, 1))
-    assert places.needed_rows_M.tolist() == [0, 2, 3]
-    assert (places.predicted_rows_N.tolist(), places.first_rows_B.tolist()) == ([1, 2], [0, 2])
+    ids = torch.arange(5)
+    batch = Batch.of((3, 2), ids, ids, torch.tensor([2, 3]), torch.tensor([8, 9]), torch.tensor([0, 1]))
+    assert (batch.tokens.lengths, batch.needed.lengths) == ((3, 2), (2, 1))
+    assert batch.position_ids_T.tolist() == [0, 1, 2, 0, 1]
+    assert batch.needed_rows_M.tolist() == [0, 2, 3]
+    assert (batch.predicted_rows_N.tolist(), batch.first_rows_B.tolist()) == ([1, 2], [0, 2])
+    padded_batch = {name: tensor.tolist() for name, tensor in batch.padded(7).items()}
+    assert padded_batch == {
+        "input_ids": [[0, 1, 2], [3, 4, 7]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "token_type_ids": [[0, 1, 2], [3, 4, 0]],
+    }
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -146,22 +194,23 @@ def test_places_of_a_small_batch() -> None:
 def test_operations_are_those_that_pytorch_counts(
     shape: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Left out are the pooler and the next-sentence head, once per sequence. One block a sequence: nothing padded."""
+    """With the heads of both losses. One block a sequence: nothing padded."""
     monkeypatch.setattr("earlybert.kernels.packed_attention.CPU_BLOCK", 1)
     model, batch = network(shape), batch_of(lengths)
-    config, places = model.config, places_of(batch)
     with FlopCounterMode(display=False) as counter:
-        total(model(**batch, places=places)).backward()
-    counted_config = dataclasses.replace(config, vocab_size=config.padded_vocab_size)
-    work = Work.of(places.tokens, places.needed, len(batch["masked_positions"]))
-    pooler = 3 * len(lengths) * (2 * config.hidden_size**2 + 2 * config.hidden_size * 2)
-    assert counter.get_total_flops() == training_flops(counted_config, work) + pooler
+        torch.stack(packed(model, batch)).sum().backward()
+    # What pads the vocabulary is multiplied too.
+    computed = dataclasses.replace(model.config, vocab_size=model.config.padded_vocab_size)
+    assert counter.get_total_flops() == training_flops(computed, Work.of(batch))
 
 
 def test_work_adds_up() -> None:
-    parts = [Work.of(Packing.of((3, 2)), Packing.of((2, 1)), 4), Work.of(Packing.of((5,)), Packing.of((5,)), 1)]
-    assert parts[0] == Work(tokens=5, pairs=13, needed=3, needed_pairs=8, predictions=4, sequences=2)
-    assert Work.total(parts) == Work(tokens=10, pairs=38, needed=8, needed_pairs=33, predictions=5, sequences=3)
+    ids = torch.arange(5)
+    first = Batch.of((3, 2), ids, ids, torch.tensor([0, 2]), ids[:2], ids[:2])
+    second = Batch.of((5,), ids, ids, torch.tensor([1, 2, 3, 4]), ids[:4], ids[:1])
+    parts = [Work.of(first), Work.of(second)]
+    assert parts[0] == Work(tokens=5, pairs=13, needed=3, needed_pairs=8, predictions=2, sequences=2)
+    assert Work.total(parts) == Work(tokens=10, pairs=38, needed=8, needed_pairs=33, predictions=6, sequences=3)
     assert Work.total([]) == Work()
 
 

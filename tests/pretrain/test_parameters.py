@@ -21,7 +21,7 @@ CONFIGS = {
     "small": small_config(),
     "one layer": small_config(num_hidden_layers=1, vocab_size=128, type_vocab_size=3),
     "searching": small_config(searching=True),
-    "without next sentence": small_config(next_sentence=False),
+    "without next sentence": small_config(losses=("masked",)),
     "narrow": narrow_config(small_config(), unequal_ticket(small_config())),
     "narrow, searching": dataclasses.replace(
         narrow_config(small_config(), unequal_ticket(small_config())), searching=True

@@ -47,7 +47,7 @@ def stages(**changes: Any) -> dict[str, Stage]:
 
 def planned(**changes: Any) -> list[PlannedStage]:
     recipe = paper(**changes)
-    return Plan(recipe, full_network(recipe, 30_522, next_sentence=True)).stages
+    return Plan(recipe, full_network(recipe, 30_522, "nsp")).stages
 
 
 FORMS: list[Form] = ["poly", "poly_continuous"]
@@ -161,7 +161,7 @@ def test_narrow_stages_keep_the_warmup_proportion() -> None:
 
 def test_description_of_the_paper_s_plan() -> None:
     recipe = paper(draw=TicketRule(width_multiple=1))
-    full = full_network(recipe, 30_522, next_sentence=True)
+    full = full_network(recipe, 30_522, "nsp")
     described = Plan(recipe, full).content()
     assert [stage["tokens"] for stage in described["stages"]] == [
         400 * 65_536 * 128,
@@ -182,7 +182,7 @@ def test_description_of_the_paper_s_plan() -> None:
 def test_plan_is_known_before_the_ticket_is_drawn() -> None:
     """Layers share the neurons differently in every ticket, but there are as many."""
     recipe = paper(model=ModelConfig(num_layers=3), draw=TicketRule(width_multiple=64))
-    full = full_network(recipe, 30_522, next_sentence=True)
+    full = full_network(recipe, 30_522, "nsp")
     drawn = random_ticket(full_shape(full), recipe.draw, seed=11)
     plan = Plan(recipe, full)
     assert plan.content() == plan.with_ticket(drawn, "the ticket").content()
@@ -190,19 +190,19 @@ def test_plan_is_known_before_the_ticket_is_drawn() -> None:
 
 def test_dense_plan_describes_itself_as_dense() -> None:
     recipe = paper(**DENSE)
-    described = Plan(recipe, full_network(recipe, 30_522, next_sentence=True)).content()
+    described = Plan(recipe, full_network(recipe, 30_522, "nsp")).content()
     assert described["flops"] == described["dense_flops"]
 
 
 def test_networks_of_the_stages() -> None:
     recipe = paper(search=SearchConfig(steps=5))
-    full = full_network(recipe, 30_522, next_sentence=False)
+    full = full_network(recipe, 30_522, "full-sentences")
     ticket = random_ticket(full_shape(full), recipe.draw, seed=1)
     plan = Plan(recipe, full)
     search, phase1, _ = (each.network for each in plan.with_ticket(ticket, "the ticket").stages)
     assert search.searching and search.kept_heads is None and not full.searching
     assert not phase1.searching and phase1.ticket_sha256 == ticket.sha256
-    assert phase1.heads == [8] * 12 and not phase1.next_sentence
+    assert phase1.heads == [8] * 12 and phase1.losses == ("masked",)
     assert plan.network(0) == search
     with pytest.raises(ValueError, match="phase1 needs a ticket"):
         plan.network(1)

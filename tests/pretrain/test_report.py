@@ -65,9 +65,8 @@ def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> N
     last = metrics(finished_run, "validation")[-1]
     for folder, columns in (("alone", 1), ("both", 2)):
         text = (tmp_path / folder / "report.md").read_text()
-        assert (
-            f"| validation loss, end of phase2 | {' | '.join(columns * [format(last['masked_loss'], '.4f')])} |" in text
-        )
+        losses = " | ".join(columns * [f"{last['masked_loss']:.4f}"])
+        assert f"| validation loss of masked tokens, end of phase2 | {losses} |" in text
         assert f"a loss of {last['masked_loss']:.3f} nats, {last['masked_accuracy']:.1%} of them right" in text
         shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
         assert shown == {path.name for path in (tmp_path / folder).glob("*.png")} and len(shown) >= 5

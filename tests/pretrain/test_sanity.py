@@ -99,7 +99,7 @@ def test_a_run_that_diverges_stops(workplace: Path) -> None:
 
 
 def test_symptoms(workplace: Path) -> None:
-    config = full_network(load_recipe(workplace / "small.yaml", []), 1000, next_sentence=True)
+    config = full_network(load_recipe(workplace / "small.yaml", []), 1000, "nsp")
     uniform = math.log(1000) + math.log(2)
     assert symptom({"loss": 2.9 * uniform, "gradient_norm": 1e9}, config) is None
     assert "exploded" in (symptom({"loss": 3.1 * uniform, "gradient_norm": 1.0}, config) or "")

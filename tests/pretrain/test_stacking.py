@@ -32,6 +32,7 @@ from tests.pretrain.small_models import (
     VOCABULARY,
     build,
     make_ticket,
+    padded_logits,
     random_bert,
     random_inputs,
     random_weights,
@@ -58,13 +59,13 @@ def test_function_is_that_of_a_hand_built_deeper_bert(order: Copy) -> None:
     inputs = random_inputs()
     with torch.no_grad():
         expected = bert(**inputs)
-        found = build(deep, grown, torch.float64)(**inputs)
+        found = padded_logits(build(deep, grown, torch.float64), **inputs)
         exported = to_bert(deep, grown).double().eval()(**inputs)
     for output in (found, exported):
         logits = output.prediction_logits[..., :VOCABULARY]
         torch.testing.assert_close(logits, expected.prediction_logits, rtol=0, atol=1e-6)
         torch.testing.assert_close(output.seq_relationship_logits, expected.seq_relationship_logits, rtol=0, atol=1e-6)
-    again = to_bert(deep, grown)
+    again: Any = to_bert(deep, grown)
     assert again.cls.predictions.decoder.weight is again.bert.embeddings.word_embeddings.weight
 
 
@@ -91,11 +92,11 @@ def test_identity_layers_change_nothing(before: int, depths: list[int]) -> None:
     """Whatever the shallow network's LayerNorms have become, and once more on top."""
     shallow = small_config(num_hidden_layers=before)
     grown = random_weights(shallow)
-    expected = build(shallow, grown, torch.float64)(**random_inputs())
+    expected = padded_logits(build(shallow, grown, torch.float64), **random_inputs())
     for below, layers in pairwise([before, *depths]):
         deep = at_depth(shallow, layers)
         grown = stack_weights(grown, identity_layers(initial_weights(deep, seed=1), below), "identity")
-    found = build(deep, grown, torch.float64)(**random_inputs())
+    found = padded_logits(build(deep, grown, torch.float64), **random_inputs())
     torch.testing.assert_close(found.prediction_logits, expected.prediction_logits, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.seq_relationship_logits, expected.seq_relationship_logits, rtol=0, atol=1e-6)
     assert torch.count_nonzero(grown[f"layers.{layers - 1}.attention.qkv.weight"])
@@ -121,7 +122,7 @@ def paper(**changes: Any) -> Recipe:
 
 
 def planned(recipe: Recipe) -> Plan:
-    return Plan(recipe, full_network(recipe, 30_522, next_sentence=True))
+    return Plan(recipe, full_network(recipe, 30_522, "nsp"))
 
 
 def test_stages_of_stackingbert() -> None:

@@ -1,6 +1,7 @@
 """Cutting, widening, baking and renaming: what must stay the same function, and what must not."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.pretrain.small_models import (
     VOCABULARY,
     build,
     make_ticket,
+    padded_logits,
     random_bert,
     random_inputs,
     random_weights,
@@ -32,7 +34,7 @@ HEAD_SIZE = 8
 def scores(config: NetworkConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Both heads' logits in float64; padding rows left out."""
     with torch.no_grad():
-        output = build(config, weights, torch.float64)(**random_inputs())
+        output = padded_logits(build(config, weights, torch.float64), **random_inputs())
     return output.prediction_logits[..., :VOCABULARY], output.seq_relationship_logits
 
 
@@ -177,7 +179,7 @@ def searched_network() -> tuple[NetworkConfig, dict[str, Tensor]]:
 def gradients(config: NetworkConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of a smooth function of all logits, in float64."""
     model = build(config, weights, torch.float64)
-    output = model(**random_inputs())
+    output = padded_logits(model, **random_inputs())
     (output.prediction_logits[..., :VOCABULARY].square().mean() + output.seq_relationship_logits.exp().sum()).backward()
     return {name: gradient_of(parameter) for name, parameter in model.named_parameters()}
 
@@ -234,7 +236,7 @@ def test_moments_of_a_dead_unit_start_from_zero() -> None:
 
 @pytest.mark.parametrize("next_sentence", [True, False])
 def test_bert_form_round_trip(next_sentence: bool) -> None:
-    config = small_config(next_sentence=next_sentence)
+    config = small_config(losses=("masked", "next_sentence")[: 1 + next_sentence])
     weights = random_weights(config)
     weights["masked_token.bias"][VOCABULARY:] = 0.0
     model = to_bert(config, weights)
@@ -256,13 +258,14 @@ def test_from_bert_and_back_gives_the_same_tensors(next_sentence: bool) -> None:
 
 @pytest.mark.parametrize("next_sentence", [True, False])
 def test_padded_bert_form_computes_what_the_narrow_network_does(next_sentence: bool) -> None:
-    full = small_config(next_sentence=next_sentence)
+    full = small_config(losses=("masked", "next_sentence")[: 1 + next_sentence])
     ticket = unequal_ticket(full)
     narrow = narrow_weights(full, random_weights(full), ticket)
     bert = to_bert(full, widen_weights(full, narrow, ticket)).double().eval()
     inputs = random_inputs()
     with torch.no_grad():
-        ours, theirs = build(narrow_config(full, ticket), narrow, torch.float64)(**inputs), bert(**inputs)
+        ours = padded_logits(build(narrow_config(full, ticket), narrow, torch.float64), **inputs)
+        theirs = bert(**inputs)
     logits = theirs.prediction_logits if next_sentence else theirs.logits
     torch.testing.assert_close(ours.prediction_logits[..., :VOCABULARY], logits, rtol=1e-10, atol=1e-10)
     if next_sentence:
@@ -271,7 +274,7 @@ def test_padded_bert_form_computes_what_the_narrow_network_does(next_sentence: b
 
 def test_bert_form_keeps_its_tie() -> None:
     config = small_config()
-    model = to_bert(config, random_weights(config))
+    model: Any = to_bert(config, random_weights(config))
     assert model.config.tie_word_embeddings
     table, decoder = model.bert.embeddings.word_embeddings, model.cls.predictions.decoder
     assert decoder.weight.data_ptr() == table.weight.data_ptr()

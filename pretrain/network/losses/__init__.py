@@ -1,0 +1,1 @@
+"""The parts of the loss of pre-training, a file each."""
