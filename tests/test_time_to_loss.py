@@ -30,7 +30,7 @@ def write_run(folder: Path, stages: dict[str, tuple[int, float]], losses: list[t
     for name, following in zip(list(stages), list(stages)[1:], strict=False):
         before[following] = before[name] + stages[name][0]
     for second, (stage, step, loss) in enumerate(losses, start=1):
-        scores = {"masked_loss": loss, "masked_accuracy": 1 / loss, "next_sentence_accuracy": None}
+        scores = {"loss": loss, "masked_loss": loss, "masked_accuracy": 1 / loss, "next_sentence_accuracy": None}
         place = {"stage": stage, "step": step, "global_step": before[stage] + step}
         lines.append({"kind": "validation", "time": float(second), **place, **scores})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
