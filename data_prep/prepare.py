@@ -74,7 +74,7 @@ def merge(directory: Path, *, workers: int = 1) -> Corpus:
     """
     directory = Path(directory)
     if (directory / NAME).is_file():
-        say(f"{directory} is there already.")
+        say(f"{directory} already exists.")
         return Corpus.open(directory)
     with Workers(workers) as pool:
         preparation = Preparation(unfinished_config(directory), directory, pool)
@@ -92,5 +92,5 @@ def _open_existing(config: CorpusConfig, directory: Path) -> Corpus:
     corpus = Corpus.open(directory)
     require_same(config, corpus.manifest["config"], f"{directory} holds a corpus")
     shutil.rmtree(work_folder(directory), ignore_errors=True)
-    say(f"{directory} is there already.")
+    say(f"{directory} already exists.")
     return corpus

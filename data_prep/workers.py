@@ -83,8 +83,8 @@ def _raise_failure(future: Future[Any]) -> None:
         future.result()
     except BrokenProcessPool:
         raise UserError(
-            "A worker process was killed, often for want of memory; what is finished stays: "
-            "give the same command again, with fewer workers where memory is short."
+            "A worker process was killed, probably because memory ran out. Finished work is kept: "
+            "run the same command again, with fewer workers if memory is short."
         ) from None
 
 

@@ -62,7 +62,7 @@ def require_same(out: Path, given: dict[str, Any]) -> None:
     if path.is_file():
         before = read_json(path)
         if not isinstance(before, dict):
-            raise UserError(f"{path}: is no settings of earlybert finetune; choose another --out")
+            raise UserError(f"{path}: does not hold settings of earlybert finetune; choose another --out")
         for name, value in given.items():
             if before.get(name) != value:
                 raise UserError(
@@ -81,9 +81,9 @@ def main(argv: list[str]) -> None:
     transformers.logging.set_verbosity_error()
     out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])
     if data is not None and not data.is_dir():
-        raise UserError(f"--data is {data}, which is no folder; it must hold GLUE's folders and SQuAD")
+        raise UserError(f"--data is {data}, which is not a folder; it must hold GLUE's folders and SQuAD")
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out is {out}, which is no folder; it must be one, or not be there yet")
+        raise UserError(f"--out is {out}, which is not a folder; name a folder, or a new one")
     settings_of = {task: settings.for_task(TASKS[task].defaults) for task in what["task"]}
     pretrained = open_pretrained(what["model"])
     for task_settings in settings_of.values():

@@ -98,7 +98,7 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
         if not finished:
             distributed.on_rank_0(telemetry.close)
             say(
-                f"stopped as asked at step {state.step} of {state.stage}; the same command goes on from there",
+                f"stopped as asked at step {state.step} of {state.stage}; run the same command again to resume",
                 enabled=ranks.rank() == 0,
             )
             return
@@ -231,7 +231,7 @@ def begin(setting: Run, index: int, latest: Checkpoint | None) -> tuple[Training
 
 def resume(latest: Checkpoint) -> tuple[TrainingState, RunState]:
     """The stage as its newest checkpoint has it."""
-    say(f"going on from {latest.path}: step {latest.state.step}", enabled=ranks.rank() == 0)
+    say(f"resuming from {latest.path}: step {latest.state.step}", enabled=ranks.rank() == 0)
     return latest.training_state, latest.state
 
 

@@ -87,7 +87,7 @@ stage_corpus() { # CORPUS: copies it to the nodes' own disks; sets `staged` to w
     if [ "$status" = 0 ]; then
         staged=$target
     else
-        note "could not copy it everywhere; it is read where it lies"
+        note "could not copy it everywhere; it is read from its shared folder"
     fi
 }
 
@@ -145,7 +145,7 @@ go_on_later() { # SCRIPT ARGUMENT...: this job again, or one that takes its plac
         ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} ${SLURM_GPUS_PER_NODE:+--gpus-per-node="$SLURM_GPUS_PER_NODE"} \
         ${SLURM_NTASKS_PER_NODE:+--ntasks-per-node="$SLURM_NTASKS_PER_NODE"} \
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@") || return
-    note "this job may not be requeued; job $successor goes on after it"
+    note "this job may not be requeued; job $successor resumes the run after it"
     exit 0
 }
 

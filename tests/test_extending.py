@@ -287,7 +287,7 @@ def test_a_widened_run_resumes_and_says_how_it_ends(widened: Path) -> None:
     assert "step-00000037: step 7" in output and "full width again" in output
     assert training_losses(run) == whole
     page = (run / "report.md").read_text()
-    assert "a searched ticket of it is trained first, then all of it: the network ends at full width" in page
+    assert "a searched ticket of it is trained first, then the full network" in page
     assert "| widen | give the cut heads and neurons back" in page and "| stack |" not in page
     report = json.loads((run / "report.json").read_text())
     assert (
@@ -316,7 +316,7 @@ def test_a_border_in_a_senseless_place_is_refused(widened: Path) -> None:
     for plan, message in (
         ("[phase1, widen, phase1]", "widen needs narrow before it"),
         ("[search, widen, phase1]", "after search must come narrow or nothing, not widen"),
-        ("[search, narrow, phase1, phase1]", "phase 1 goes on until the network is stacked or widened"),
+        ("[search, narrow, phase1, phase1]", "phase 1 is one stage until the network is stacked or widened"),
         ("[search, narrow, phase1, widen, phase2]", "a wide network is there to be trained, so after widen must"),
         ("[search, narrow, phase1, widne, phase1]", 'did you mean "widen"?'),
     ):

@@ -32,14 +32,14 @@ def verify(directory: Path) -> None:
     if damaged:
         raise UserError(
             f"{directory}: the SHA-256 of {', '.join(damaged)} is not the manifest's; the other "
-            f"{len(files) - len(damaged)} files are whole; prepare the corpus again."
+            f"{len(files) - len(damaged)} files are intact; prepare the corpus again."
         )
     for split, counts in corpus.manifest["counts"].items():
         for length in corpus.lengths:
             expected, there = counts["samples"][str(length)], corpus.stored_samples(split, length)
             if there != expected:
                 raise UserError(f"{directory} has {there} {split} samples of length {length}, not {expected}.")
-    print(f"{directory}: all {len(files)} files are whole.")
+    print(f"{directory}: all {len(files)} files are intact.")
 
 
 def print_summary(corpus: Corpus) -> None:

@@ -242,5 +242,5 @@ def _namespaces(file: Path) -> dict[str, str]:
                 head += line
             named = _NAMESPACE.findall(head)
     except UNPACKING_ERRORS as error:
-        raise UserError(f"{file} cannot be read at its head, which names the wiki's namespaces ({error}).") from error
+        raise UserError(f"{file}: its head, which names the wiki's namespaces, cannot be read ({error}).") from error
     return {name.decode().lower(): key.decode() for key, name in named}

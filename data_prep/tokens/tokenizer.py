@@ -92,7 +92,7 @@ def _vocabulary(file: Path) -> dict[str, int]:
     for index, token in enumerate(file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")):
         if (first := vocabulary.setdefault(token, index)) != index:
             raise UserError(
-                f"tokenizer: {file}:{index + 1} is {token!r}, which stands in line {first + 1} already; a vocabulary "
+                f"tokenizer: {file}:{index + 1} is {token!r}, which is already in line {first + 1}; a vocabulary "
                 "must have every token once."
             )
     return vocabulary

@@ -64,7 +64,7 @@ def print_cluster_plan(plan: Plan, cluster: Cluster) -> None:
     limits: dict[str, int] = {}
     for each in planned:
         limits[each.stage.phase] = min(each.cost.micro_batch, limits.get(each.stage.phase, each.cost.micro_batch))
-    print("to run so:   " + " ".join(f"--{phase}.micro_batch {size}" for phase, size in limits.items()))
+    print("options:     " + " ".join(f"--{phase}.micro_batch {size}" for phase, size in limits.items()))
     print_scaling(plan, cluster)
 
 
@@ -86,7 +86,7 @@ def _print_storage(recipe: Recipe, planned: list[StageOnCluster]) -> None:
     print(f"checkpoints: every {recipe.checkpoint_every} steps ({every}), {sizes} GB each")
     disk = disk_bytes(parameters, recipe.keep_checkpoints) / 1e9
     print(
-        f"disk:        {disk:.1f} GB for {recipe.keep_checkpoints} checkpoints, the next one and exports; corpus apart"
+        f"disk:        {disk:.1f} GB for {recipe.keep_checkpoints} checkpoints, the next one and exports; the corpus comes on top"
     )
 
 

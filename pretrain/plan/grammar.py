@@ -20,8 +20,8 @@ class StageWord:
 
 
 STAGE_WORDS = {
-    "search": StageWord("phase1", True, ("",), "the search is there to draw a ticket"),
-    "phase1": StageWord("phase1", False, ("phase2", ""), "phase 1 goes on until the network is {}"),
+    "search": StageWord("phase1", True, ("",), "a search ends with a ticket"),
+    "phase1": StageWord("phase1", False, ("phase2", ""), "phase 1 is one stage until the network is {}"),
     "phase2": StageWord("phase2", False, ("",), "phase 2 is the last stage"),
 }
 
@@ -51,7 +51,7 @@ def check_words(plan: Sequence[str], borders: Mapping[str, Border]) -> None:
     for word in ("search", *(border.word for border in borders.values() if border.needs_ticket)):
         if plan.count(word) > 1:
             raise UserError(
-                f"plan is {list(plan)}; {word} stands there twice, but a run draws one ticket and cuts once"
+                f"plan is {list(plan)}; {word} appears twice, but a run draws one ticket and cuts once"
             )
 
 

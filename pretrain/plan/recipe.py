@@ -244,7 +244,7 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
             hint = f'did you mean "{close}"?' if close else f"known are {', '.join(hints)}"
             raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"; {hint}')
         if key in seen:
-            raise UserError(f'{path}:{line}: key "{prefix}{key}" stands there twice; keep one of them')
+            raise UserError(f'{path}:{line}: key "{prefix}{key}" appears twice; keep one of them')
         seen.add(key)
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value_node, hints[key], f"{prefix}{key}.", path)

@@ -19,7 +19,7 @@ def page(outcomes: Outcomes, attention: Attention, pictures: Collection[str]) ->
     title = f"Run {next(iter(outcomes))}" if single else f"Runs {', '.join(outcomes)} side by side"
     parts = [
         f"# {title}\n\n{opening(outcomes)}\nThe words are explained [at the end](#words).\n",
-        f"## What came out\n\n{results(outcomes)}",
+        f"## Results\n\n{results(outcomes)}",
     ]
     for name, outcome in outcomes.items():
         parts.append(f"## {'The plan' if single else f'The plan of {name}'}\n\n{plan_markdown(outcome.plan)}")
@@ -100,11 +100,11 @@ def opening(outcomes: Outcomes) -> str:
         full = outcome.plan.full
         shape = f"BERT with {full.num_hidden_layers} layers ({count_parameters(full):,} parameters)"
         steps = ", ".join(f"{stage.name} {stage.steps:,}" for stage in outcome.stages)
-        state = "It is finished" if outcome.finished else "It is not finished yet"
+        state = "The run is finished" if outcome.finished else "The run is not finished yet"
         ranks = "/".join(map(str, outcome.ranks))
         sentences.append(
             f"**{name}** pre-trains a {shape}; {what_is_trained(outcome)}. Steps made: {steps}. "
-            f"{state}; it ran for {duration(outcome.seconds)} on {ranks} rank{'s' * (ranks != '1')} "
+            f"{state}, after {duration(outcome.seconds)} on {ranks} rank{'s' * (ranks != '1')} "
             f"({', '.join(outcome.devices)}). {how_good(outcome)}"
         )
     return "\n\n".join(sentences) + "\n"
@@ -118,10 +118,10 @@ def what_is_trained(outcome: Outcome) -> str:
     origins = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
     ticket = f"{origins[plan.ticket.source.kind if plan.ticket else 'search']} ticket of it"
     if outcome.ends_wide:
-        return f"{ticket} is trained first, then all of it{grown}: the network ends at full width"
+        return f"{ticket} is trained first, then the full network{grown}"
     if plan.stages[-1].stage.searching:
-        return f"all of it{grown} is searched for a ticket"
-    return f"{ticket if plan.stages[-1].narrow else 'all of it'}{grown} is trained to the end"
+        return f"the full network{grown} is searched for a ticket"
+    return f"{ticket if plan.stages[-1].narrow else 'the full network'}{grown} is trained to the end"
 
 
 def how_good(outcome: Outcome) -> str:

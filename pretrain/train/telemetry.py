@@ -126,7 +126,7 @@ class Telemetry:
             write()
         except OSError as error:
             if not self._warned:
-                say(f"curves cannot be written ({error}); training goes on, and metrics.jsonl is completed later")
+                say(f"curves cannot be written ({error}); training continues, and metrics.jsonl is completed later")
             self._warned = True
             return False
         return True

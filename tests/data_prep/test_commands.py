@@ -28,7 +28,7 @@ def copy(corpus: Corpus, tmp_path: Path) -> Path:
 def test_whole_corpus_is_whole(corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
     main(["verify", str(corpus.directory)])
     files = len([path for path in corpus.directory.rglob("*") if path.is_file()]) - 1
-    assert f"all {files} files are whole" in capsys.readouterr().out
+    assert f"all {files} files are intact" in capsys.readouterr().out
 
 
 def test_every_damaged_shard_is_named_and_the_others_counted(copy: Path) -> None:
@@ -40,7 +40,7 @@ def test_every_damaged_shard_is_named_and_the_others_counted(copy: Path) -> None
         main(["verify", str(copy)])
     message = str(raised.value)
     assert all(shard in message for shard in SHARDS) and "\n" not in message
-    assert f"other {len(Corpus.open(copy).manifest['files']) - 2} files are whole" in message
+    assert f"other {len(Corpus.open(copy).manifest['files']) - 2} files are intact" in message
 
 
 def test_counts_that_are_not_the_files_are_named(copy: Path) -> None:

@@ -160,11 +160,11 @@ def test_the_network_at_the_end_is_that_of_the_last_stage() -> None:
     assert what_is_trained(deep) == "an all-keeping ticket of it, stacked from 1 to 2 layers, is trained to the end"
     dense = outcome(planned(["phase1"]), {})
     assert dense.narrow is None and dense.network == dense.plan.full
-    assert what_is_trained(dense) == "all of it is trained to the end"
+    assert what_is_trained(dense) == "the full network is trained to the end"
     search = outcome(planned(["search"]).with_ticket(ticket, "the ticket"), {})
     assert search.network.heads == [4, 4] and not search.network.searching
     assert search.narrow is not None and search.narrow.heads == [2, 1]
-    assert what_is_trained(search) == "all of it is searched for a ticket"
+    assert what_is_trained(search) == "the full network is searched for a ticket"
     assert search.content()["narrow"]["parameters"] == narrow.content()["network"]["parameters"]
 
 

@@ -227,7 +227,7 @@ BAD_OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--plan", "[serach, narrow, phase1]"], ["plan is serach", 'did you mean "search"?']),
     (["--plan", "[]"], ["plan is []", "phase1"]),
     (["--plan", "[phase1, search]"], ["plan is ['phase1', 'search']", "after phase1 must come", "not search"]),
-    (["--plan", "[phase1, phase1]"], ["plan is ['phase1', 'phase1']", "goes on until the network is stacked"]),
+    (["--plan", "[phase1, phase1]"], ["plan is ['phase1', 'phase1']", "is one stage until the network is stacked"]),
     (["--plan", "[narrow, phase1]"], ["narrow needs search", "--ticket"]),
     (["--plan", "[search, narrow]"], ["after narrow must come phase1 or phase2, not nothing"]),
     (["--plan", "[search, phase1]"], ["plan is ['search', 'phase1']", "narrow"]),

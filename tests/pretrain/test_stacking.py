@@ -213,7 +213,7 @@ NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
     ({"plan": []}, ["plan is []", "at least one stage"]),
     ({"plan": ["stack", "phase1"]}, ["begins with training", "at its beginning", "not stack"]),
     ({"plan": ["phase1", "stack"]}, ["after stack must come phase1 or search", "not nothing"]),
-    ({"plan": ["phase1", "phase1"]}, ["phase 1 goes on until the network is stacked", "not phase1"]),
+    ({"plan": ["phase1", "phase1"]}, ["phase 1 is one stage until the network is stacked", "not phase1"]),
     ({"plan": ["phase1", "phase2", "stack", "phase1"]}, ["phase 2 is the last stage", "not stack"]),
     ({"plan": ["search", "stack", "phase1"]}, ["after search must come narrow or nothing", "not stack"]),
     ({"plan": ["search", "narrow", "stack", "phase1"]}, ["a narrow network is there to be trained", "not stack"]),
@@ -221,7 +221,7 @@ NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
     ({"plan": ["phase1", "stack", "narrow", "phase1"], "ticket": "t.json"}, ["to come first with a ticket file"]),
     (
         {"plan": ["search", "narrow", "phase1", "stack", "search", "narrow", "phase1"]},
-        ["search stands there twice"],
+        ["search appears twice"],
     ),
     (
         {"plan": ["phase1", "stack", "phase1", "stack", "search", "narrow", "phase1"]},

@@ -40,7 +40,7 @@ def stop_after(process: subprocess.Popen[str], run_dir: Path, step: int, number:
 
 def require_stopped_at_last_step(run_dir: Path, output: str) -> None:
     """The checkpoint that the stop left is of the last step that was made."""
-    assert re.search(r"stopped as asked at step \d+ of \w+; the same command goes on", output), output
+    assert re.search(r"stopped as asked at step \d+ of \w+; run the same command again to resume", output), output
     assert "Traceback" not in output
     checkpoint = newest_intact(run_dir / "checkpoints", pytest.fail)
     assert checkpoint is not None

@@ -35,7 +35,7 @@ class Narrow(Border):
 
     @property
     def meaning(self) -> str:
-        start = {"initial": "starts again from its initial weights", "searched": "goes on from the searched weights"}
+        start = {"initial": "starts again from its initial weights", "searched": "continues from the searched weights"}
         return f"the network that is left; it {start[self.rewind]}"
 
     def check(self, recipe: "Recipe") -> None:
