@@ -103,7 +103,7 @@ def _this_device() -> str:
     for known in DEVICES:
         if known.upper() in name.upper():
             return known
-    raise UserError(f"this GPU, {name}, is not in the cost model; use --measure, or --device with one of {', '.join(DEVICES)}")
+    raise UserError(f"the cost model does not know this GPU, {name}; use --measure, or one of {', '.join(DEVICES)}")
 
 
 def _print_choices(choices: list[Choice], dense: float, recipe: Recipe) -> None:

@@ -85,9 +85,7 @@ def _print_storage(recipe: Recipe, planned: list[StageOnCluster]) -> None:
     sizes = " to ".join(dict.fromkeys(f"{size:.1f}" for size in ends))
     print(f"checkpoints: every {recipe.checkpoint_every} steps ({every}), {sizes} GB each")
     disk = disk_bytes(parameters, recipe.keep_checkpoints) / 1e9
-    print(
-        f"disk:        {disk:.1f} GB for {recipe.keep_checkpoints} checkpoints, the next one and exports; the corpus comes on top"
-    )
+    print(f"disk:        {disk:.1f} GB for {recipe.keep_checkpoints} + 1 checkpoints and exports, without the corpus")
 
 
 def print_scaling(plan: Plan, cluster: Cluster) -> None:

@@ -50,9 +50,7 @@ def check_words(plan: Sequence[str], borders: Mapping[str, Border]) -> None:
             )
     for word in ("search", *(border.word for border in borders.values() if border.needs_ticket)):
         if plan.count(word) > 1:
-            raise UserError(
-                f"plan is {list(plan)}; {word} appears twice, but a run draws one ticket and cuts once"
-            )
+            raise UserError(f"plan is {list(plan)}; {word} appears twice, but a run draws one ticket and cuts once")
 
 
 def followers(word: str, borders: Mapping[str, Border]) -> tuple[list[str], str]:

@@ -35,7 +35,7 @@ class StageCheckpoints:
         """Completes the checkpoint in flight, if any; where that is not possible it says so once and goes on."""
         failure = self.writer.settle() if self.writer.in_flight else None
         if failure is not None and ranks.rank() == 0:
-            say(f"a checkpoint could not be written ({failure}); training continues, and the next one is written at its usual step")
+            say(f"a checkpoint could not be written ({failure}); training continues; the next is at its usual step")
 
     def require(self) -> None:
         """Sees to a complete checkpoint of where the run is, without which it cannot go on; raises UserError."""
@@ -46,5 +46,5 @@ class StageCheckpoints:
         if (failure := self.writer.settle()) is not None:
             raise UserError(
                 f"{self.writer.folder}: the checkpoint at step {self.state.step} of {self.state.stage} could not be "
-                f"written ({failure}); free some space, then run the same command again to resume from the last complete one"
+                f"written ({failure}); free some space and run the same command again"
             )

@@ -262,7 +262,7 @@ def test_a_write_that_fails_is_reported_once_and_the_next_one_works(finished_run
     reports = [line for line in output.splitlines() if "could not be written" in line]
     assert len(reports) == 1, output
     assert "a checkpoint could not be written (rank 0: [Errno 17] File exists" in reports[0]
-    assert "training continues, and the next one is written at its usual step" in reports[0]
+    assert "training continues; the next is at its usual step" in reports[0]
     kept = [Checkpoint(path) for path in list_checkpoints(run_dir / "checkpoints")]
     assert [checkpoint.state.global_step for checkpoint in kept] == [7, 20]
     for checkpoint in kept:
