@@ -8,17 +8,22 @@ on the device among arguments or results, without views and uninitialised memory
 multi-tensor ones several. A wait is an operation after which the host needs a number from the device, or a copy that
 returns when it is done. `--before` shows the counts of another version, as --out wrote them, beside these.
 
-optimizer step     Lamb.step as DeepSpeed's BF16_Optimizer calls it on one rank: two flat tensors, decayed and not. With
-                   more ranks one collective a decayed group comes on top.
-micro-batch        the network's forward and backward pass, 32 sequences of 128 tokens, 20 of them predicted;
-                   DeepSpeed's share of a micro-batch is not in it
+optimizer step       Lamb.step as DeepSpeed's BF16_Optimizer calls it on one rank: two flat tensors, decayed and not.
+                     With more ranks one collective a decayed group comes on top.
+micro-batch          the network's forward and backward pass, 32 sequences of 128 tokens, 20 of them predicted
+beside network       what `train_step` does on one rank for every micro-batch of a search beside the network's passes:
+                     DeepSpeed's engine, loss, scores
+beside all these     what is left of a step. These two are counted on the CPU, with as many tensors as BERT-Large has,
+                     but small ones. Waits are numbers read there and whole devices waited for, not copies.
 
 Shape suffixes: B sequences, S positions, N predicted positions.
 """
 
 import argparse
+import contextlib
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,19 +31,28 @@ from unittest import mock
 
 import torch
 import torch.distributed
+from deepspeed.accelerator import get_accelerator
 from provenance import measured_on
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from earlybert.core import distributed
 from earlybert.core.files import read_json, write_json
 from earlybert.kernels import extension
 from earlybert.kernels.lamb import Lamb
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.model import PreTrainingNetwork, meta_network
-from earlybert.pretrain.plan.recipe import OptimizerConfig
-from earlybert.pretrain.train.engine import build_optimizer
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.model import PreTrainingNetwork, meta_network, network_with
+from earlybert.pretrain.network.state import TrainingState
+from earlybert.pretrain.network.work import Work
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, PhaseConfig, Recipe
+from earlybert.pretrain.plan.stages import build_stages
+from earlybert.pretrain.train.batches import StepBatches
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.engine import StageEngine, build_optimizer
+from earlybert.pretrain.train.step import train_step
 
 BERT_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -50,29 +64,32 @@ SEQUENCES, LENGTH, PREDICTIONS = 32, 128, 20
 UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 COPIES = ("_to_copy", "copy_")
 DEVICE = torch.device("meta")
+TIMER_STARTS = 3  # DeepSpeed's timer of its throughput waits for the device from this step on
+
+Counts = dict[str, int]
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations on the device and waits for it."""
+    """Counts operations on a device and waits for it; on the CPU itself only numbers read are waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = DEVICE) -> None:
         super().__init__()
-        self.operations = self.waits = 0
+        self.device, self.operations, self.waits = device, 0, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name == "_local_scalar_dense" and given[0].device == DEVICE:
+        if name == "_local_scalar_dense" and given[0].device == self.device:
             self.operations, self.waits = self.operations + 1, self.waits + 1
-            return 1.0
+            return 1.0 if self.device == DEVICE else function(*args, **kwargs)
         result = self._to_host(name, given, kwargs)
         result = function(*args, **kwargs) if result is None else result
         tensors = [*given, *(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))]
         devices = {tensor.device for tensor in tensors}
         returned = [item.alias_info for item in function._schema.returns]
         is_view = bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
-        if DEVICE in devices and name not in UNINITIALISED and not is_view:
+        if self.device in devices and name not in UNINITIALISED and not is_view:
             self.operations += 1
             # A single number on the host beside tensors on the device is an argument of the launch.
             crosses = len({tensor.device for tensor in tensors if tensor.ndim or name == "_to_copy"}) > 1
@@ -86,18 +103,43 @@ class Launches(TorchDispatchMode):
             return torch.ones(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
         return None
 
+    @contextlib.contextmanager
+    def host_waiting(self) -> Iterator[None]:
+        """Counts waits that the dispatcher does not see: for the whole device and, on the CPU, lists of numbers."""
 
-def counted(run: Callable[[], Any]) -> dict[str, int]:
+        def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                self.waits += 1
+                return function(*arguments)
+
+            return call
+
+        whole = get_accelerator()
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.object(whole, "synchronize", counting(whole.synchronize)))
+            if self.device != DEVICE:
+                patches.enter_context(mock.patch.object(Tensor, "tolist", counting(Tensor.tolist)))
+            yield
+
+
+def counted(run: Callable[[], Any], device: torch.device = DEVICE) -> Counts:
     """Of one run, after one that fills what is made once."""
+    with as_on_a_gpu() if device == DEVICE else contextlib.nullcontext():
+        with Launches(device):
+            run()
+        with Launches(device) as launches, launches.host_waiting():
+            run()
+    return {"operations": launches.operations, "waits": launches.waits}
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """The meta device takes a GPU's way."""
     on_a_gpu = mock.patch.object(extension, "_usable_on", lambda device: device == DEVICE)
     pinned = mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor)
     flash = mock.patch.dict(os.environ, {"EARLYBERT_ATTENTION": "flash"})
     with on_a_gpu, pinned, flash:
-        with Launches():
-            run()
-        with Launches() as launches:
-            run()
-    return {"operations": launches.operations, "waits": launches.waits}
+        yield
 
 
 def network(searching: bool) -> PreTrainingNetwork:
@@ -129,29 +171,74 @@ def optimizer_step() -> Callable[[], Any]:
     return optimizer.step
 
 
-def micro_batch(searching: bool) -> Callable[[], Any]:
+def made_up_batch(sequences: int, length: int, predictions: int) -> Batch:
+    starts_B1 = length * torch.arange(sequences)[:, None]
+    predicted_T = (starts_B1 + torch.arange(1, 1 + predictions)).flatten()
+    ids_T, labels_B = torch.zeros(sequences * length, dtype=torch.int64), torch.zeros(sequences, dtype=torch.int64)
+    return Batch.of([length] * sequences, ids_T, ids_T, predicted_T, predicted_T, labels_B)
+
+
+def micro_batch(model: PreTrainingNetwork, batch: Batch) -> Callable[[], Any]:
     """Forward and backward pass of a micro-batch."""
-    model = network(searching)
-    starts_B1 = LENGTH * torch.arange(SEQUENCES)[:, None]
-    predicted_T = (starts_B1 + torch.arange(1, 1 + PREDICTIONS)).flatten()
-    ids_T, labels_B = torch.zeros(SEQUENCES * LENGTH, dtype=torch.int64), torch.zeros(SEQUENCES, dtype=torch.int64)
-    batch = Batch.of([LENGTH] * SEQUENCES, ids_T, ids_T, predicted_T, predicted_T, labels_B).to(DEVICE)
 
     def run() -> None:
         output = model(batch)
         first, *others = (score.loss for score in output.scores.values())
         loss = sum(others, first)
-        if searching:
+        if output.head_penalty is not None and output.neuron_penalty is not None:
             loss = loss + output.head_penalty + output.neuron_penalty
         loss.backward()
+        model.zero_grad()
 
     return run
 
 
-CASES: dict[str, Callable[[], Callable[[], Any]]] = {
-    "optimizer step": optimizer_step,
-    "micro-batch, dense": lambda: micro_batch(searching=False),
-    "micro-batch, searching": lambda: micro_batch(searching=True),
+def passes(searching: bool) -> Counts:
+    return counted(micro_batch(network(searching), made_up_batch(SEQUENCES, LENGTH, PREDICTIONS).to(DEVICE)))
+
+
+@functools.cache
+def small_step(micro_batches: int) -> tuple[Counts, Counts]:
+    """On the CPU, with as many tensors as BERT-Large has: a search's step without Lamb's, and the network's passes."""
+    phase = PhaseConfig(
+        length=8, max_predictions=2, global_batch=micro_batches, micro_batch=1, steps=9, learning_rate=1e-3, warmup=0.5
+    )
+    recipe = Recipe(phase1=phase, phase2=phase, plan=["search"], precision="bf16")
+    stage = build_stages(recipe)[0]
+    small = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = NetworkConfig(**BERT_LARGE | small, searching=True)
+    file, device = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED)), distributed.start()
+    weights = initial_weights(config, seed=0)
+    engine = StageEngine(config, TrainingState(weights), stage, recipe, file, device)
+    batch = made_up_batch(1, phase.length, phase.max_predictions)
+    step = StepBatches(0, [batch] * micro_batches, [[0]] * micro_batches, Work.total([Work.of(batch)] * micro_batches))
+
+    def run() -> None:
+        train_step(engine, step, stage, recipe, step=1)
+
+    with mock.patch.object(engine.optimizer, "step"):
+        for _ in range(TIMER_STARTS):
+            run()
+        whole = counted(run, device)
+    return whole, counted(micro_batch(network_with(config, weights).bfloat16(), batch), device)
+
+
+def beside_network() -> Counts:
+    (one, network), (two, _) = small_step(1), small_step(2)
+    return {name: two[name] - one[name] - network[name] for name in one}
+
+
+def once_a_step() -> Counts:
+    one, network = small_step(1)
+    return {name: count - network[name] - beside_network()[name] for name, count in one.items()}
+
+
+CASES: dict[str, Callable[[], Counts]] = {
+    "optimizer step": lambda: counted(optimizer_step()),
+    "micro-batch, dense": lambda: passes(searching=False),
+    "micro-batch, searching": lambda: passes(searching=True),
+    "micro-batch, beside network": beside_network,
+    "step, beside all these": once_a_step,
 }
 
 
@@ -161,12 +248,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
     before = read_json(arguments.before)["counts"] if arguments.before else {}
-    counts = {name: counted(case()) for name, case in CASES.items()}
-    print(f"{'':<26}{'operations':>12}{'before':>8}{'waits':>8}{'before':>8}")
+    counts = {name: case() for name, case in CASES.items()}
+    print(f"{'':<30}{'operations':>12}{'before':>8}{'waits':>8}{'before':>8}")
     for name, found in counts.items():
         old = before.get(name, {})
         shown = (found["operations"], old.get("operations", ""), found["waits"], old.get("waits", ""))
-        print(f"{name:<26}{shown[0]:>12}{shown[1]:>8}{shown[2]:>8}{shown[3]:>8}")
+        print(f"{name:<30}{shown[0]:>12}{shown[1]:>8}{shown[2]:>8}{shown[3]:>8}")
     if arguments.out:
         write_json(arguments.out, measured_on() | {"counts": counts, "before": before})
 

@@ -11,6 +11,8 @@ from earlybert.core.files import read_json
 from tests.conftest import ROOT
 
 STORED = read_json(ROOT / "benchmarks" / "results" / "launches.json")["counts"]
+# The one that may read numbers: whether the gradient is finite decides about the update, and the loss is logged.
+ONCE_A_STEP = "step, beside all these"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,7 @@ def test_the_counter_sees_launches_and_waits(benchmark: ModuleType) -> None:
 
 @pytest.mark.parametrize("name", STORED)
 def test_nothing_waits_and_no_launch_is_added(benchmark: ModuleType, name: str) -> None:
-    found = benchmark.counted(benchmark.CASES[name]())
-    assert found["waits"] == 0
+    found = benchmark.CASES[name]()
+    assert found["waits"] <= STORED[name]["waits"]
     assert found["operations"] <= STORED[name]["operations"]
+    assert name == ONCE_A_STEP or not found["waits"]

@@ -84,6 +84,8 @@ class DeepSpeedFile:
             content["gradient_clipping"] = optimizer.max_grad_norm
         content["zero_allow_untested_optimizer"] = True
         content.setdefault("steps_per_print", 2**31)
+        # By default DeepSpeed waits for the whole device twice in every micro-batch, to time its throughput.
+        content.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
         for name in ("fp16", "bf16"):
             section = content.setdefault(name, {})
             section["enabled"] = precision == name
@@ -138,6 +140,7 @@ def _known_sections() -> dict[str, set[str] | None]:
         "fp16": fields(DeepSpeedFP16Config),
         "bf16": fields(DeepSpeedBF16Config),
         "data_types": {"grad_accum_dtype"},
+        "timers": {"throughput"},
         "zero_optimization": fields(DeepSpeedZeroConfig),
         "comms_logger": fields(CommsLoggerConfig),
         "flops_profiler": {
@@ -229,12 +232,18 @@ def _check_values(content: dict[str, Any], path: Path) -> None:
     """Lets DeepSpeed's own models judge the values in its sections."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
     from pydantic import ValidationError
 
+    throughput = content.get("timers", {}).get("throughput", {})
+    if not isinstance(throughput, dict):
+        raise UserError(f"{path}: timers.throughput is {throughput!r}; it must be a JSON object")
     models = {"zero_optimization": DeepSpeedZeroConfig, "fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}
-    for section, model in models.items():
-        values = dict(content.get(section, {}))
-        if section != "zero_optimization" and values.pop("enabled", "auto") not in (True, False, "auto"):
+    sections = {name: (model, content.get(name, {})) for name, model in models.items()}
+    sections["timers.throughput"] = (DeepSpeedThroughputTimerConfig, throughput)
+    for section, (model, given) in sections.items():
+        values = dict(given)
+        if section in ("fp16", "bf16") and values.pop("enabled", "auto") not in (True, False, "auto"):
             enabled = content[section]["enabled"]
             raise UserError(f'{path}: {section}.enabled is {enabled!r}; it must be true, false or "auto"')
         try:

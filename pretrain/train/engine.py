@@ -31,6 +31,7 @@ from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import OptimizerConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.gradient_sums import add_up_at_once
 from earlybert.pretrain.train.timing import StepTimes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,9 +101,10 @@ class StageEngine:
         resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
         with contextlib.redirect_stdout(None):  # its bf16 optimizer prints the memory in use, six times
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
-        if world_size() == 1 and isinstance(self.engine.optimizer, BF16_Optimizer):
-            # There is nobody to add gradients up with, yet they would be copied together and back.
-            self.engine.enable_backward_allreduce = False
+        if isinstance(self.engine.optimizer, BF16_Optimizer):
+            add_up_at_once(self.engine.optimizer)
+            # Alone there is nobody to add gradients up with, yet they would be copied together and back.
+            self.engine.enable_backward_allreduce = world_size() > 1
         self.optimizer = optimizer
         if isinstance(optimizer, Lamb):
             self.layout: list[Partition] = optimizer.bind(self.engine)

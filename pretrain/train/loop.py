@@ -19,6 +19,9 @@ from earlybert.pretrain.train.step import train_step, validate
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import StageProgress, Telemetry
 
+# A network has hundreds of trust ratios, and a curve of them needs no more points than this.
+STEPS_PER_TRUST_RATIOS = 50
+
 
 def train_stage(
     engine: StageEngine,
@@ -60,7 +63,7 @@ def train_stage(
             settled = recorder is not None and state.step % recipe.search.snapshot_every == 0 and recorder.record()
             state.finished = settled or state.step == stage.steps
             if state.step % recipe.log_every == 0 or state.finished:
-                log_step(telemetry, engine, state, metrics | {"data_seconds": data_seconds})
+                log_step(telemetry, engine, state, recipe, metrics | {"data_seconds": data_seconds})
             progress.update(state.step, f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s")
             if state.step % recipe.validation.every == 0 or state.finished:
                 with times.waiting("validation"):
@@ -98,9 +101,12 @@ def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
     return stopping
 
 
-def log_step(telemetry: Telemetry, engine: StageEngine, state: RunState, metrics: dict[str, Any]) -> None:
-    """The line of a step, LAMB's trust ratios, and where the time went since that was last written."""
+def log_step(
+    telemetry: Telemetry, engine: StageEngine, state: RunState, recipe: Recipe, metrics: dict[str, Any]
+) -> None:
+    """The line of a step, now and then LAMB's trust ratios, and where the time went since that was last written."""
     telemetry.scalars("train", state.global_step, metrics)
-    telemetry.board_scalars("trust_ratio", state.global_step, engine.trust_ratios())
+    if state.finished or state.step % STEPS_PER_TRUST_RATIOS < recipe.log_every:
+        telemetry.board_scalars("trust_ratio", state.global_step, engine.trust_ratios())
     if (means := engine.times.taken()) is not None:
         telemetry.scalars("time", state.global_step, {"stage": state.stage, "step": state.step, **means})

@@ -36,8 +36,8 @@ class Trainable(Protocol):
 
 def forward_and_backward(
     engine: Trainable, batches: Sequence[Batch], work: Work, seeds: Sequence[int], search: SearchConfig | None = None
-) -> tuple[Tensor, float]:
-    """All micro-batches of one rank's step, and the update.
+) -> tuple[Tensor, Tensor]:
+    """All micro-batches of one rank's step, and the update. The device is not waited for.
 
     Args:
         engine: What is trained, in training mode.
@@ -47,13 +47,13 @@ def forward_and_backward(
         search: Strengths of the L1 term, in a search.
 
     Returns:
-        This rank's sums of the scores (`score_sums`), and the L1 term.
+        This rank's sums of the scores (`score_sums`), and the L1 term, which is 0 without a search.
     """
     # The engine averages over micro-batches and ranks, where sums over the global batch are wanted.
     shares = len(batches) * ranks.world_size()
     parts = loss_parts(engine.config.losses)
     sums = torch.zeros(2 * len(parts), dtype=torch.float64, device=engine.device)
-    l1 = 0.0
+    l1 = torch.zeros((), device=engine.device)
     for batch, seed in zip(batches, seeds, strict=True):
         batch = batch.to(engine.device)
         torch.manual_seed(seed)
@@ -62,8 +62,7 @@ def forward_and_backward(
         if search is not None:
             # Averaged over all shares, so that the whole step adds it exactly once.
             l1_term = penalty(output, search.lambda_heads, search.lambda_neurons)
-            loss = loss + l1_term
-            l1 = float(l1_term.detach())
+            loss, l1 = loss + l1_term, l1_term.detach()
         engine.backward_and_step(loss)
         sums += score_sums(output, parts, batch.weight)
     return sums, l1
@@ -74,7 +73,9 @@ def global_work(work: Work, device: torch.device) -> Work:
     return Work(*distributed.sum_over_ranks(torch.tensor(list(vars(work).values()), device=device)).tolist())
 
 
-def compute_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: Recipe) -> tuple[Tensor, float, Work]:
+def compute_step(
+    engine: StageEngine, batches: StepBatches, stage: Stage, recipe: Recipe
+) -> tuple[Tensor, Tensor, Work]:
     """Forward and backward passes of a stage's step, and the update; all ranks must call it.
 
     Returns the sums of the scores over all ranks, the L1 term, and the work of the global batch.
@@ -106,7 +107,7 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
         "stage": stage.name,
         "step": step + 1,
         **metrics,
-        "l1": l1,
+        "l1": float(l1),
         "learning_rate": learning_rate,
         "gradient_norm": engine.gradient_norm(),
         "loss_scale": engine.loss_scale(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.utils.config import get_timers_config
 from torch import nn
 
 from earlybert.core.errors import UserError
@@ -138,6 +139,14 @@ def test_own_numbers_of_the_file_win(tmp_path: Path) -> None:
     assert file.batches(64, 8, 2) == (16, 2)
 
 
+@pytest.mark.parametrize(("given", "enabled"), [({}, False), ({"throughput": {"enabled": True}}, True)])
+def test_deepspeeds_timer_waits_for_the_device_only_where_the_file_asks_for_it(
+    tmp_path: Path, given: dict[str, Any], enabled: bool
+) -> None:
+    resolved = load(tmp_path, {"timers": given}).resolve(OptimizerConfig(), "bf16", 1, 1, 1)
+    assert get_timers_config(resolved).enabled is enabled
+
+
 def test_resolving_leaves_the_file_alone(tmp_path: Path) -> None:
     file = load(tmp_path, {"fp16": {"enabled": "auto"}})
     file.resolve(OptimizerConfig(), "fp16", 1, 1, 1)
@@ -189,6 +198,13 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         ['"optimizer.parms"', '"optimizer.params"?'],
     ),
     "unknown parameter": ({"optimizer": {"type": "Lamb", "params": {"beta": 1}}}, ["optimizer.params.beta", "betas"]),
+    "unknown timer": ({"timers": {"thruput": {}}}, ['"timers.thruput"', '"timers.throughput"?']),
+    "timer a switch": ({"timers": {"throughput": False}}, ["timers.throughput is False", "object"]),
+    "timer enabled by a text": (
+        {"timers": {"throughput": {"enabled": "often"}}},
+        ["timers.throughput.enabled", "often"],
+    ),
+    "unknown key of a timer": ({"timers": {"throughput": {"enable": True}}}, ["timers.throughput.enable is True"]),
     "key unlike any": ({"zzz": 1}, ['"zzz"', "zero_optimization"]),
     "section a number": ({"fp16": 1}, ["fp16 is 1", "object"]),
     "numeric learning rate": (

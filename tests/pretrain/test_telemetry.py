@@ -30,6 +30,8 @@ def test_tensorboard_shows_everything(finished_run: Path) -> None:
     # Query, key and value have a ratio each, as LAMB takes them for three matrices.
     layer = ["qkv.weight[0]", "qkv.weight[1]", "qkv.weight[2]", "output.weight"]
     assert {f"trust_ratio/layers.1.attention.{name}" for name in layer} <= set(tags["scalars"])
+    # Every 50 steps of a stage, and at its end: of hundreds of curves more would be waited for.
+    assert [value.step for value in events.Scalars("trust_ratio/layers.1.attention.output.weight")] == [20, 40, 50]
     assert {"validation/masked_loss", "validation/masked_accuracy"} <= set(tags["scalars"])
     assert {"coefficients/heads", "coefficients/neurons"} <= set(tags["histograms"])
     assert {"plan/text_summary", "ticket/text_summary"} <= set(tags["tensors"])

@@ -1,0 +1,99 @@
+"""Gradients added up, measured and clipped at once, beside DeepSpeed's own BF16_Optimizer, one parameter at a time."""
+
+import dataclasses
+
+import pytest
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from torch import Tensor
+
+from earlybert.core import distributed
+from earlybert.pretrain.network.state import TrainingState
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
+from earlybert.pretrain.plan.stages import build_stages
+from earlybert.pretrain.train import engine
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from earlybert.pretrain.train.engine import StageEngine
+from tests.pretrain.small_models import batch_of, random_weights, small_config
+
+LIMIT = 0.1
+
+
+@pytest.fixture(params=["at once", "one by one"])
+def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StageEngine:
+    return build(at_once=request.param == "at once", monkeypatch=monkeypatch)
+
+
+def build(*, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> StageEngine:
+    """In bf16, for steps of two micro-batches."""
+    with monkeypatch.context() as patched:
+        if not at_once:
+            patched.setattr(engine, "add_up_at_once", lambda wrapper: None)
+        recipe = load_recipe(recipe_path("quickstart"), ["--precision", "bf16"])
+        recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(max_grad_norm=LIMIT))
+        stage = dataclasses.replace(build_stages(recipe)[0], global_batch=8, micro_batch=4)
+        config = small_config()
+        state, file = TrainingState(random_weights(config)), DeepSpeedFile.load(DEFAULT_DEEPSPEED)
+        return StageEngine(config, state, stage, recipe, file, distributed.start())
+
+
+def sums(built: StageEngine) -> list[Tensor]:
+    assert isinstance(built.engine.optimizer, BF16_Optimizer)
+    return [flat.clone() for flat in built.engine.optimizer.fp32_groups_gradients_flat]
+
+
+def backward(built: StageEngine, seed: int) -> None:
+    scores = built.forward(batch_of((17, 9, 13, 10), seed)).scores.values()
+    built.backward_and_step(torch.stack([score.loss for score in scores]).sum())
+
+
+def test_steps_are_those_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums bit for bit; norm, what clipping leaves of them and the masters to rounding."""
+    pair = [build(at_once=at_once, monkeypatch=monkeypatch) for at_once in (True, False)]
+    for step in range(3):
+        clipped: list[list[Tensor]] = []
+        norms = []
+        for built in pair:
+            seen: list[Tensor] = []
+            hook = built.optimizer.register_step_pre_hook(
+                lambda optimizer, *_, seen=seen: seen.extend(
+                    flat.grad.clone() for group in optimizer.param_groups for flat in group["params"]
+                )
+            )
+            built.set_learning_rate(1e-3)
+            backward(built, 2 * step)
+            clipped.append(sums(built))
+            backward(built, 2 * step + 1)
+            hook.remove()
+            norms.append(built.gradient_norm())
+            left = torch.stack([gradient.double().norm() for gradient in seen]).norm()
+            assert norms[-1] > LIMIT and left == pytest.approx(LIMIT, rel=1e-5)
+        if step == 0:
+            assert all(map(torch.equal, *clipped))
+        assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    for ours, theirs in zip(*(built.layout for built in pair), strict=True):
+        torch.testing.assert_close(ours.flat, theirs.flat, rtol=1e-5, atol=1e-7)
+
+
+def test_a_parameter_without_gradient_adds_nothing(built: StageEngine) -> None:
+    wrapper = built.engine.optimizer
+    backward(built, seed=0)
+    before, (first, second, *_) = sums(built), wrapper.bf16_groups[0]
+    wrapper.clear_lp_grads(set_to_none=True)
+    second.grad = torch.ones_like(second)
+    wrapper.update_hp_grads()
+    place = slice(first.numel(), first.numel() + second.numel())
+    before[0][place] += 1
+    assert all(map(torch.equal, before, sums(built)))
+
+
+def test_a_gradient_that_is_not_finite_makes_no_update(built: StageEngine) -> None:
+    masters = [partition.flat.detach().clone() for partition in built.layout]
+    backward(built, seed=0)
+    built.engine.optimizer.fp32_groups_gradients_flat[1][3] = float("nan")
+    backward(built, seed=1)
+    assert not built.updated()
+    assert all(torch.equal(before, partition.flat) for before, partition in zip(masters, built.layout, strict=True))
+    backward(built, seed=0)
+    backward(built, seed=1)
+    assert built.updated(), "what was not finite is gone"
