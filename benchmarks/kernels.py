@@ -1,6 +1,6 @@
 """Each kernel against PyTorch eager and torch.compile: time, bytes that must move, share of the copy bandwidth.
 
-    python benchmarks/kernels.py [--device cpu|cuda] [--tokens 8192] [--hidden 1024] [--widths 4096 2880 2867]
+    python benchmarks/kernels.py [--tokens 8192] [--hidden 1024] [--widths 4096 2880 2867]
                                  [--dtypes float16] [--parameters 30000000] [--clock wall|cpu] [--without compile]
                                  [--out FILE.json]
     python benchmarks/kernels.py --rehearse      what a GPU would run, on a CPU, in tiny sizes: no measurement
@@ -16,7 +16,7 @@ lamb            one optimizer step: reads weight, gradient, two moments; writes 
 A GPU's time is that between two events, over --calls calls that were all issued while the GPU was still held up, so
 that no launch is waited for; their inputs take turns and are together larger than its cache. "cuda" rows are this
 project's kernels, each with the least share of the copy bandwidth that is expected of it; the exit status is 1 where
-one misses it. Without a GPU they are missing, and the CPU's numbers say nothing about a GPU.
+one misses it. Without a GPU, or with DS_ACCELERATOR=cpu, they are missing, and the CPU's numbers say nothing about one.
 
 apex and DeepSpeed take part where they are installed and have a GPU. What has to be compiled first is compiled by a
 process of its own, which has --build-limit seconds; an implementation that takes longer, or fails there, is left out.
@@ -43,6 +43,7 @@ import torch
 from provenance import measured_on
 from torch import Tensor
 
+from earlybert.core.devices import device_type
 from earlybert.core.files import write_json
 from earlybert.kernels import extension
 from earlybert.kernels.dropout import dropout
@@ -265,7 +266,6 @@ def positive(text: str) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--tokens", type=positive, default=8192)
     parser.add_argument("--hidden", type=positive, default=1024)
     parser.add_argument("--widths", type=positive, nargs="+", default=[4096, 2880, 2867])
@@ -281,11 +281,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     if options.rehearse:
-        options = parser.parse_args([*argv, "--device", "cpu", *TINY, "--calls", "2"])
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, but PyTorch sees no GPU; it must be cpu")
-    options.device = torch.device(options.device)
+        options = parser.parse_args([*argv, *TINY, "--calls", "2"])
+    options.device = torch.device("cpu" if options.rehearse else device_type())
     on_gpu = options.device.type == "cuda"
     options.calls = options.calls or (20 if on_gpu else 1)
     # fp16 has no fast path on CPUs.

@@ -11,8 +11,10 @@ def measured_on(*packages: str) -> dict[str, Any]:
     # Not above, where it would bring PyTorch into processes whose memory is measured.
     import torch
 
+    from earlybert.core.devices import device_type
+
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "device": torch.cuda.get_device_name() if device_type() == "cuda" else f"CPU, {platform.machine()}",
         "versions": {name: importlib.metadata.version(name) for name in ("earlybert", "torch", *packages)},
     }

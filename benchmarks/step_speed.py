@@ -1,12 +1,13 @@
 """Speed of a whole training step: Hugging Face's BERT as people run it, our dense network, our ticket, and ours with
 each of its parts switched off.
 
-    python benchmarks/step_speed.py [--model mini|small|base] [--device cpu|cuda] [--text FILE ...] [--vocabulary FILE]
+    python benchmarks/step_speed.py [--model mini|small|base] [--text FILE ...] [--vocabulary FILE]
 
 All take the same batches of real text (by default Python's own documentation) in turn, one step each a round, in one
 process; a row is the median of its rounds. A step is forward, backward and update: AdamW for Hugging Face's model, what
 a run of ours does (DeepSpeed's engine, LAMB) for ours. Seconds are the clock's, or with `--clock cpu` the process's CPU
-time, which neighbours on a shared machine disturb less; one thread unless `--threads` says otherwise.
+time, which neighbours on a shared machine disturb less; one thread unless `--threads` says otherwise. On a machine with
+a GPU that is what is measured; DS_ACCELERATOR=cpu in the environment measures its CPU.
 """
 
 import argparse
@@ -40,7 +41,6 @@ BATCHES = 4
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="mini")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--text", nargs="+", help="text files as `earlybert prepare --source text` takes them")
     parser.add_argument("--vocabulary", help="WordPiece vocab.txt; without one a vocabulary is trained")
     parser.add_argument("--length", type=int, default=128)
@@ -57,8 +57,6 @@ def options() -> argparse.Namespace:
 
 OPTIONS = options()
 os.environ["OMP_NUM_THREADS"] = str(OPTIONS.threads)
-if OPTIONS.device == "cpu":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch  # noqa: E402
 from provenance import measured_on  # noqa: E402
@@ -85,7 +83,7 @@ from earlybert.pretrain.train.batches import StepLoader  # noqa: E402
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile  # noqa: E402
 from earlybert.pretrain.train.step import forward_and_backward  # noqa: E402
 
-DEVICE = torch.device(OPTIONS.device)
+DEVICE = torch.device(devices.device_type())
 CLOCK = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
 Precision = Literal["fp32", "bf16", "fp16"]
 HALF: Precision = "bf16" if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 0) else "fp16"

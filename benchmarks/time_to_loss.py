@@ -1,16 +1,16 @@
 """How soon is the same model there? Dense training, tickets, growth and both together, raced on the same text.
 
-    python benchmarks/time_to_loss.py --device cpu --budget 60 --seeds 0
-    python benchmarks/time_to_loss.py --device cpu --budget 60 --seeds 0 1 2 --arms dense EarlyBERT "random ticket"
+    python benchmarks/time_to_loss.py --budget 60 --seeds 0
+    python benchmarks/time_to_loss.py --budget 60 --seeds 0 1 2 --arms dense EarlyBERT "random ticket"
 
-Needs EARLYBERT_DATA. Every arm is a run of its own; a call that its budget of minutes ends, or that is interrupted, is
-taken up by the next one. Then the steps of all shapes are timed in turn, and a table, a JSON file and a picture say
-what came out: validation loss and accuracy against steps, FLOPs and seconds, and after which share of the dense run's
-seconds its final loss was met, the search and everything else included. `--FIELD VALUE` changes the recipe of all.
+Needs EARLYBERT_DATA. A machine with a GPU races BERT-Base, unless the environment has DS_ACCELERATOR=cpu. Every arm is
+a run of its own; a call that its budget of minutes ends, or that is interrupted, is taken up by the next one. Then the
+steps of all shapes are timed in turn, and a table, a JSON file and a picture say what came out: validation loss and
+accuracy against steps, FLOPs and seconds, and after which share of the dense run's seconds its final loss was met, the
+search and everything else included. `--FIELD VALUE` changes the recipe of all.
 """
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from provenance import measured_on
 from race.arms import arms, command, experiments, make_corpus, run_dir, write_recipe
@@ -27,6 +26,7 @@ from race.step_times import measure, stage_shapes
 from rich.console import Console
 from rich.table import Table
 
+from earlybert.core.devices import device_type
 from earlybert.core.files import read_json, write_json
 
 # Not worth starting a run for.
@@ -35,7 +35,6 @@ LEAST_SECONDS = 20
 
 def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--budget", type=float, default=60.0, help="minutes to train in this call; timing comes after")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", help="names of arms; default: all, without experiments")
@@ -46,8 +45,9 @@ def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     found, rest = parser.parse_known_args()
     if len(rest) % 2 or not all(name.startswith("--") for name in rest[::2]):
         parser.error(f"unknown arguments {' '.join(rest)}; the recipe's fields are --FIELD VALUE")
+    found.device = device_type()
     if found.experiments and found.device != "cpu":
-        parser.error("--experiments are for the network of --device cpu")
+        parser.error("--experiments are for the network of a CPU; set DS_ACCELERATOR=cpu")
     everybody = experiments() if found.experiments else arms(found.device)
     if unknown := set(found.arms or []) - everybody.keys():
         parser.error(f"--arms names {sorted(unknown)}; there are {', '.join(everybody)}")
@@ -77,10 +77,6 @@ def train(line: list[str], seconds: float) -> None:
 
 def main() -> None:
     given, changes = options()
-    if given.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif not torch.cuda.is_available():
-        sys.exit("time_to_loss: --device is cuda, but PyTorch finds no GPU here; it must be cpu")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("time_to_loss: asked to stop; call it again to go on"))
     work_dir: Path = given.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)

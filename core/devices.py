@@ -5,10 +5,30 @@ import os
 
 import torch
 
+from earlybert.core.errors import UserError
+
+ACCELERATORS = ("cpu", "cuda")
 # Of true fp32 products of this size; bf16 is at 2e-3.
 LARGEST_FP32_ERROR = 1e-5
 # Options of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def device_type() -> str:
+    """ "cuda" or "cpu": where this process computes, as DS_ACCELERATOR says; unset, it is set to what is found here.
+
+    DeepSpeed goes by the same variable. Raises UserError for another value, and for cuda where there is no GPU.
+    """
+    name = os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ACCELERATORS:
+        raise UserError(f"DS_ACCELERATOR is {name!r}; it must be cpu or cuda, or not be set")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("DS_ACCELERATOR is cuda, but PyTorch finds no GPU here; set it to cpu, or do not set it")
+    return name
+
+
+# DeepSpeed reads the variable when it is imported, and remarks upon it where there is no GPU.
+device_type()
 
 
 def synchronize(device: torch.device) -> None:
@@ -50,4 +70,6 @@ def set_deterministic() -> None:
     """Only algorithms that give the same bits every time. To be called before anything is computed on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Of memory that is only reserved, DeepSpeed has gigabytes: to fill it takes longer than a small run.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

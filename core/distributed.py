@@ -9,14 +9,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
+from earlybert.core.devices import device_type
 from earlybert.core.errors import UserError
 from earlybert.core.ranks import rank, world_size
 
 Result = TypeVar("Result")
-
-# DeepSpeed looks for its accelerator when it is imported, and remarks upon finding none.
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _free_port() -> int:
@@ -35,7 +32,7 @@ def start() -> torch.device:
         os.environ.update(alone | os.environ)
     # DeepSpeed reads this variable, too.
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         # With one visible device a task, every local rank's device is number 0.
         local_rank %= torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(local_rank)
@@ -47,7 +44,7 @@ def start() -> torch.device:
     # Training never uses this operation, and DeepSpeed would compile it for most of a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     if "OMP_NUM_THREADS" not in os.environ:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
@@ -94,8 +91,7 @@ def on_rank_0(function: Callable[[], Result]) -> Result:
 
 def on_any_rank(*flags: bool) -> list[bool]:
     """For each flag whether it is set on at least one rank; one all-reduce."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    counts = sum_over_ranks(torch.tensor([int(flag) for flag in flags], device=device))
+    counts = sum_over_ranks(torch.tensor([int(flag) for flag in flags], device=device_type()))
     return [count > 0 for count in counts.tolist()]
 
 

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from earlybert.core.devices import device_type
 from earlybert.core.distributed import rank, world_size
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
@@ -217,7 +218,7 @@ class Layout:
 
 def layout(settings: TaskSettings) -> Layout:
     """Raises UserError where batch, ranks, micro-batch and device do not go together."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
     ranks = world_size()
     share, rest = divmod(settings.batch_size, ranks)
     if rest or not share:

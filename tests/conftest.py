@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent.parent
 RUN = ROOT / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything asks for the device: `pytest -m gpu` takes the GPU, all other tests the CPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.option.markexpr == "gpu" else "cpu")
 
 
 @pytest.fixture(autouse=True)

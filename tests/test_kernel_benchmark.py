@@ -32,7 +32,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def test_reference_rows_on_a_cpu(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.json"
-    assert benchmark.main(["--device", "cpu", *SIZES, "--without", "compile", "--out", str(out)]) == 0
+    assert benchmark.main([*SIZES, "--without", "compile", "--out", str(out)]) == 0
     assert "left out: cuda (needs a GPU)" in capsys.readouterr().out
     rows = read_json(out)["rows"]
     # fp32: five accesses of 16 x 40, eight of 16 x 32, seven of 2,048 parameters.
@@ -100,5 +100,5 @@ def test_a_kernel_that_misses_its_share_ends_with_status_1(
         row = {"operation": "gelu", "implementation": "cuda", "ms": 1.0, "bytes": 1e6, "of_copy": share}
         row |= {"least_of_copy": 0.8, "speed_up": 2.0}
         monkeypatch.setattr(benchmark, "measure", lambda *arguments, row=row: [row])
-        assert benchmark.main(["--device", "cpu", *SIZES, "--without", "compile"]) == status
+        assert benchmark.main([*SIZES, "--without", "compile"]) == status
         assert ("MISSED" in capsys.readouterr().out) == bool(status)

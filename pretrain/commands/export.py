@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
 
     # They import PyTorch and transformers, which --help should not wait for. The first one tells DeepSpeed, which
     # transformers may import, that there is no GPU; else it remarks upon it.
-    from earlybert.core import distributed  # noqa: F401
+    from earlybert.core import devices  # noqa: F401
     from earlybert.pretrain.checkpoint.export import export_checkpoint
 
     export_checkpoint(arguments.run_dir, arguments.format, out)

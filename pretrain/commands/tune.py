@@ -82,9 +82,9 @@ def _clock(arguments: Namespace, recipe: Recipe, widths: list[int], tokens: int)
     # Only here: the model needs no PyTorch.
     import torch
 
-    from earlybert.core.devices import set_matmul_precision
+    from earlybert.core.devices import device_type, set_matmul_precision
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
     set_matmul_precision(recipe.matmul_precision, device)
     dtype = torch.float32
     if device.type == "cuda":
@@ -97,7 +97,9 @@ def _this_device() -> str:
     """The model that fits this machine; raises UserError for a GPU that has none."""
     import torch
 
-    if not torch.cuda.is_available():
+    from earlybert.core.devices import device_type
+
+    if device_type() == "cpu":
         return "cpu"
     name = torch.cuda.get_device_name()
     for known in DEVICES:
