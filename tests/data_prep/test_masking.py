@@ -39,6 +39,26 @@ def test_number_of_predictions(length: int, max_predictions: int, expected: int)
     assert len(mask(sample(length), max_predictions=max_predictions).positions) == expected
 
 
+@pytest.mark.parametrize(("probability", "expected"), [(0.05, 5), (0.4, 40), (1.0, 97)])
+def test_share_of_predictions_can_be_chosen(probability: float, expected: int) -> None:
+    """Of 100 tokens; three of them are special, which leaves 97 at most."""
+    options = {"seed": 3, "epoch": 0, "index": 0, "max_predictions": 100}
+    masked = mask_sample(sample(100), SPECIAL, VOCAB_SIZE, probability=probability, **options)
+    assert len(masked.positions) == expected
+
+
+def test_tokens_that_the_vocabulary_lacks_are_predicted_like_others() -> None:
+    tokens = np.array([SPECIAL.cls, *[SPECIAL.unknown] * 28, SPECIAL.sep], dtype=np.uint16)
+    assert mask(tokens).labels.tolist() == [SPECIAL.unknown] * 5
+
+
+def test_each_random_token_of_a_sample_is_drawn_anew() -> None:
+    """Of 509 predictions about 51 are random; as many draws out of 35 tokens hit 27 different ones on average."""
+    options = {"seed": 3, "epoch": 0, "index": 0, "max_predictions": 512}
+    masked = mask_sample(sample(512), SPECIAL, VOCAB_SIZE, probability=1.0, **options)
+    assert len(set(masked.input_ids.tolist()) - {20, *SPECIAL.ids}) > 20
+
+
 def test_never_more_predictions_than_eligible_tokens() -> None:
     tokens = np.array([SPECIAL.cls, *[SPECIAL.mask] * 40, 20, SPECIAL.sep, *[SPECIAL.pad] * 20], dtype=np.uint16)
     assert mask(tokens).positions.tolist() == [41]
@@ -171,6 +191,21 @@ def test_part_of_a_word_where_no_whole_one_fits() -> None:
     tokens = np.array([SPECIAL.cls, 20, 31, 32, 33, SPECIAL.sep], dtype=np.uint16)
     for index in range(10):
         assert len(mask_words(tokens, index).positions) == 1
+
+
+def test_the_word_that_is_cut_is_a_random_one() -> None:
+    """Two words of four tokens where two may be predicted: the first two of either."""
+    tokens = np.array([SPECIAL.cls, 20, 31, 32, 33, 20, 31, 32, 33, SPECIAL.sep], dtype=np.uint16)
+    found = {tuple(mask_words(tokens, index).positions.tolist()) for index in range(20)}
+    assert found == {(1, 2), (5, 6)}
+
+
+def test_words_are_chosen_wherever_they_stand() -> None:
+    """Each of ten words of two tokens, of which one is chosen, comes up about as often."""
+    tokens = np.array([SPECIAL.cls, *[20, 31] * 10, SPECIAL.sep], dtype=np.uint16)
+    first = [int(mask_words(tokens, index, max_predictions=2).positions[0]) for index in range(1000)]
+    counts = np.bincount(first, minlength=22)[1:21:2]
+    assert counts.sum() == 1000 and np.abs(counts - 100).max() < 5 * np.sqrt(1000 * 0.1 * 0.9)
 
 
 def test_tokens_of_a_word_are_replaced_independently() -> None:

@@ -260,6 +260,15 @@ def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packe
     assert step.work.tokens == bounds[-1] <= 30 * LENGTH and step.work.sequences == len(samples) > 30
 
 
+def test_the_recipe_says_how_many_tokens_are_predicted(small_corpus: Corpus) -> None:
+    """Halves are rounded up, and no sample has more than the stage allows; the defaults would give other numbers."""
+    (loader,) = loaders(small_corpus, 1, GLOBAL_BATCH, mask_probability=0.05)
+    (batch,) = loader.load(0).batches
+    found = [len(row[2]) for row in rows(batch)]
+    assert found == [min(PREDICTIONS, max(1, int(0.05 * length + 0.5))) for length in batch.tokens.lengths]
+    assert max(found) < PREDICTIONS
+
+
 # --- one batch -------------------------------------------------------------------------------------------------------
 
 
