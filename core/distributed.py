@@ -1,5 +1,6 @@
 """Ranks: how they find each other, and the few things they say to each other outside DeepSpeed."""
 
+import atexit
 import logging
 import os
 import socket
@@ -50,6 +51,18 @@ def start() -> torch.device:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     return torch.device("cpu")
+
+
+@atexit.register
+def _leave() -> None:
+    """Ends gloo's threads while Python still runs, whatever ends the process.
+
+    Such a thread asks for Python's lock to let go of a tensor. Once Python is shutting down, that ends the thread, and
+    with it the process, with status -6. NCCL's groups stay: to end one may mean to wait for ranks that never come,
+    where an error ended only this one.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == torch.distributed.Backend.GLOO:
+        torch.distributed.destroy_process_group()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

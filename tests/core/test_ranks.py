@@ -1,4 +1,4 @@
-"""Half an environment is no environment: which rank a process is, is said in full or not at all."""
+"""Which rank a process is, is said in full or not at all; and how ranks leave."""
 
 import os
 import subprocess
@@ -59,3 +59,21 @@ def test_the_command_ends_with_one_sentence(environment: dict[str, str], tmp_pat
         cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == 2 and process.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+THREADS_AT_THE_END = """
+import atexit, os
+atexit.register(lambda: print(*(open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task"))))
+from earlybert.core import distributed
+import torch.distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+distributed.broadcast_object("anything")
+assert any("gloo" in open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task"))
+raise SystemExit(2)
+"""
+
+
+def test_threads_of_gloo_end_before_python_does() -> None:
+    """One that is slow would otherwise end the process with -6. What is registered first runs last."""
+    process = subprocess.run([sys.executable, "-c", THREADS_AT_THE_END], capture_output=True, text=True, check=False)
+    assert process.returncode == 2 and process.stdout and "gloo" not in process.stdout, process.stdout + process.stderr

@@ -373,3 +373,4 @@ def main() -> None:
             with emulated.lamb_kernels() if case.optimizer == "kernels" else contextlib.nullcontext():
                 seen[name] = observe(case)
     torch.save(seen, output)
+    torch.distributed.destroy_process_group()
