@@ -1,5 +1,7 @@
 """The masking function: which positions, how many, replaced by what, and that it is a pure function."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,10 +21,9 @@ def sample(length: int, token: int = 20) -> np.ndarray:
     return tokens
 
 
-def mask(tokens: np.ndarray, index: int = 0, epoch: int = 0, seed: int = 3, max_predictions: int = 80) -> Masked:
-    return mask_sample(
-        tokens, SPECIAL, VOCAB_SIZE, seed=seed, epoch=epoch, index=index, max_predictions=max_predictions
-    )
+def mask(tokens: np.ndarray, index: int = 0, epoch: int = 0, seed: int = 3, **options: Any) -> Masked:
+    options = {"max_predictions": 80, **options}
+    return mask_sample(tokens, SPECIAL, VOCAB_SIZE, seed=seed, epoch=epoch, index=index, **options)
 
 
 def equal(first: Masked, second: Masked) -> bool:
@@ -42,9 +43,7 @@ def test_number_of_predictions(length: int, max_predictions: int, expected: int)
 @pytest.mark.parametrize(("probability", "expected"), [(0.05, 5), (0.4, 40), (1.0, 97)])
 def test_share_of_predictions_can_be_chosen(probability: float, expected: int) -> None:
     """Of 100 tokens; three of them are special, which leaves 97 at most."""
-    options = {"seed": 3, "epoch": 0, "index": 0, "max_predictions": 100}
-    masked = mask_sample(sample(100), SPECIAL, VOCAB_SIZE, probability=probability, **options)
-    assert len(masked.positions) == expected
+    assert len(mask(sample(100), probability=probability, max_predictions=100).positions) == expected
 
 
 def test_tokens_that_the_vocabulary_lacks_are_predicted_like_others() -> None:
@@ -54,8 +53,7 @@ def test_tokens_that_the_vocabulary_lacks_are_predicted_like_others() -> None:
 
 def test_each_random_token_of_a_sample_is_drawn_anew() -> None:
     """Of 509 predictions about 51 are random; as many draws out of 35 tokens hit 27 different ones on average."""
-    options = {"seed": 3, "epoch": 0, "index": 0, "max_predictions": 512}
-    masked = mask_sample(sample(512), SPECIAL, VOCAB_SIZE, probability=1.0, **options)
+    masked = mask(sample(512), probability=1.0, max_predictions=512)
     assert len(set(masked.input_ids.tolist()) - {20, *SPECIAL.ids}) > 20
 
 
