@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from earlybert.core.errors import UserError
-from earlybert.core.files import read_json, write_json, write_text
+from earlybert.core.files import read_json, whole_file, write_json, write_text
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.export import newest
@@ -53,9 +53,8 @@ def save_picture(figure: Figure, path: Path) -> None:
     """As PNG of 128 colours, a third as large as of all."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.open(drawn).convert("RGB").quantize(128).save(temporary, format="png", optimize=True)
-    temporary.rename(path)
+    with whole_file(path) as temporary:
+        Image.open(drawn).convert("RGB").quantize(128).save(temporary, format="png", optimize=True)
 
 
 def run_names(runs: list[Path]) -> dict[str, Path]:

@@ -12,7 +12,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from earlybert.core.errors import UserError
-from earlybert.core.files import file_hash, write_json
+from earlybert.core.files import file_hash, whole_file, write_json
 from earlybert.pretrain.network.facts import UNITS, Unit
 from earlybert.pretrain.network.parameters import facts_of, layer_of
 from earlybert.pretrain.ticket.ticket import (
@@ -83,14 +83,11 @@ def snapshot_path(folder: Path, step: int) -> Path:
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = snapshot_path(folder, snapshot.step)
-    temporary = path.with_suffix(".tmp")
-    try:
-        safetensors.numpy.save_file({"heads": snapshot.heads_LU, "neurons": snapshot.neurons_LU}, temporary)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path}: {error}") from None
-    temporary.rename(path)
+    with whole_file(snapshot_path(folder, snapshot.step)) as temporary:
+        try:
+            safetensors.numpy.save_file({"heads": snapshot.heads_LU, "neurons": snapshot.neurons_LU}, temporary)
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from None
 
 
 def load_snapshot(path: Path) -> Snapshot:

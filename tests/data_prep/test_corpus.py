@@ -209,11 +209,11 @@ def test_manifest_that_is_missing_damaged_or_of_another_format_is_named(copy: Pa
         Corpus.open(copy)
 
 
-def test_same_configuration_is_there_already_and_another_is_refused(
+def test_same_configuration_already_exists_and_another_is_refused(
     config: CorpusConfig, corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(config, corpus.directory).fingerprint == corpus.fingerprint
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"with vocab_size 400, not 500"):
         prepare(replace(config, vocab_size=500), corpus.directory)
 
