@@ -11,8 +11,17 @@ from earlybert.data_prep.sources.source import Fragment
 # Lines of a wrapped paragraph are at most so long; a longer line is a paragraph of its own.
 WRAPPED = 100
 
-_BEGIN = re.compile(r"\*{3} ?START OF TH(?:E|IS) PROJECT GUTENBERG", re.IGNORECASE)
-_END = re.compile(r"\*{3} ?END OF TH(?:E|IS) PROJECT GUTENBERG|^End of (?:the )?Project Gutenberg", re.IGNORECASE)
+# Until about 2003 the licence ("small print") stood before the text and had an end of its own.
+_BEGIN = re.compile(
+    r"\*{3} ?START OF TH(?:E|IS) (?:COPYRIGHTED )?PROJECT GUTENBERG|^\*+ ?END ?\*{0,2} ?(?:OF )?THE SMALL PRINT",
+    re.IGNORECASE,
+)
+_END = re.compile(
+    r"\*{3} ?END OF TH(?:E|IS) (?:COPYRIGHTED )?PROJECT GUTENBERG"
+    r"|^\W*(?:The )?End of (?:the |this |this is )?(?:COPYRIGHTED )?(?:The )?Project Gutenberg"
+    r"|^\W*(?:Ende dies\w+|Fin de (?:ce|cet|l)\W?) ?Proje[ck]t Gutenberg",
+    re.IGNORECASE,
+)
 _NUMBER = (
     r"(?:[ivxlc]+|\d+|(?:the )?(?:first|second|third|fourth|fifth|last)|one|two|three|four|five|six|seven|eight|nine"
     r"|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-[a-z]+)?)"
@@ -51,12 +60,8 @@ class Books(FileSource):
 def chapters(lines: Iterable[str]) -> Iterator[str]:
     """The chapters of one book; what stands before the first heading is one too."""
     paragraphs: list[str] = []
-    for block in _blocks(lines):
-        if any(map(_BEGIN.search, block)):
-            paragraphs = []
-        elif any(map(_END.search, block)):
-            break
-        elif _is_heading(block):
+    for block in _blocks(_unwrapped(list(lines))):
+        if _is_heading(block):
             if paragraphs:
                 yield "\n".join(paragraphs)
             paragraphs = []
@@ -64,6 +69,17 @@ def chapters(lines: Iterable[str]) -> Iterator[str]:
             paragraphs += _paragraphs(block)
     if paragraphs:
         yield "\n".join(paragraphs)
+
+
+def _unwrapped(lines: list[str]) -> list[str]:
+    """The book without the licence and notes around it: from its last beginning before its first end."""
+    end = next((number for number, line in enumerate(lines) if _END.search(line)), len(lines))
+    begins = [number + 1 for number, line in enumerate(lines[:end]) if _BEGIN.search(line)]
+    if not begins:
+        return lines[:end]
+    # The mark names the book, whose title may take more lines.
+    blank = (number for number in range(begins[-1], min(begins[-1] + 3, end)) if not lines[number].strip())
+    return lines[next(blank, begins[-1]) : end]
 
 
 def _is_heading(block: list[str]) -> bool:

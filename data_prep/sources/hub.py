@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from earlybert.core.errors import UserError
@@ -21,7 +22,9 @@ class Hub(Source):
 
     def fragments(self, config: SourceConfig) -> list[Fragment]:
         """The shards (data files) of a data set."""
-        return [Fragment(None, SHARD_BYTES, shard) for shard in range(_load(config).num_shards)]
+        local = Path(config.hub_name or "")
+        modified = max((path.stat().st_mtime_ns for path in local.rglob("*")), default=0) if local.is_dir() else 0
+        return [Fragment(None, SHARD_BYTES, shard, modified=modified) for shard in range(_load(config).num_shards)]
 
     def read(self, fragment: Fragment, config: SourceConfig, counts: Counts) -> Iterator[str]:
         """The rows of one shard."""

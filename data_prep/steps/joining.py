@@ -15,7 +15,7 @@ from earlybert.data_prep.cleaning.counts import EXAMPLE_CHARACTERS, EXAMPLES, Co
 from earlybert.data_prep.cleaning.duplicates import duplicates
 from earlybert.data_prep.cleaning.near_duplicates import near_duplicates
 from earlybert.data_prep.config import CorpusConfig
-from earlybert.data_prep.steps.unit_files import UnitFiles
+from earlybert.data_prep.steps.unit_files import UnitFiles, UnitTokens
 from earlybert.data_prep.tokens.text import COPIES, DOCUMENTS, SENTENCES, TOKENS
 
 SPLITS = ("train", "validation")
@@ -37,16 +37,17 @@ def held_out(digests: np.ndarray, config: CorpusConfig) -> np.ndarray:
     return uniform(config.seed, "validation", digests) < config.validation_fraction
 
 
-def join(units: Sequence[UnitFiles], config: CorpusConfig, dtype: npt.DTypeLike, folder: Path) -> None:
+def join(tokenised: Sequence[UnitTokens], config: CorpusConfig, dtype: npt.DTypeLike, folder: Path) -> None:
     """Write the text of every split to `folder`, and what it has and lacks to `counts.json`; complete or absent.
 
     Args:
-        units: All units, tokenised, in order.
+        tokenised: All units in order.
         config: The configuration.
         dtype: Of the tokens.
         folder: Gets a folder for each split, for `TokenisedText.open`.
     """
     rules = Counts()
+    units = [tokens.text for tokens in tokenised]
     for unit in units:
         rules.add(unit.counts())
     dropped = _find_duplicates(units, config, rules)
@@ -55,14 +56,14 @@ def join(units: Sequence[UnitFiles], config: CorpusConfig, dtype: npt.DTypeLike,
         with ExitStack() as stack:
             for writer in writers.values():
                 stack.enter_context(writer)
-            for unit, drop in zip(units, dropped, strict=True):
-                document = _UnitDocuments(unit, dtype)
-                validates = held_out(unit.digests, config)
+            for tokens, drop in zip(tokenised, dropped, strict=True):
+                document = _UnitDocuments(tokens, dtype)
+                validates = held_out(tokens.text.digests, config)
                 keep = ~drop & (document.tokens > 0)
                 writers["train"].add(document, keep & ~validates, document.copies * config.duplicates)
                 # Validation sees every document once, whatever the weight of its source.
                 writers["validation"].add(document, keep & validates, np.ones_like(document.copies))
-                advance(unit.unit.bytes)
+                advance(tokens.text.unit.bytes)
         counts = {split: writer.counts for split, writer in writers.items()}
         write_json(temporary / COUNTS, {"splits": counts, "rules": rules.as_dict()})
 
@@ -98,13 +99,14 @@ def _bounds(sizes: np.ndarray) -> np.ndarray:
 class _UnitDocuments:
     """The arrays of one tokenised unit, sentences without a token left out."""
 
-    def __init__(self, unit: UnitFiles, dtype: npt.DTypeLike) -> None:
-        self.source = unit.unit.source.name
-        self.words, self.copies = unit.array("words", np.uint32), unit.array("copies", np.uint16)
-        self.all_tokens = unit.array("tokens", dtype)
-        sentence_tokens = unit.array("sentence_tokens", np.uint32)
+    def __init__(self, tokens: UnitTokens, dtype: npt.DTypeLike) -> None:
+        text = tokens.text
+        self.source = text.unit.source.name
+        self.words, self.copies = text.array("words", np.uint32), text.array("copies", np.uint16)
+        self.all_tokens = tokens.array("tokens", dtype)
+        sentence_tokens = tokens.array("sentence_tokens", np.uint32)
         self.sentence_tokens = sentence_tokens[sentence_tokens > 0]
-        self.sentence_bounds = _bounds(sentence_tokens > 0)[_bounds(unit.array("document_sentences", np.uint32))]
+        self.sentence_bounds = _bounds(sentence_tokens > 0)[_bounds(tokens.array("document_sentences", np.uint32))]
         self.token_bounds = _bounds(self.sentence_tokens)[self.sentence_bounds]
         self.sentences, self.tokens = np.diff(self.sentence_bounds), np.diff(self.token_bounds)
 

@@ -1,15 +1,17 @@
 """A corpus in the making. Everything lies in a folder beside its directory, where work can be taken up at any point.
 
     config.json                     what is being made
-    tokenizer/                      loaded or trained
-    units/KEY/                      one unit of the input: its sentences, then its tokens (`UnitFiles`)
-    merged-KEY/text/                the text of each split (`joining`)
-    merged-KEY/SPLIT-LENGTH/        spills and notes of the shuffle (`shards`)
-    merged-KEY/corpus/              what becomes the corpus directory
+    CODE/units/KEY/                 one unit of the input: its sentences (`UnitFiles`)
+    CODE/tokenizer-KEY/             loaded or trained
+    CODE/tokens-KEY/KEY/            a unit's tokens (`UnitTokens`)
+    CODE/merged-KEY/text/           the text of each split (`joining`)
+    CODE/merged-KEY/SPLIT-LENGTH/   spills and notes of the shuffle (`shards`)
+    CODE/merged-KEY/corpus/         what becomes the corpus directory
 
-Files are complete or absent, and each depends on the configuration and the input only; so it does not matter how many
-processes or machines make them, in which order, and how often they are killed. Keys name what was read: a unit whose
-input has changed is read again, and only that.
+Files are complete or absent, and each depends on the configuration, the input and this program only; so it does not
+matter how many processes or machines make them, in which order, and how often they are killed. A key stands for all
+that a step's result depends on: a unit for its input, a vocabulary for the units or the file it is from, tokens for
+both. What has changed is made again, and only that. CODE stands for the program: another version begins anew.
 """
 
 import hashlib
@@ -17,14 +19,15 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from earlybert import core, data_prep
 from earlybert.core.errors import UserError
-from earlybert.core.files import read_json, whole_folder, write_json
+from earlybert.core.files import content_hash, file_hash, read_json, whole_folder, write_json
 from earlybert.core.progress import say
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.config import CorpusConfig, MixedSource
@@ -32,7 +35,7 @@ from earlybert.data_prep.samples.manifest import describe_file, write_manifest
 from earlybert.data_prep.samples.shards import TOKENS_PER_SHARD, SampleSet, make_samples, shard_folder
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
 from earlybert.data_prep.steps.reading import work_units
-from earlybert.data_prep.steps.unit_files import UnitFiles
+from earlybert.data_prep.steps.unit_files import UnitFiles, UnitTokens
 from earlybert.data_prep.tokens.statistics import token_frequencies, unigram_statistics
 from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import (
@@ -49,6 +52,8 @@ from earlybert.data_prep.workers import Workers
 # More text changes a vocabulary of usual size little, and training SentencePiece on it would take over 1 GB.
 SAMPLE_BYTES = 32 * 10**6
 CONFIG = "config.json"
+# All code that a corpus depends on.
+CODE = (Path(data_prep.__path__[0]), Path(core.__path__[0]))
 
 
 def work_folder(directory: Path) -> Path:
@@ -70,10 +75,17 @@ def unfinished_config(directory: Path) -> CorpusConfig:
     return CorpusConfig(mix=mix, cleaning=CleaningConfig(**fields.pop("cleaning")), **fields)
 
 
+@cache
+def code_key() -> str:
+    files = sorted(file for folder in CODE for file in folder.rglob("*.py"))
+    return content_hash([file_hash(file) for file in files])[:16]
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the making of samples needs to know of the tokenizer."""
+    """What the making of samples needs to know of the tokenizer; `key` stands for all that it depends on."""
 
+    key: str
     file: Path
     size: int
     special: SpecialTokens
@@ -93,32 +105,39 @@ class Preparation:
             UserError: The input cannot be found, or the folder holds work on another corpus.
         """
         self.config, self.directory, self.workers = config, directory, workers
-        self.work = work_folder(directory)
+        self.work = work_folder(directory) / code_key()
         self.units = [UnitFiles(self.work / "units", unit) for unit in work_units(config)]
-        path = self.work / CONFIG
+        path = work_folder(directory) / CONFIG
         if not path.is_file():
             write_json(path, asdict(config))
-        require_same(config, read_json(path), f"{self.work} holds the unfinished work on a corpus")
+        require_same(config, read_json(path), f"{path.parent} holds the unfinished work on a corpus")
 
     def forget_unless_begun(self) -> None:
         """Remove the folder for the work when it holds nothing worth going on with."""
         if not any(unit.is_read and len(unit.digests) for unit in self.units):
-            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(work_folder(self.directory), ignore_errors=True)
 
     def vocabulary(self) -> Vocabulary:
-        """Load or train the tokenizer, or take up the one that is there already."""
-        folder = self.work / "tokenizer"
+        """Load or train the tokenizer, or take up the one of the same file or text that is there already."""
+        path, lowercase = self.config.tokenizer, self.config.lowercase
+        key = content_hash(_file_hashes(Path(path)) if path else [unit.unit.key for unit in _choose_units(self.units)])
+        folder = self._tokenizer_folder(key)
         if folder.is_dir():
             from transformers import PreTrainedTokenizerFast
 
             # Unlike load_tokenizer it does without importing PyTorch, as the kind of tokenizer does not matter here.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
-            path, lowercase = self.config.tokenizer, self.config.lowercase
             tokenizer = load_tokenizer(path, lowercase=lowercase) if path else self._train_tokenizer()
             with whole_folder(folder) as temporary:
                 tokenizer.save_pretrained(temporary)
-        return Vocabulary(folder / "tokenizer.json", vocabulary_size(tokenizer), special_tokens(tokenizer))
+        return Vocabulary(key, folder / "tokenizer.json", vocabulary_size(tokenizer), special_tokens(tokenizer))
+
+    def _tokenizer_folder(self, key: str) -> Path:
+        return self.work / f"tokenizer-{key[:16]}"
+
+    def _tokens(self, vocabulary: Vocabulary) -> list[UnitTokens]:
+        return [UnitTokens(self.work / f"tokens-{vocabulary.key[:16]}", unit) for unit in self.units]
 
     def _train_tokenizer(self) -> Any:
         chosen = _choose_units(self.units)
@@ -142,10 +161,11 @@ class Preparation:
 
     def make_units(self, vocabulary: Vocabulary, part: int, parts: int) -> int:
         """Read and tokenise every `parts`-th unit from the `part`-th on (from 1); returns how many there are."""
-        mine = self.units[part - 1 :: parts]
-        waiting = [unit for unit in mine if not unit.is_tokenised]
-        jobs = [(unit, self.config, vocabulary) for unit in waiting]
-        self.workers.run(_read_and_tokenise, jobs, "Reading and tokenising", [unit.unit.bytes for unit in waiting])
+        mine = self._tokens(vocabulary)[part - 1 :: parts]
+        waiting = [tokens for tokens in mine if not tokens.is_done]
+        jobs = [(tokens, self.config, vocabulary) for tokens in waiting]
+        sizes = [tokens.text.unit.bytes for tokens in waiting]
+        self.workers.run(_read_and_tokenise, jobs, "Reading and tokenising", sizes)
         return len(mine)
 
     def merge(self, vocabulary: Vocabulary) -> None:
@@ -154,16 +174,17 @@ class Preparation:
         Raises:
             UserError: Units are missing, or there is too little text.
         """
-        missing = [unit.unit.name for unit in self.units if not unit.is_tokenised]
+        tokenised = self._tokens(vocabulary)
+        missing = [tokens.text.unit.name for tokens in tokenised if not tokens.is_done]
         if missing:
             raise UserError(
-                f"{self.work} lacks {len(missing)} of {len(self.units)} units, the first of them {missing[0]}; "
-                "prepare the missing parts first."
+                f"{work_folder(self.directory)} lacks {len(missing)} of {len(self.units)} units, the first of them "
+                f"{missing[0]}; prepare the missing parts first."
             )
-        key = hashlib.sha256(" ".join(unit.unit.key for unit in self.units).encode()).hexdigest()[:16]
-        merged = self.work / f"merged-{key}"
+        key = content_hash([vocabulary.key, *(unit.unit.key for unit in self.units)])
+        merged = self.work / f"merged-{key[:16]}"
         if not (merged / "text").is_dir():
-            join(self.units, self.config, vocabulary.dtype, merged / "text")
+            join(tokenised, self.config, vocabulary.dtype, merged / "text")
         counts = read_json(merged / "text" / COUNTS)
         if not any(split["documents"] for split in counts["splits"].values()):
             raise self._no_text()
@@ -197,7 +218,7 @@ class Preparation:
     def _finish(self, merged: Path, counts: dict[str, Any], vocabulary: Vocabulary) -> None:
         """Write the manifest and put the corpus in its place."""
         corpus = merged / "corpus"
-        shutil.copytree(self.work / "tokenizer", corpus / "tokenizer", dirs_exist_ok=True)
+        shutil.copytree(self._tokenizer_folder(vocabulary.key), corpus / "tokenizer", dirs_exist_ok=True)
         files = []
         for file in sorted(path for path in corpus.rglob("*") if path.is_file()):
             if file.name.startswith("."):
@@ -224,7 +245,7 @@ class Preparation:
         names = (file.relative_to(corpus).as_posix() for file in files)
         write_manifest(corpus, content, dict(zip(names, described, strict=True)))
         corpus.rename(self.directory)
-        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(work_folder(self.directory), ignore_errors=True)
 
 
 def require_same(config: CorpusConfig, existing: dict[str, Any], what: str) -> None:
@@ -285,12 +306,20 @@ def _read(unit: UnitFiles, config: CorpusConfig) -> None:
         unit.read(config)
 
 
-def _read_and_tokenise(unit: UnitFiles, config: CorpusConfig, vocabulary: Vocabulary) -> None:
-    _read(unit, config)
-    unit.tokenise(_encoder(vocabulary.file, vocabulary.file.stat().st_mtime_ns), vocabulary.dtype)
+def _read_and_tokenise(tokens: UnitTokens, config: CorpusConfig, vocabulary: Vocabulary) -> None:
+    _read(tokens.text, config)
+    tokens.make(_encoder(vocabulary), vocabulary.dtype)
 
 
 @lru_cache(maxsize=1)
-def _encoder(file: Path, modified: int) -> Encoder:
-    """The one in use; another one of the same name, which a process may well be given later, has another time."""
-    return Encoder(file)
+def _encoder(vocabulary: Vocabulary) -> Encoder:
+    return Encoder(vocabulary.file)
+
+
+def _file_hashes(tokenizer: Path) -> list[str]:
+    """Of a file, or of all files in a folder; of what is not there, none."""
+    try:
+        files = sorted(tokenizer.rglob("*")) if tokenizer.is_dir() else [tokenizer]
+        return [file_hash(file) for file in files if file.is_file()]
+    except OSError as error:
+        raise UserError(f"tokenizer: {error.filename} cannot be read ({error.strerror}).") from None

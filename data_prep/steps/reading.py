@@ -45,14 +45,7 @@ class WorkUnit:
     @property
     def key(self) -> str:
         """Stands for the unit and the state of its input: unfinished work is found again by it."""
-        # In the words of the first version, whatever classes are called now.
-        pieces = [
-            f"Piece(path={one.path!r}, bytes={one.bytes}, start={one.start}, end={one.end}, modified={one.modified})"
-            for one in self.fragments
-        ]
-        joined = ", ".join(pieces) + "," * (len(pieces) == 1)
-        text = f"Unit(name={self.name!r}, source={self.source!r}, pieces=({joined}))"
-        return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+        return hashlib.sha256(repr(self).encode(errors="replace")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One work unit on disk: first its cleaned documents as sentences, then as tokens. Each step is done or not begun."""
+"""One work unit on disk: its cleaned documents as sentences, and as tokens. Each step is done or not begun."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,12 +17,11 @@ from earlybert.data_prep.tokens.tokenizer import Encoder
 
 
 class UnitFiles:
-    """The files of one unit, in a folder whose name stands for what the unit reads.
+    """The text of one unit, in a folder whose name stands for what the unit reads.
 
-    The step of reading leaves, for each document, `digests` (uint64 [documents, 2]), `copies` (uint16), `words` and
-    `characters` (uint32) and, if near duplicates are looked for, `bands` (uint64 [documents, bands]); its sentences,
-    one a line with a blank line after each document; and what was dropped. Tokenising leaves `tokens`,
-    `sentence_tokens` (uint32 for each sentence) and `document_sentences` (uint32 for each document).
+    For each document there are `digests` (uint64 [documents, 2]), `copies` (uint16), `words` and `characters` (uint32)
+    and, if near duplicates are looked for, `bands` (uint64 [documents, bands]); its sentences, one a line with a blank
+    line after each document; and what was dropped.
     """
 
     def __init__(self, folder: Path, unit: WorkUnit) -> None:
@@ -30,16 +29,12 @@ class UnitFiles:
         self.unit = unit
         self.folder = folder / unit.key
         self.sentences = self.folder / "sentences.txt"
-        # Written last, so what they stand for is complete.
-        self._read, self._tokenised = self.folder / "read.json", self.folder / "tokenised.json"
+        # Written last, so what it stands for is complete.
+        self._read = self.folder / "read.json"
 
     @property
     def is_read(self) -> bool:
         return self._read.is_file()
-
-    @property
-    def is_tokenised(self) -> bool:
-        return self._tokenised.is_file()
 
     def array(self, name: str, dtype: npt.DTypeLike) -> np.ndarray:
         """One of the arrays, memory-mapped and flat."""
@@ -79,9 +74,9 @@ class UnitFiles:
         """Read and clean the unit, and split it into sentences."""
         counts = Counts()
         with ExitStack() as stack:
-            sentences = self._open(stack, self.sentences)
+            sentences = _open(stack, self.sentences)
             digests, copies, words, characters, bands = (
-                self._open(stack, self.folder / f"{name}.bin")
+                _open(stack, self.folder / f"{name}.bin")
                 for name in ("digests", "copies", "words", "characters", "bands")
             )
             for document in read_unit(self.unit, config, counts):
@@ -100,20 +95,43 @@ class UnitFiles:
                     bands.write(document.bands.tobytes())
         write_json(self._read, counts.as_dict())
 
-    def tokenise(self, encoder: Encoder, dtype: npt.DTypeLike) -> None:
+
+class UnitTokens:
+    """The tokens of one unit, in a folder of a folder whose name stands for the vocabulary.
+
+    There are `tokens`, `sentence_tokens` (uint32 for each sentence) and `document_sentences` (uint32 for each
+    document).
+    """
+
+    def __init__(self, folder: Path, text: UnitFiles) -> None:
+        """Name the files; nothing is touched."""
+        self.text, self.folder = text, folder / text.unit.key
+        # Written last, so what it stands for is complete.
+        self._done = self.folder / "tokenised.json"
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_file()
+
+    def array(self, name: str, dtype: npt.DTypeLike) -> np.ndarray:
+        """One of the arrays, memory-mapped and flat."""
+        return map_array(self.folder / f"{name}.bin", dtype)
+
+    def make(self, encoder: Encoder, dtype: npt.DTypeLike) -> None:
         """Encode the sentences; a sentence or document may well have no token."""
         with ExitStack() as stack:
             tokens, sentence_tokens, document_sentences = (
-                self._open(stack, self.folder / f"{name}.bin")
+                _open(stack, self.folder / f"{name}.bin")
                 for name in ("tokens", "sentence_tokens", "document_sentences")
             )
-            for sentences, ended_documents in read_sentences(self.sentences):
+            for sentences, ended_documents in read_sentences(self.text.sentences):
                 ids, lengths = encoder.encode(sentences, dtype)
                 tokens.write(ids.tobytes())
                 sentence_tokens.write(lengths.astype(np.uint32).tobytes())
                 document_sentences.write(np.array(ended_documents, np.uint32).tobytes())
-        write_json(self._tokenised, {})
+        write_json(self._done, {})
 
-    def _open(self, stack: ExitStack, path: Path) -> IO[bytes]:
-        # The file is closed before the context that names it ends.
-        return stack.enter_context(stack.enter_context(whole_file(path)).open("wb"))
+
+def _open(stack: ExitStack, path: Path) -> IO[bytes]:
+    # The file is closed before the context that names it ends.
+    return stack.enter_context(stack.enter_context(whole_file(path)).open("wb"))

@@ -60,6 +60,39 @@ def test_chapters_are_documents_and_wrapped_lines_paragraphs(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*",
+            "End of this Project Gutenberg Etext of X",
+        ),
+        ("*END THE SMALL PRINT! FOR PUBLIC DOMAIN EBOOKS*Ver.02/11/02*END*", "End of Project Gutenberg's X, by Y"),
+        (
+            "***START OF THE COPYRIGHTED PROJECT GUTENBERG EBOOK, A\nVERY LONG TITLE ***",
+            "The End of The Project Gutenberg EBook",
+        ),
+        ("*** START OF THIS PROJECT GUTENBERG EBOOK X ***", "***END OF THE COPYRIGHTED PROJECT GUTENBERG EBOOK X***"),
+        ("**END THE SMALL PRINT!**", "Ende dieses Project Gutenberg Etextes von X"),
+    ],
+)
+@pytest.mark.parametrize("between", ["\n", "\n\n"], ids=["paragraph a line", "blank lines"])
+def test_licence_of_any_year_is_left_out(before: str, after: str, between: str, tmp_path: Path) -> None:
+    """The licence has headings of its own, and may speak of the other form before or after the text."""
+    licence = [
+        "**The Project Gutenberg Etext of X**",
+        "***START**THE SMALL PRINT!**FOR ETEXTS**START***",
+        "I.",
+        "Why is this here?",
+    ]
+    text = ["It was the end of the project that Gutenberg began.", "So it ended."]
+    parts = [*licence, before, *text, after, "PREFACE", "We are volunteers.", "*END*THE SMALL PRINT!*END*", "Donate."]
+    (tmp_path / "book.txt").write_text(between.join(parts))
+    config = CorpusConfig(source="books", files=[str(tmp_path / "*.txt")])
+    (found,) = read_texts(config)
+    assert found.replace("\n", " ").removeprefix("VERY LONG TITLE *** ") == " ".join(text)
+
+
+@pytest.mark.parametrize(
     "heading",
     [
         "CHAPTER XIV",

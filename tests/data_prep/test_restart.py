@@ -153,12 +153,64 @@ def test_what_was_done_is_not_done_again(config: CorpusConfig, expected: bytes, 
     moved = replace(config, files=[str(copies / "*.jsonl")])
     with pytest.raises(UserError, match=r"part-7\.jsonl:\d+ is not JSON"):
         prepare(moved, tmp_path / "corpus")
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus.partial" / "units").rglob("digests.bin")}
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus.partial").rglob("digests.bin")}
     (copies / "part-7.jsonl").write_bytes(good)
     prepare_part(moved, tmp_path / "corpus", 1, 1)
     assert len(done) >= 2 and all(path.stat().st_mtime_ns == time_before for path, time_before in done.items())
     files = json.loads(manifest(merge(tmp_path / "corpus")))["files"]
     assert files == json.loads(expected)["files"]
+
+
+def as_if_fresh(config: CorpusConfig, tmp_path: Path) -> Corpus:
+    """The unfinished corpus in `tmp_path`, finished: it has become what a first preparation makes."""
+    resumed, fresh = prepare(config, tmp_path / "corpus"), prepare(config, tmp_path / "fresh")
+    assert manifest(resumed) == manifest(fresh)
+    return resumed
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.txt"])
+def test_vocabulary_is_that_of_the_text_as_it_is(name: str, documents: list[str], tmp_path: Path) -> None:
+    """After a failure on too little text, a file has changed, or another one has come."""
+    (tmp_path / "a.txt").write_text("Here are six words of text.\n\nAnd here is one document more.\n")
+    config = CorpusConfig(source="text", files=[str(tmp_path / "*.txt")], vocab_size=400, lengths=[32])
+    with pytest.raises(UserError, match="each needs at least 2"):
+        prepare(config, tmp_path / "corpus")
+    assert list((tmp_path / "corpus.partial").rglob("tokenised.json"))
+    (tmp_path / name).write_text("\n\n".join(documents))
+    corpus = as_if_fresh(config, tmp_path)
+    assert corpus.manifest["vocabulary"]["unknown_share"] < 0.01 and corpus.vocab_size > 300
+
+
+def test_given_vocabulary_is_that_of_the_file_as_it_is(config: CorpusConfig, tmp_path: Path) -> None:
+    """Another vocabulary of the same size takes the name; the text stays, its tokens do not."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789."]
+
+    def write(order: list[str]) -> None:
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *order, *(f"##{letter}" for letter in order)]
+        (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+
+    given = replace(config, tokenizer=str(tmp_path / "vocab.txt"))
+    write(letters)
+    prepare_part(given, tmp_path / "corpus", 1, 1)
+    read = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus.partial").rglob("digests.bin")}
+    write(letters[::-1])
+    with pytest.raises(UserError, match="units, the first of them text-00000; prepare the missing"):
+        merge(tmp_path / "corpus")
+    prepare_part(given, tmp_path / "corpus", 1, 1)
+    assert all(path.stat().st_mtime_ns == before for path, before in read.items()), "the text was read again"
+    corpus = as_if_fresh(given, tmp_path)
+    assert corpus.tokenizer.convert_tokens_to_ids("z") == 6
+
+
+def test_another_version_of_the_program_begins_anew(
+    config: CorpusConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_part(config, tmp_path / "corpus", 1, 1)
+    (tmp_path / "changed.py").write_text("pass\n")
+    monkeypatch.setattr(preparation, "CODE", (*preparation.CODE, tmp_path))
+    monkeypatch.setattr(preparation, "code_key", preparation.code_key.__wrapped__)
+    with pytest.raises(UserError, match="units, the first of them text-00000; prepare the missing"):
+        merge(tmp_path / "corpus")
 
 
 def fail(number: int) -> int:
