@@ -49,7 +49,9 @@ def print_summary(corpus: Corpus) -> None:
     console, vocabulary = Console(), corpus.manifest["vocabulary"]
     console.print(_count_table(corpus))
     console.print(f"vocabulary: {corpus.vocab_size:,} tokens, on the validation text", end=" ")
-    console.print(f"{vocabulary['pieces_per_word']:.3f} a word, {vocabulary['unknown_share']:.3%} unknown")
+    console.print(f"{vocabulary['pieces_per_word']:.3f} a word, {vocabulary['unknown_share']:.3%} unknown", end="")
+    characters = vocabulary.get("unknown_character_share")
+    console.print("" if characters is None else f" ({characters:.3%} of the characters)")
     cross_entropy, entropy = corpus.manifest["unigram_cross_entropy"], corpus.manifest["unigram_entropy"]
     console.print(f"unigram cross-entropy of the validation text: {cross_entropy:.3f} nats a token")
     console.print(f"(its own unigram entropy: {entropy:.3f})")

@@ -85,7 +85,7 @@ def _count(rules: Counts, name: str, units: Sequence[UnitFiles], dropped: Sequen
         rule.dropped += int(drop.sum())
         rule.characters += int(unit.array("characters", np.uint32)[drop].sum())
         if drop.any() and (missing := EXAMPLES - len(rule.examples)):
-            texts = unit.first_texts(np.flatnonzero(drop)[:missing])
+            texts = [sentences[0] for sentences in unit.sentences_of(np.flatnonzero(drop)[:missing])]
             rule.examples += [text[:EXAMPLE_CHARACTERS] for text in texts]
     if rule.dropped:
         rules.rules[name] = rule

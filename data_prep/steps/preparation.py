@@ -17,9 +17,11 @@ both. What has changed is made again, and only that. CODE stands for the program
 import hashlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ from earlybert.data_prep.workers import Workers
 # More text changes a vocabulary of usual size little, and training SentencePiece on it would take over 1 GB.
 SAMPLE_BYTES = 32 * 10**6
 CONFIG = "config.json"
+# How much held-out text is searched for what ends in [UNK], in characters; above which share that is worth a warning.
+UNKNOWN_SAMPLE, UNKNOWN_WARNING = 10**6, 0.01
 # All code that a corpus depends on.
 CODE = (Path(data_prep.__path__[0]), Path(core.__path__[0]))
 
@@ -229,6 +233,7 @@ class Preparation:
         texts = {split: TokenisedText.open(merged / "text" / split, vocabulary.dtype) for split in SPLITS}
         frequencies = {split: token_frequencies(text, vocabulary.size) for split, text in texts.items()}
         held_out_counts = counts["splits"]["validation"]
+        unknown = int(frequencies["validation"][vocabulary.special.unknown])
         content = {
             "config": asdict(self.config),
             "vocabulary": {
@@ -236,7 +241,8 @@ class Preparation:
                 "special_tokens": asdict(vocabulary.special),
                 "sha256": describe_file(vocabulary.file)["sha256"],
                 "pieces_per_word": held_out_counts["tokens"] / held_out_counts["words"],
-                "unknown_share": int(frequencies["validation"][vocabulary.special.unknown]) / held_out_counts["tokens"],
+                "unknown_share": unknown / held_out_counts["tokens"],
+                **({"unknown_character_share": self._unknown_character_share(vocabulary)} if unknown else {}),
             },
             "counts": counts["splits"],
             "dropped": counts["rules"],
@@ -246,6 +252,24 @@ class Preparation:
         write_manifest(corpus, content, dict(zip(names, described, strict=True)))
         corpus.rename(self.directory)
         shutil.rmtree(work_folder(self.directory), ignore_errors=True)
+
+    def _unknown_character_share(self, vocabulary: Vocabulary) -> float:
+        """Share of the held-out text's characters that end in [UNK], of its beginning; warns where that is much."""
+        encoder, characters, unknown = Encoder(vocabulary.file), 0, Counter[str]()
+        documents = (unit.sentences_of(np.flatnonzero(held_out(unit.digests, self.config))) for unit in self.units)
+        for sentences in chain.from_iterable(documents):
+            characters += sum(map(len, sentences))
+            unknown.update(encoder.unknown_texts(sentences, vocabulary.special.unknown))
+            if characters >= UNKNOWN_SAMPLE:
+                break
+        share = sum(len(text) * count for text, count in unknown.items()) / max(characters, 1)
+        if share > UNKNOWN_WARNING:
+            examples = ", ".join(text[:20] for text, _ in unknown.most_common(5))
+            say(
+                f"Warning: {share:.1%} of the characters of the text become [UNK], for example {examples}; "
+                "a larger vocab_size, tokenizer_kind unigram or another tokenizer may fit the text better."
+            )
+        return share
 
 
 def require_same(config: CorpusConfig, existing: dict[str, Any], what: str) -> None:

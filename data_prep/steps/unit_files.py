@@ -1,5 +1,6 @@
 """One work unit on disk: its cleaned documents as sentences, and as tokens. Each step is done or not begun."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -55,20 +56,17 @@ class UnitFiles:
         """What was dropped in reading."""
         return Counts.from_dict(read_json(self._read))
 
-    def first_texts(self, documents: np.ndarray) -> list[str]:
-        """The beginnings of some documents; `documents` holds their indices, ascending."""
-        wanted = set(documents.tolist())
-        texts: list[str] = []
-        document, begins = 0, True
+    def sentences_of(self, documents: np.ndarray) -> Iterator[list[str]]:
+        """The sentences of some documents, a document at a time; `documents` holds their indices, ascending."""
+        wanted = iter(documents.tolist())
+        next_wanted = next(wanted, None)
         with self.sentences.open(encoding="utf-8", newline="\n") as file:
-            for line in file:
-                if len(texts) == len(wanted):
-                    break
-                if begins and document in wanted:
-                    texts.append(line[:-1])
-                begins = line == "\n"
-                document += begins
-        return texts
+            for document, sentences in enumerate(_documents(file)):
+                if next_wanted is None:
+                    return
+                if document == next_wanted:
+                    yield sentences
+                    next_wanted = next(wanted, None)
 
     def read(self, config: CorpusConfig) -> None:
         """Read and clean the unit, and split it into sentences."""
@@ -130,6 +128,16 @@ class UnitTokens:
                 sentence_tokens.write(lengths.astype(np.uint32).tobytes())
                 document_sentences.write(np.array(ended_documents, np.uint32).tobytes())
         write_json(self._done, {})
+
+
+def _documents(file: Iterable[str]) -> Iterator[list[str]]:
+    document: list[str] = []
+    for line in file:
+        if line == "\n":
+            yield document
+            document = []
+        else:
+            document.append(line[:-1])
 
 
 def _open(stack: ExitStack, path: Path) -> IO[bytes]:

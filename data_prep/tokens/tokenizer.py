@@ -1,7 +1,7 @@
 """Sentences to tokens: load a tokenizer, and encode with it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -182,6 +182,14 @@ class Encoder:
         ids = self._ids([self._text(sentences[first : first + step]) for first in range(0, len(sentences), step)])
         is_end = ids == self._end
         return ids[~is_end].astype(dtype), np.diff(np.flatnonzero(is_end), prepend=-1) - 1
+
+    def unknown_texts(self, sentences: list[str], unknown: int) -> Iterator[str]:
+        """Every stretch of the sentences that becomes [UNK], whose id is `unknown`."""
+        texts = [self._lead + sentence for sentence in sentences]
+        for text, encoding in zip(texts, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+            for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if token == unknown:
+                    yield text[begin:end].strip()
 
     def _text(self, sentences: list[str]) -> str:
         return "".join([self._lead + sentence.replace(SENTENCE_END, "") + SENTENCE_END for sentence in sentences])

@@ -225,6 +225,38 @@ def test_fertility_and_unknown_share(text: Text, tmp_path: Path) -> None:
     assert counts["words"] * vocabulary["pieces_per_word"] == pytest.approx(len(ids))
     continued = sum(token.startswith("##") for token in corpus.tokenizer.convert_ids_to_tokens(ids.tolist()))
     assert counts["words"] == len(ids) - continued
+    letters = sum(map(len, written)) + len(written)  # with the space after each
+    expected = sum(len(word) for word in written if "ж" in word) / letters
+    assert vocabulary["unknown_character_share"] == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("written", "warns"), [("ครั้งหนึ่งนานมาแล้วมีชายคนหนึ่ง", True), ("hello there again", False)], ids=["Thai", "English"]
+)
+def test_characters_that_end_in_unknown_are_counted_and_named(
+    written: str, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text without spaces is one word to WordPiece, which is one token however long it is."""
+    lines = [f"entry {number}: {written}. and so on" for number in range(100)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.:"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    config = CorpusConfig(
+        source="text",
+        files=[str(tmp_path / "text.txt")],
+        tokenizer=str(tmp_path / "vocab.txt"),
+        lengths=[64],
+        validation_fraction=0.3,
+    )
+    held = prepare(config, tmp_path / "corpus").manifest["vocabulary"]
+    warning = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+    assert ("unknown_character_share" in held) is warns is bool(warning)
+    if warns:
+        line = f"entry 12: {written}. and so on"
+        assert held["unknown_character_share"] == pytest.approx(len(written) / len(line), rel=0.05)
+        assert held["unknown_share"] < 0.1 and f"{held['unknown_character_share']:.1%}" in warning[0]
+        assert written[:5] in warning[0]
 
 
 def test_weights_of_a_mix_are_copies_in_every_pass_of_the_training_text(text: Text, tmp_path: Path) -> None:
