@@ -17,9 +17,8 @@ from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.sources import input_files
-from earlybert.data_prep.sources.source import Fragment
 from earlybert.data_prep.steps import reading
-from earlybert.data_prep.steps.reading import WorkUnit, read_unit, work_units
+from earlybert.data_prep.steps.reading import read_unit, work_units
 from tests.data_prep.reading import read_texts, read_units
 
 PLAIN = "\nThe first line of it.\r\nThe second line of it.\n \n\nAnother document of one line.\n"
@@ -129,14 +128,6 @@ def test_changed_file_makes_other_units(tmp_path: Path) -> None:
     os.utime(tmp_path / "a.txt", ns=(1, 1))
     (after,) = work_units(text_config(tmp_path / "a.txt"))
     assert before != after and before.key != after.key
-
-
-def test_unfinished_work_of_older_versions_is_found_again() -> None:
-    """Keys that the version before Parquet gave these two."""
-    source = MixedSource(name="a", source="text", files=["x.txt"], weight=2)
-    first, second = Fragment(Path("x.txt"), 10, 0, 20, 5), Fragment(Path("y 'é.txt"), 4)
-    assert WorkUnit("a-00000", source, (first,)).key == "84fbbb7548e4fef3"
-    assert WorkUnit("a-00000", source, (first, second)).key == "fd887b2dec1daba3"
 
 
 @pytest.mark.parametrize(

@@ -270,10 +270,10 @@ def test_sentencepiece_learns_from_lines_of_any_length(separator: str, tmp_path:
 
 def test_a_token_that_stands_twice_in_a_vocabulary_is_named(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path, [*SPECIAL, "one", "two", "one"])
-    with pytest.raises(UserError, match=r"vocab\.txt:8 is 'one', which stands in line 6 already"):
+    with pytest.raises(UserError, match=r"vocab\.txt:8 is 'one', which is already in line 6"):
         load_tokenizer(path, lowercase=True)
     path = write_vocabulary(tmp_path, [*SPECIAL, "", "two", ""])
-    with pytest.raises(UserError, match=r"vocab\.txt:8 is '', which stands in line 6 already"):
+    with pytest.raises(UserError, match=r"vocab\.txt:8 is '', which is already in line 6"):
         load_tokenizer(path, lowercase=True)
 
 
