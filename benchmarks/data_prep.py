@@ -113,8 +113,8 @@ class Steps:
             unit.read(self.config)
 
     def tokenise(self) -> None:
-        for unit in self.preparation.units:
-            unit.tokenise(self.encoder, self.vocabulary.dtype)
+        for tokens in self.preparation.tokens(self.vocabulary):
+            tokens.make(self.encoder, self.vocabulary.dtype)
 
     def shuffle(self, length: int) -> None:
         samples = self.samples(length)
@@ -126,7 +126,7 @@ class Steps:
 
     def join(self) -> None:
         shutil.rmtree(self.folder / "text", ignore_errors=True)
-        join(self.preparation.units, self.config, self.vocabulary.dtype, self.folder / "text")
+        join(self.preparation.tokens(self.vocabulary), self.config, self.vocabulary.dtype, self.folder / "text")
         self.blocks = list(TokenisedText.open(self.folder / "text" / "train", self.vocabulary.dtype).blocks())
 
     def samples(self, length: int) -> SampleSet:

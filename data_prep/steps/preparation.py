@@ -140,7 +140,8 @@ class Preparation:
     def _tokenizer_folder(self, key: str) -> Path:
         return self.work / f"tokenizer-{key[:16]}"
 
-    def _tokens(self, vocabulary: Vocabulary) -> list[UnitTokens]:
+    def tokens(self, vocabulary: Vocabulary) -> list[UnitTokens]:
+        """Where the tokens of every unit are, or will be."""
         return [UnitTokens(self.work / f"tokens-{vocabulary.key[:16]}", unit) for unit in self.units]
 
     def _train_tokenizer(self) -> Any:
@@ -165,7 +166,7 @@ class Preparation:
 
     def make_units(self, vocabulary: Vocabulary, part: int, parts: int) -> int:
         """Read and tokenise every `parts`-th unit from the `part`-th on (from 1); returns how many there are."""
-        mine = self._tokens(vocabulary)[part - 1 :: parts]
+        mine = self.tokens(vocabulary)[part - 1 :: parts]
         waiting = [tokens for tokens in mine if not tokens.is_done]
         jobs = [(tokens, self.config, vocabulary) for tokens in waiting]
         sizes = [tokens.text.unit.bytes for tokens in waiting]
@@ -178,7 +179,7 @@ class Preparation:
         Raises:
             UserError: Units are missing, or there is too little text.
         """
-        tokenised = self._tokens(vocabulary)
+        tokenised = self.tokens(vocabulary)
         missing = [tokens.text.unit.name for tokens in tokenised if not tokens.is_done]
         if missing:
             raise UserError(
