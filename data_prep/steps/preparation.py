@@ -21,13 +21,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
+from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from earlybert import core, data_prep
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json, whole_folder, write_json
 from earlybert.core.progress import say
@@ -57,7 +57,7 @@ CONFIG = "config.json"
 # How much held-out text is searched for what ends in [UNK], in characters; above which share that is worth a warning.
 UNKNOWN_SAMPLE, UNKNOWN_WARNING = 10**6, 0.01
 # All code that a corpus depends on.
-CODE = (Path(data_prep.__path__[0]), Path(core.__path__[0]))
+CODE = tuple(Path(str(resources.files(f"earlybert.{room}"))) for room in ("core", "data_prep"))
 
 
 def work_folder(directory: Path) -> Path:
