@@ -32,7 +32,7 @@ def find_files(patterns: Iterable[str], endings: tuple[str, ...]) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in patterns:
-        matches = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        matches = [file for file in _named(pattern) if file.is_file()]
         if not matches:
             raise UserError(f"files: no file matches {pattern}.")
         files.update(matches)
@@ -41,6 +41,15 @@ def find_files(patterns: Iterable[str], endings: tuple[str, ...]) -> list[Path]:
             packed = ", ".join(OPENERS)
             raise UserError(f"files: {file} must end in {' or '.join(endings)}, which {packed} may follow.")
     return sorted(files)
+
+
+def _named(pattern: str) -> list[Path]:
+    """What is there under a name, whatever characters it has, or under a pattern."""
+    path = Path(pattern)
+    if path.exists():
+        return [path]
+    folder = glob.escape(str(path.parent)) if path.parent.is_dir() else str(path.parent)
+    return [Path(name) for name in glob.glob(f"{folder}/{path.name}", recursive=True)]
 
 
 def content_ending(file: Path) -> str:

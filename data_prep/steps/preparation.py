@@ -17,7 +17,6 @@ both. What has changed is made again, and only that. CODE stands for the program
 import hashlib
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -35,6 +34,12 @@ from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.samples.manifest import describe_file, write_manifest
 from earlybert.data_prep.samples.shards import TOKENS_PER_SHARD, SampleSet, make_samples, shard_folder
+from earlybert.data_prep.steps.hints import (
+    capitals_never_used,
+    one_sentence_documents,
+    repeated_lines,
+    unknown_characters,
+)
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
 from earlybert.data_prep.steps.reading import work_units
 from earlybert.data_prep.steps.unit_files import UnitFiles, UnitTokens
@@ -54,8 +59,6 @@ from earlybert.data_prep.workers import Workers
 # More text changes a vocabulary of usual size little, and training SentencePiece on it would take over 1 GB.
 SAMPLE_BYTES = 32 * 10**6
 CONFIG = "config.json"
-# How much held-out text is searched for what ends in [UNK], in characters; above which share that is worth a warning.
-UNKNOWN_SAMPLE, UNKNOWN_WARNING = 10**6, 0.01
 # All code that a corpus depends on.
 CODE = tuple(Path(str(resources.files(f"earlybert.{room}"))) for room in ("core", "data_prep"))
 
@@ -132,6 +135,8 @@ class Preparation:
             # Unlike load_tokenizer it does without importing PyTorch, as the kind of tokenizer does not matter here.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
+            if path and (hint := capitals_never_used(Path(path), lowercase=lowercase)):
+                say(hint)
             tokenizer = load_tokenizer(path, lowercase=lowercase) if path else self._train_tokenizer()
             with whole_folder(folder) as temporary:
                 tokenizer.save_pretrained(temporary)
@@ -243,7 +248,7 @@ class Preparation:
                 "sha256": describe_file(vocabulary.file)["sha256"],
                 "pieces_per_word": held_out_counts["tokens"] / held_out_counts["words"],
                 "unknown_share": unknown / held_out_counts["tokens"],
-                **({"unknown_character_share": self._unknown_character_share(vocabulary)} if unknown else {}),
+                **({"unknown_character_share": self._unknown_characters(vocabulary)} if unknown else {}),
             },
             "counts": counts["splits"],
             "dropped": counts["rules"],
@@ -251,25 +256,22 @@ class Preparation:
         }
         names = (file.relative_to(corpus).as_posix() for file in files)
         write_manifest(corpus, content, dict(zip(names, described, strict=True)))
+        for hint in (
+            one_sentence_documents(self.config, counts["splits"]["train"]),
+            repeated_lines(_choose_units(self.units)),
+        ):
+            if hint:
+                say(hint)
         corpus.rename(self.directory)
         shutil.rmtree(work_folder(self.directory), ignore_errors=True)
 
-    def _unknown_character_share(self, vocabulary: Vocabulary) -> float:
-        """Share of the held-out text's characters that end in [UNK], of its beginning; warns where that is much."""
-        encoder, characters, unknown = Encoder(vocabulary.file), 0, Counter[str]()
+    def _unknown_characters(self, vocabulary: Vocabulary) -> float:
+        """Share of the held-out text's characters that become [UNK]."""
         documents = (unit.sentences_of(np.flatnonzero(held_out(unit.digests, self.config))) for unit in self.units)
-        for sentences in chain.from_iterable(documents):
-            characters += sum(map(len, sentences))
-            unknown.update(encoder.unknown_texts(sentences, vocabulary.special.unknown))
-            if characters >= UNKNOWN_SAMPLE:
-                break
-        share = sum(len(text) * count for text, count in unknown.items()) / max(characters, 1)
-        if share > UNKNOWN_WARNING:
-            examples = ", ".join(text[:20] for text, _ in unknown.most_common(5))
-            say(
-                f"Warning: {share:.1%} of the characters of the text become [UNK], for example {examples}; "
-                "a larger vocab_size, tokenizer_kind unigram or another tokenizer may fit the text better."
-            )
+        encoder = Encoder(vocabulary.file)
+        share, hint = unknown_characters(chain.from_iterable(documents), encoder, vocabulary.special.unknown)
+        if hint:
+            say(hint)
         return share
 
 

@@ -56,17 +56,17 @@ class UnitFiles:
         """What was dropped in reading."""
         return Counts.from_dict(read_json(self._read))
 
-    def sentences_of(self, documents: np.ndarray) -> Iterator[list[str]]:
-        """The sentences of some documents, a document at a time; `documents` holds their indices, ascending."""
-        wanted = iter(documents.tolist())
-        next_wanted = next(wanted, None)
+    def sentences_of(self, documents: np.ndarray | None = None) -> Iterator[list[str]]:
+        """The sentences of some documents or of all, a document at a time; `documents` has their indices, ascending."""
+        wanted = iter(range(len(self.digests)) if documents is None else documents.tolist())
+        following = next(wanted, None)
         with self.sentences.open(encoding="utf-8", newline="\n") as file:
-            for document, sentences in enumerate(_documents(file)):
-                if next_wanted is None:
+            for number, sentences in enumerate(_documents(file)):
+                if following is None:
                     return
-                if document == next_wanted:
+                if number == following:
                     yield sentences
-                    next_wanted = next(wanted, None)
+                    following = next(wanted, None)
 
     def read(self, config: CorpusConfig) -> None:
         """Read and clean the unit, and split it into sentences."""

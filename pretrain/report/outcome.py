@@ -122,6 +122,11 @@ class Outcome:
         return any(planned.narrow for planned in self.plan.stages) and not self.plan.stages[-1].narrow
 
     @property
+    def changed_layout(self) -> bool:
+        """Whether ranks or device changed between its sessions: then times of its stages do not compare."""
+        return len(self.devices) > 1 or len(self.ranks) > 1
+
+    @property
     def operations_saved(self) -> float | None:
         """Share of dense training's operations that the plan does without; None where there is nothing to compare."""
         return 1 - self.plan.flops / self.plan.dense_flops if self.plan.dense else None
@@ -180,6 +185,8 @@ def read_outcome(run_dir: Path) -> Outcome:
     stages = [stage_outcome(planned, lines) for planned in plan.stages]
     seconds, finished = clock(lines)[-1], is_finished(run_dir, len(stages))
     validations, spent = of_kind(lines, "validation"), sessions(lines)
+    devices, ranks = sorted({session.device for session in spent}), sorted({session.ranks for session in spent})
+    comparable = len(devices) == len(ranks) == 1
     return Outcome(
         run_dir=run_dir,
         plan=plan,
@@ -187,12 +194,12 @@ def read_outcome(run_dir: Path) -> Outcome:
         finished=finished,
         last_validation=validation(validations[-1]) if validations else None,
         unigram_cross_entropy=corpus.manifest["unigram_cross_entropy"],
-        devices=sorted({session.device for session in spent}),
-        ranks=sorted({session.ranks for session in spent}),
+        devices=devices,
+        ranks=ranks,
         seconds=seconds,
         accelerator_hours=accelerator_hours(spent),
         interruptions=interruptions(lines),
-        savings=savings(plan, stages, seconds if finished else None),
+        savings=savings(plan, stages, seconds if finished else None) if comparable else None,
     )
 
 

@@ -8,6 +8,7 @@ from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import Outcome, StageOutcome
+from earlybert.pretrain.report.summary import CHANGED_LAYOUT
 
 Outcomes = Mapping[str, Outcome]
 Attention = Mapping[str, AttentionMass]
@@ -214,7 +215,9 @@ def times(outcomes: Outcomes) -> str:
         ("time saved, the paper's protocol", lambda outcome: saved(outcome, "time_saved")),
         ("time saved, by the clock (dense estimated)", lambda outcome: saved(outcome, "by_the_clock")),
     ]
-    return table(outcomes, rows) + PROTOCOL + against_dense(outcomes)
+    changed = [name for name, outcome in outcomes.items() if outcome.changed_layout]
+    note = f"\n**{', '.join(changed)}**: time saved is not measured, for {CHANGED_LAYOUT}.\n" if changed else ""
+    return table(outcomes, rows) + note + PROTOCOL + against_dense(outcomes)
 
 
 PROTOCOL = """

@@ -6,6 +6,8 @@ from rich.table import Table
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.report.outcome import Outcome
 
+CHANGED_LAYOUT = "the number of ranks or the device changed, so that times of the stages do not compare"
+
 
 def print_summary(outcome: Outcome) -> None:
     """Sizes of the full and of the narrow network, steps, losses and what was saved."""
@@ -41,5 +43,7 @@ def print_summary(outcome: Outcome) -> None:
             )
     if savings is not None:
         print(f"time saved             {savings.time_saved:.1%} against dense training, all stages included")
+    elif outcome.changed_layout:
+        print(f"time saved             not measured: {CHANGED_LAYOUT}")
     print(f"run directory          {outcome.run_dir}")
     print(f"curves                 tensorboard --logdir {outcome.run_dir}/tensorboard")

@@ -181,6 +181,16 @@ def test_bad_line_in_a_late_stretch_has_its_number_in_the_file(tmp_path: Path, m
     assert len(work_units(config)) > 10 and len(failed) == 1 and "a.jsonl:71 is not JSON" in failed[0]
 
 
+@pytest.mark.parametrize("name", ["a [1].txt", "set[ab]/x*.txt", "set[ab]/x[1].txt", "*.txt", "what?.txt"])
+def test_names_come_before_patterns(name: str, tmp_path: Path) -> None:
+    """Names with characters that mean something in patterns; where no file has the name, it is a pattern."""
+    literal = tmp_path / name.replace("x*", "x1")
+    literal.parent.mkdir(exist_ok=True)
+    literal.write_text("This is the text of the file.")
+    (unit,) = work_units(text_config(tmp_path / name))
+    assert [fragment.path for fragment in unit.fragments] == [literal]
+
+
 def test_pattern_without_a_match_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file matches .*nothing-\*\.txt"):
         work_units(text_config(tmp_path / "nothing-*.txt"))

@@ -4,6 +4,7 @@ import itertools
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,3 +307,55 @@ def test_documents_are_held_out_by_their_digest_and_the_seed_alone() -> None:
     assert not np.array_equal(uniform(1, "another purpose", digests), draws[1])
     neighbours = np.stack([np.arange(20_000), np.zeros(20_000)], axis=1).astype(np.uint64)
     assert abs(uniform(1, "validation", neighbours).mean() - 0.5) < 5 * np.sqrt(1 / 12 / 20_000)
+
+
+def hints(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> list[str]:
+    """What the preparation of a text warns of."""
+    (tmp_path / "text.txt").write_text(text)
+    fields: dict[str, Any] = {"vocab_size": 300, "lengths": [32], "validation_fraction": 0.2} | options
+    prepare(CorpusConfig(source="text", files=[str(tmp_path / "text.txt")], **fields), tmp_path / "corpus")
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+
+
+@pytest.mark.parametrize(
+    ("objective", "sentences", "warns"), [("nsp", 1, True), ("nsp", 9, False), ("full-sentences", 1, False)]
+)
+def test_documents_of_one_sentence_are_named(
+    objective: str, sentences: int, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = (
+        " ".join(f"Number {document * 10 + line} says what it is." for line in range(sentences))
+        for document in range(60)
+    )
+    found = hints("\n\n".join(documents), tmp_path, capsys, objective=objective)
+    assert len(found) == warns and all("100% of the second segments are random" in hint for hint in found)
+
+
+@pytest.mark.parametrize(("lowercase", "warns"), [(True, True), (False, False)])
+def test_cased_vocabulary_used_uncased_is_named(
+    lowercase: bool, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789."
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    text = "\n\n".join(f"Here is text {number}. It has two sentences. And one more." for number in range(60))
+    found = hints(text, tmp_path, capsys, tokenizer=str(tmp_path / "vocab.txt"), lowercase=lowercase)
+    assert len(found) == warns and all("52 of the 131 tokens" in hint and "for example A" in hint for hint in found)
+
+
+@pytest.mark.parametrize(("repeats", "warns"), [(0, False), (1, False), (4, True)])
+def test_lines_that_repeat_are_named(
+    repeats: int, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 104 other sentences; a repeated document is dropped and does not count, short lines may repeat."""
+    line = "This article needs more references than it has."
+    documents = [
+        f"Document {number} has a long first sentence of its own. And a second one, {number}, that is long, too. Yes."
+        for number in range(10, 62)
+    ]
+    text = [*(f"{document} {line if number <= repeats else ''}" for number, document in enumerate(documents))]
+    found = hints("\n\n".join([*text, *text]), tmp_path, capsys)
+    assert len(found) == warns
+    if warns:
+        assert f"{repeats / (2 * len(documents) + repeats + 1):.1%} of the sentences" in found[0]
+        assert f'"{line[:40]}" ({repeats + 1} times)' in found[0]

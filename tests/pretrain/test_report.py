@@ -11,7 +11,9 @@ import pytest
 
 from earlybert.core import cli
 from earlybert.core.errors import UserError
+from earlybert.pretrain.report.outcome import read_outcome
 from earlybert.pretrain.report.report import write_report
+from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.report.timeline import accelerator_hours, clock, interruptions, read_lines, sessions
 from tests.pretrain.run_files import metrics
 
@@ -72,6 +74,29 @@ def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> N
         assert shown == {path.name for path in (tmp_path / folder).glob("*.png")} and len(shown) >= 5
         for path in (tmp_path / folder).iterdir():
             assert path.stat().st_size < 150_000, path
+
+
+@pytest.mark.parametrize(("change", "reported"), [({}, True), ({"ranks": 2}, False), ({"device": "Tesla V100"}, False)])
+def test_times_of_other_layouts_do_not_compare(
+    change: dict[str, object], reported: bool, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is interrupted after its search, and resumed on the same machine or on another one."""
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    start = json.loads(lines[0])
+    cut = next(number for number, line in enumerate(lines) if json.loads(line).get("stage") == "phase1")
+    alive = json.loads(lines[cut - 1])
+    again = start | change | {"time": alive["time"], "last_alive": alive["time"], "lost_steps": 0}
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:cut], json.dumps(again), *lines[cut:]]) + "\n")
+    write_report([run], tmp_path / "out")
+    content, text = (
+        json.loads((tmp_path / "out" / "report.json").read_text()),
+        (tmp_path / "out" / "report.md").read_text(),
+    )
+    assert ("time_saved" in content) is ("step_time_ratio" in content) is reported
+    assert ("time saved is not measured" in text) is not reported
+    print_summary(read_outcome(run))
+    assert ("time saved             not measured" in capsys.readouterr().out) is not reported
 
 
 def test_shares_of_attention_are_shares(finished_run: Path) -> None:

@@ -1,0 +1,86 @@
+"""What about a text or a vocabulary is worth a sentence to the user: known reasons for a network that learns little."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.steps.unit_files import UnitFiles
+from earlybert.data_prep.tokens.tokenizer import Encoder
+
+# How much of the text is looked at, in characters.
+SAMPLE = 10**6
+# More than these shares are worth a sentence.
+UNKNOWN, CAPITALS, RANDOM, REPEATED = 0.01, 0.01, 0.9, 0.01
+# Short sentences ("Yes, sir.") repeat in every language.
+LINE = 40
+EXAMPLE = 40
+
+
+def unknown_characters(
+    documents: Iterable[list[str]], encoder: Encoder, unknown_token: int
+) -> tuple[float, str | None]:
+    """Share of the characters of the first documents, given as sentences, that become [UNK]; and what to say of it."""
+    characters, unknown = 0, Counter[str]()
+    for sentences in documents:
+        characters += sum(map(len, sentences))
+        unknown.update(encoder.unknown_texts(sentences, unknown_token))
+        if characters >= SAMPLE:
+            break
+    share = sum(len(text) * count for text, count in unknown.items()) / max(characters, 1)
+    examples = ", ".join(text[:EXAMPLE] for text, _ in unknown.most_common(5))
+    hint = (
+        f"Warning: {share:.1%} of the characters become [UNK], for example {examples}; "
+        "a larger vocab_size, tokenizer_kind unigram or another tokenizer may fit the text better."
+    )
+    return share, hint if share > UNKNOWN else None
+
+
+def capitals_never_used(vocabulary: Path, *, lowercase: bool) -> str | None:
+    """Of a `vocab.txt` with capital letters that is used on lowercased text."""
+    if not lowercase or vocabulary.suffix != ".txt" or not vocabulary.is_file():
+        return None
+    tokens = vocabulary.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    # Special tokens are written in capitals everywhere.
+    capitals = [token for token in tokens if token != token.lower() and not token.startswith("[")]
+    if len(capitals) <= CAPITALS * len(tokens):
+        return None
+    return (
+        f"Warning: {len(capitals):,} of the {len(tokens):,} tokens of {vocabulary} have capital letters, for example "
+        f"{capitals[0]}, but lowercase is true, so they never occur; --lowercase false fits this vocabulary."
+    )
+
+
+def one_sentence_documents(config: CorpusConfig, training: Mapping[str, Any]) -> str | None:
+    """Of text in which a document seldom has a next sentence; `training` counts what is in that split."""
+    samples = sum(training["samples"].values())
+    share = sum(usage["labels"] for usage in training["usage"].values()) / samples
+    if config.objective != "nsp" or share <= RANDOM:
+        return None
+    return (
+        f"Warning: {share:.0%} of the second segments are random, because most documents are one sentence; next-"
+        "sentence prediction learns nothing from that: put what belongs together into one document, or take another "
+        "objective."
+    )
+
+
+def repeated_lines(units: Sequence[UnitFiles]) -> str | None:
+    """Of text in which whole sentences stand again and again, whole documents that repeat left out."""
+    counts, documents = Counter[str](), set[tuple[int, int]]()
+    for unit in units:
+        characters = 0
+        for digest, sentences in zip(map(tuple, unit.digests.tolist()), unit.sentences_of(), strict=True):
+            if digest not in documents and characters < SAMPLE:
+                counts.update(sentence for sentence in sentences if len(sentence) >= LINE)
+                characters += sum(map(len, sentences))
+            documents.add(digest)
+    repeated = counts.total() - len(counts)
+    if repeated <= REPEATED * counts.total():
+        return None
+    ((sentence, times),) = counts.most_common(1)
+    return (
+        f"Warning: {repeated / counts.total():.1%} of the sentences of {LINE} characters or more repeat earlier ones, "
+        f'for example "{sentence[:EXAMPLE]}" ({times:,} times); networks learn such text by heart first, and the loss '
+        "of masked tokens stays near 7 for long: take repeated lines out of the text."
+    )
