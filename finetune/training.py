@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from earlybert.core.devices import device_type
 from earlybert.core.distributed import rank, world_size
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
+from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.text import Features, learnt, with_nothing_to_learn
@@ -248,7 +248,7 @@ def _arguments(settings: TaskSettings, run: TrainerRun) -> TrainingArguments:
         use_cpu=work.device.type == "cpu",
         save_strategy="steps",
         save_steps=settings.save_every,
-        save_total_limit=1,
+        save_total_limit=KEPT,
         restore_callback_states_from_checkpoint=True,
         logging_steps=10,
         remove_unused_columns=False,
@@ -274,7 +274,7 @@ def make_trainer(
 ) -> TimedTrainer:
     """The Trainer of one run; the recorder takes the coefficients of a searching network."""
     total = run.stop_after or updates(len(rows), settings, run.epochs)
-    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total)]
+    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total), CloseCheckpoints()]
     if rank() == 0:
         callbacks.append(TensorBoardCallback(SummaryWriter(str(run.curves))))
     if run.stop_after:
@@ -296,8 +296,9 @@ def make_trainer(
 
 
 def train(trainer: TimedTrainer) -> Cost:
-    """Trains to the run's end, from its newest complete checkpoint where there is one."""
-    newest, state = _newest_checkpoint(Path(str(trainer.args.output_dir)))
+    """Trains to the run's end, from its newest whole checkpoint where there is one."""
+    newest = newest_checkpoint(Path(str(trainer.args.output_dir)))
+    state = read_json(newest / "trainer_state.json") if newest else {}
     if newest and state["global_step"] == trainer.total:
         # Only what comes after the last update is missing, and the Trainer would make another update.
         trainer.model.load_state_dict(load_file(newest / "model.safetensors"))  # type: ignore[union-attr]
@@ -305,15 +306,6 @@ def train(trainer: TimedTrainer) -> Cost:
     else:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return trainer.clock.cost()
-
-
-def _newest_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest checkpoint that is complete, and the Trainer's state in it."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]), reverse=True):
-        # The state is written last.
-        with suppress(UserError):
-            return checkpoint, read_json(checkpoint / "trainer_state.json")
-    return None, {}
 
 
 def predictions(trainer: Trainer, rows: list[Features]) -> tuple[NDArray[np.float32], ...]:

@@ -108,7 +108,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--batch-size", "8", "--micro-batch", "3"], "micro_batch is 3; it must divide the 8 sequences"),
         (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
         (["--precision", "fp16"], "precision is fp16"),
-        (["--data", "nowhere"], "--data is nowhere, which is no folder"),
+        (["--data", "nowhere"], "--data is nowhere, which is not a folder"),
         (["--model", "nowhere"], "--model is 'nowhere', which is no run and no folder; as a model of the hub"),
     ],
 )
@@ -154,7 +154,7 @@ def test_bad_files_are_one_sentence(
     assert "test.tsv:1: has no column 'sentence'" in refused(bert, tmp_path / "untested", "--predict", "true")
     (tmp_path / "out").write_text("")
     given = ["--model", str(bert), "--data", str(data), "--out", str(tmp_path / "out"), "--task", "SST-2", *SMALL]
-    assert "/out, which is no folder" in refusal(monkeypatch, capsys, *given)
+    assert "/out, which is not a folder" in refusal(monkeypatch, capsys, *given)
 
 
 def test_one_folder_is_for_one_setting(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertTokenizer, DataCollatorWithPadding, TrainingArguments
+from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
@@ -35,7 +36,7 @@ def settings(task: str = "SST-2", **changes: Any) -> TaskSettings:
     return Settings(**(fields | changes)).for_task(TASKS[task].defaults)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task(bert: Path, data: Path) -> SentenceData:
     return SentenceData(GLUE["SST-2"], data / "SST-2", open_pretrained(str(bert)).tokenizer, 48)
 
@@ -308,7 +309,9 @@ def test_random_tickets_come_from_their_seed(bert: Path) -> None:
     assert first.realised == other.realised == {"heads": 3, "neurons": 77}
 
 
-def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: SentenceData, tmp_path: Path) -> None:
+def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(
+    bert: Path, task: SentenceData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     used = settings(batch_size=16, save_every=2, dropout=0.1)
     whole = run_trainer(bert, task, a_run(tmp_path / "whole"), used)
     assert train(whole).steps == 6
@@ -331,9 +334,68 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(bert: Path, task: Se
     (folder / "trainer_state.json").write_text('{"global_step": 6')
     resumed = run_trainer(bert, task, a_run(tmp_path / "cut"), used)
     assert train(resumed).steps == 6
+    assert f"{folder / 'files.json'} is missing" in capsys.readouterr().err
+    same_weights(whole, resumed)
+
+
+def same_weights(whole: Trainer, resumed: Trainer) -> None:
     assert whole.model is not None and resumed.model is not None
     for (name, value), (_, other) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(value, other), name
+
+
+CHECKPOINT = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+
+@pytest.fixture(scope="module")
+def six_updates(bert: Path, task: SentenceData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
+    """A finished stage with its checkpoints after updates 4 and 6, and a folder that somebody copied."""
+    folder = tmp_path_factory.mktemp("six")
+    whole = run_trainer(bert, task, a_run(folder), settings(batch_size=16, save_every=2, dropout=0.1))
+    train(whole)
+    checkpoints = folder / "checkpoints" / "training"
+    shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-150-copy")
+    return folder, whole
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+@pytest.mark.parametrize("harm", ["truncated", "missing", "one bit"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    name: str,
+    harm: str,
+    six_updates: tuple[Path, Trainer],
+    bert: Path,
+    task: SentenceData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, whole = six_updates
+    shutil.copytree(folder, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "training" / "checkpoint-6" / name
+    content = bytearray(damaged.read_bytes())
+    damaged.unlink()
+    if harm == "truncated":
+        damaged.write_bytes(content[: len(content) // 2])
+    elif harm == "one bit":
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+    resumed = run_trainer(bert, task, a_run(tmp_path / "run"), settings(batch_size=16, save_every=2, dropout=0.1))
+    assert train(resumed).steps == 6
+    same_weights(whole, resumed)
+    said = [line for line in capsys.readouterr().err.splitlines() if "resuming from the checkpoint before it" in line]
+    assert len(said) == 1 and said[0].startswith(f"{damaged} is {'missing' if harm == 'missing' else 'damaged'}")
+
+
+def test_a_stage_without_a_whole_checkpoint_begins_again(
+    six_updates: tuple[Path, Trainer], bert: Path, task: SentenceData, tmp_path: Path
+) -> None:
+    folder, whole = six_updates
+    shutil.copytree(folder, tmp_path / "run")
+    for file in (tmp_path / "run").rglob("optimizer.pt"):
+        file.unlink()
+    resumed = run_trainer(bert, task, a_run(tmp_path / "run"), settings(batch_size=16, save_every=2, dropout=0.1))
+    assert train(resumed).steps == 6
+    same_weights(whole, resumed)
 
 
 def test_a_stage_that_ended_is_not_trained_on(bert: Path, task: SentenceData, tmp_path: Path) -> None:
