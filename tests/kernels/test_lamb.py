@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from earlybert.kernels import extension
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from tests.kernels import emulated
@@ -143,17 +145,50 @@ def test_nvlamb_adapts_tensors_without_decay() -> None:
         assert ("bias" in optimizer.trust_ratios()) == nvlamb
 
 
-def test_ratio_of_a_large_fp32_tensor() -> None:
-    """torch's own fp32 norm is off by 1e-5 and more for this many elements on a CPU."""
+def test_ratios_of_fp32_tensors_of_all_sizes() -> None:
+    """torch's own fp32 norm is off by 1e-5 and more for as many elements as the largest has on a CPU."""
     generator = torch.Generator().manual_seed(0)
-    weight = nn.Parameter(torch.randn(1500, 2000, generator=generator))
-    weight.grad = torch.randn(weight.shape, generator=generator)
-    expected = nn.Parameter(weight.detach().double())
-    expected.grad = weight.grad.double()
-    optimizer, textbook = Lamb([weight], lr=0.01), LambReference([expected], lr=0.01)
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(3,), (1500, 2000), (70, 1000)]]
+    expected = [nn.Parameter(parameter.detach().double()) for parameter in parameters]
+    for parameter, exact in zip(parameters, expected, strict=True):
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        exact.grad = parameter.grad.double()
+    optimizer, textbook = Lamb(parameters, lr=0.01), LambReference(expected, lr=0.01)
     optimizer.step()
     textbook.step()
-    assert optimizer.trust_ratios() == {"0.0": pytest.approx(textbook.ratios[expected][0], rel=1e-6)}
+    ratios = {f"0.{place}": textbook.ratios[exact][0] for place, exact in enumerate(expected)}
+    assert_same_ratios(optimizer.trust_ratios(), ratios, relative=1e-6)
+
+
+def test_tensors_that_take_turns() -> None:
+    """As heads of several tasks do: as many tensors as before, and the first is the same, but not the second."""
+    generator = torch.Generator().manual_seed(1)
+    parameters = [nn.Parameter(torch.randn(3, 4, generator=generator, dtype=torch.float64)) for _ in range(3)]
+    expected = copy.deepcopy(parameters)
+    optimizer, textbook = Lamb(parameters, lr=0.01), LambReference(expected, lr=0.01)
+    for turn in ((0, 1, 2), (0, 1), (2,), (0, 2)):
+        for place, (parameter, exact) in enumerate(zip(parameters, expected, strict=True)):
+            gradient = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+            parameter.grad = exact.grad = gradient if place in turn else None
+        optimizer.step()
+        textbook.step()
+    for parameter, exact in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter, exact, rtol=0, atol=1e-12)
+
+
+def test_a_gradient_that_kernels_cannot_read_is_stepped_on_without_them(operators: torch.library.Library) -> None:
+    """Emulated: contiguous, then transposed, then contiguous again."""
+    parameter = nn.Parameter(torch.arange(1.0, 7).view(2, 3))
+    expected = nn.Parameter(parameter.detach().double())
+    optimizer, textbook = Lamb([parameter], lr=0.01), LambReference([expected], lr=0.01)
+    with mock.patch.object(extension, "operators_for", lambda tensor: tensor.dtype == torch.float32):
+        for step in range(3):
+            gradient = parameter.detach().sin() + step
+            parameter.grad = gradient.t().contiguous().t() if step == 1 else gradient
+            expected.grad = gradient.double()
+            optimizer.step()
+            textbook.step()
+    torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=PARITY)
 
 
 def test_transposed_parameter() -> None:

@@ -128,4 +128,5 @@ def test_a_name_that_says_nothing_is_refused() -> None:
 
 def test_depth_is_that_of_the_highest_layer() -> None:
     assert depth_of(parameter_shapes(small_config(num_hidden_layers=11))) == 11
+    assert depth_of(["layers.4.attention.qkv.bias", "layers.2.attention.qkv.bias"]) == 5
     assert depth_of(parameter_shapes(NetworkConfig())) == EarlyBertConfig().num_hidden_layers

@@ -102,6 +102,16 @@ def test_identity_layers_change_nothing(before: int, depths: list[int]) -> None:
     assert torch.count_nonzero(grown[f"layers.{layers - 1}.attention.qkv.weight"])
 
 
+def test_a_search_over_identity_layers_begins_with_coefficients_of_one() -> None:
+    """Of 0, the new layers' weights and coefficients would hold each other at zero: neither had a gradient."""
+    deep = small_config(num_hidden_layers=6, searching=True)
+    fresh = identity_layers(initial_weights(deep, seed=1), 3)
+    grown = stack_weights(random_weights(small_config()), fresh, "identity")
+    assert grown.keys() == parameter_shapes(deep).keys()
+    coefficients = [tensor for name, tensor in grown.items() if name.endswith("coefficients")]
+    assert len(coefficients) == 12 and all((tensor == 1).all() for tensor in coefficients)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_cutting_then_stacking_is_stacking_then_cutting(order: Copy) -> None:
     shallow, deep = small_config(), small_config(num_hidden_layers=6)

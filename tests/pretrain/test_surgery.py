@@ -234,6 +234,17 @@ def test_moments_of_a_dead_unit_start_from_zero() -> None:
     assert not baked["layers.0.feed_forward.output.weight"][:, 5].any()
 
 
+def test_moments_of_a_nearly_dead_unit_start_from_zero() -> None:
+    """Divided by 0.0005 they would be steps of other units two thousand times over; by 0.002 they are kept."""
+    _, weights = searched_network()
+    weights["layers.2.feed_forward.output.coefficients"][:3] = torch.tensor([5e-4, 2e-3, -2e-3])
+    ones = {name: torch.ones_like(tensor) for name, tensor in weights.items()}
+    _, moments = bake_coefficients(weights, {"exp_avg": ones, "exp_avg_sq": ones})
+    for kind, expected in (("exp_avg", [0.0, 500.0, -500.0]), ("exp_avg_sq", [0.0, 25e4, 25e4])):
+        found = moments[kind]["layers.2.feed_forward.output.weight"][:, :3]
+        torch.testing.assert_close(found, torch.tensor(expected).expand(32, 3))
+
+
 @pytest.mark.parametrize("next_sentence", [True, False])
 def test_bert_form_round_trip(next_sentence: bool) -> None:
     config = small_config(losses=("masked", "next_sentence")[: 1 + next_sentence])
