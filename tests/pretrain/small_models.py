@@ -75,10 +75,13 @@ class PlainEngine:
 
 
 def gradients_of_step(
-    model: PreTrainingNetwork, batches: list[Batch], search: SearchConfig | None = None
+    model: PreTrainingNetwork, batches: list[Batch], search: SearchConfig | None = None, work: Work | None = None
 ) -> dict[str, Tensor]:
-    """What the training loop's step leaves in every parameter that has a gradient; the batches are of all ranks."""
-    work = Work.total(Work.of(batch) for batch in batches if batch.weight)
+    """What the training loop's step leaves in every parameter that has a gradient.
+
+    The batches are of all ranks, unless `work` says what the global batch is of which they are a rank's.
+    """
+    work = work or Work.total(Work.of(batch) for batch in batches if batch.weight)
     model.zero_grad()
     forward_and_backward(PlainEngine(model, len(batches)), batches, work, range(len(batches)), search)
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM, BertForNextSentencePrediction, BertFor
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.bert_format import bert_class, from_bert, to_bert
-from earlybert.pretrain.network.losses.part import LossPart
+from earlybert.pretrain.network.losses.part import LossPart, classification_score
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS, corpus_losses, loss_parts
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.work import Work
@@ -32,6 +32,16 @@ def test_a_network_of_zeros_guesses() -> None:
     for part in network.parts:
         assert means[f"{part.name}_loss"] == pytest.approx(part.guessing(config), rel=1e-12)
     assert means["loss"] == pytest.approx(math.log(101) + math.log(2), rel=1e-12)
+
+
+def test_a_sequences_loss_is_fp32_under_bf16() -> None:
+    """Of the rounded scores themselves: no rounding comes after them, and many losses add up."""
+    generator = torch.Generator().manual_seed(2)
+    logits_BC = (4 * torch.randn(300, 2, generator=generator)).bfloat16()
+    labels_B = torch.randint(2, (300,), generator=generator)
+    score = classification_score(logits_BC, labels_B)
+    expected = nn.functional.cross_entropy(logits_BC.double(), labels_B, reduction="sum")
+    assert score.loss.dtype == torch.float32 and float(score.loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("part", LOSS_PARTS, ids=lambda part: part.name)

@@ -1,15 +1,30 @@
-"""The L1 term reaches the gradient once per step, whatever the accumulation and the number of ranks."""
+"""A step's loss, L1 term and dropout, whatever the accumulation and the number of ranks."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.plan.recipe import SearchConfig
-from tests.pretrain.small_models import batch_of, gradients_of_step, small_config
+from earlybert.pretrain.network.work import Work
+from earlybert.pretrain.plan.recipe import Recipe, SearchConfig, load_recipe, recipe_path
+from earlybert.pretrain.plan.stages import Stage, build_stages
+from earlybert.pretrain.train.batches import StepBatches
+from earlybert.pretrain.train.objective import mean_scores
+from earlybert.pretrain.train.step import compute_step, validate
+from tests.pretrain.small_models import (
+    PlainEngine,
+    batch_of,
+    build,
+    gradients_of_step,
+    random_weights,
+    small_config,
+)
 
 SEARCH = SearchConfig(lambda_heads=3e-4, lambda_neurons=1e-4)
 
@@ -18,8 +33,8 @@ def made_up_batch(seed: int, weight: float = 1.0) -> Batch:
     return dataclasses.replace(batch_of((12, 12, 12), seed), weight=weight)
 
 
-def gradients(batches: list[Batch], *, with_penalty: bool) -> dict[str, torch.Tensor]:
-    """Gradient of one step as the loop forms it."""
+def gradients(batches: list[Batch], *, with_penalty: bool, work: Work | None = None) -> dict[str, Tensor]:
+    """Gradient of one step as the loop forms it; `work` is the global batch's where the batches are one rank's."""
     config = small_config(searching=True)
     model = PreTrainingNetwork(config)
     weights = initial_weights(config, seed=4)
@@ -27,12 +42,13 @@ def gradients(batches: list[Batch], *, with_penalty: bool) -> dict[str, torch.Te
         if name.endswith("coefficients"):
             tensor[::3] *= -1.0
     model.load_state_dict(weights)
-    return gradients_of_step(model, batches, SEARCH if with_penalty else None)
+    return gradients_of_step(model, batches, SEARCH if with_penalty else None, work)
 
 
-@pytest.mark.parametrize("shares", [1, 3, 8])
-def test_l1_gradient_is_lambda_times_sign(shares: int) -> None:
-    batches = [made_up_batch(seed) for seed in range(shares)]
+@pytest.mark.parametrize("weights", [(1.0,), (1.0,) * 3, (1.0,) * 8, (1.0, 0.0)], ids=str)
+def test_l1_gradient_is_lambda_times_sign(weights: tuple[float, ...]) -> None:
+    """A stand-in carries its share, too."""
+    batches = [made_up_batch(seed, weight) for seed, weight in enumerate(weights)]
     plain, penalised = gradients(batches, with_penalty=False), gradients(batches, with_penalty=True)
     for name, gradient in penalised.items():
         difference = gradient - plain[name]
@@ -52,3 +68,82 @@ def test_a_stand_in_batch_changes_no_gradient() -> None:
     accompanied = gradients([*batches, made_up_batch(9, weight=0.0)], with_penalty=False)
     for name, gradient in alone.items():
         torch.testing.assert_close(accompanied[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+class RecordingEngine(PlainEngine):
+    """Takes no step; keeps the losses that it was given."""
+
+    def __init__(self, model: PreTrainingNetwork, micro_batches: int) -> None:
+        super().__init__(model, micro_batches)
+        self.engine, self.losses = model, list[float]()
+
+    def backward_and_step(self, loss: Tensor) -> None:
+        self.losses.append(float(loss.detach()))
+        super().backward_and_step(loss)
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    """What all ranks add up is, here, this rank's numbers as often as there are ranks."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(world_size))
+
+
+def stage_engine(dropout: float = 0.0) -> Any:
+    """For what wants the whole of DeepSpeed's engine, but uses only this; two micro-batches a step."""
+    config = small_config(searching=True, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return RecordingEngine(build(config, random_weights(config)), 2)
+
+
+def step_batches(*seeds: int) -> StepBatches:
+    batches = [made_up_batch(seed) for seed in seeds]
+    return StepBatches(40, batches, [[]] * len(batches), Work.total(map(Work.of, batches)))
+
+
+def searching_stage() -> tuple[Stage, Recipe]:
+    recipe = dataclasses.replace(load_recipe(recipe_path("quickstart"), []), search=SEARCH)
+    stage = build_stages(recipe)[0]
+    assert stage.searching
+    return stage, recipe
+
+
+def test_two_ranks_take_the_step_of_one_with_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed averages the ranks' gradients; the L1 term is in the average once."""
+    batches = [made_up_batch(seed) for seed in range(4)]
+    expected = gradients(batches, with_penalty=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    work = Work.total(map(Work.of, batches))
+    ranks = [gradients(own, with_penalty=True, work=work) for own in (batches[:2], batches[2:])]
+    for name, gradient in expected.items():
+        torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_logged_is_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with the same batches have the means of one, of twice as much work."""
+    stage, recipe = searching_stage()
+    found = []
+    for world_size in (1, 2):
+        as_rank(monkeypatch, 0, world_size)
+        engine = stage_engine()
+        sums, l1, work = compute_step(engine, step_batches(1, 2), stage, recipe)
+        trained = mean_scores(sums, loss_parts(engine.config.losses), work)
+        found.append((trained, l1, validate(engine, step_batches(1, 2)), work.sequences))
+    assert found[1][:3] == found[0][:3] and (found[0][3], found[1][3]) == (6, 12)
+    norms = {"attention": 0.0, "feed_forward": 0.0}
+    for name, tensor in random_weights(small_config(searching=True)).items():
+        if name.endswith("coefficients"):
+            norms[name.split(".")[2]] += float(tensor.abs().sum())
+    strengths = {"attention": SEARCH.lambda_heads, "feed_forward": SEARCH.lambda_neurons}
+    assert found[0][1] == pytest.approx(sum(strengths[part] * norm for part, norm in norms.items()))
+
+
+def test_micro_batches_and_ranks_have_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sequences twice in a step, on two ranks, and once more on the first."""
+    stage, recipe = searching_stage()
+    losses = []
+    for rank in (0, 1, 0):
+        as_rank(monkeypatch, rank, 2)
+        engine = stage_engine(dropout=0.1)
+        compute_step(engine, step_batches(1, 1), stage, recipe)
+        losses.append(engine.losses)
+    assert len({*losses[0], *losses[1]}) == 4 and losses[2] == losses[0]
