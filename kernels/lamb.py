@@ -18,8 +18,8 @@ once, which an optimizer never sees under ZeRO: set DeepSpeed's `gradient_clippi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from earlybert.kernels.lamb_step import LambStep, Rates, Stretch, Tensors, lamb_step, to_device
 from earlybert.kernels.partition import (
+    MOMENTS,
     Partition,
     Piece,
     partition_layout,
@@ -39,47 +40,40 @@ from earlybert.kernels.partition import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Units:
-    """What has a trust ratio of its own in one flat tensor (a parameter, or one of its row blocks): all names, and the
-    stretches that this rank holds, each with the unit that it is of."""
-
-    names: list[str]
-    stretches: list[tuple[int, Stretch]]
-    process_group: torch.distributed.ProcessGroup | None
-
-
 @dataclass(eq=False)
-class _Table:
+class Table:
     """What never changes about the steps on some tensors: U units in them, of P stretches that are here.
 
-    `stretch_U` is the stretch of each unit, P for those of which nothing is here, and `unit_P` the unit of each
-    stretch; both are on the tensors' device, and None where stretches and units are the same.
+    A unit is what has a trust ratio of its own: a parameter, or one of its row blocks. `stretch_U` is the stretch of
+    each unit, P for those of which nothing is here, and `unit_P` the unit of each stretch; both are on the tensors'
+    device, and None where stretches and units are the same.
     """
 
     flats: list[Tensor]
-    names: list[str]
+    units: list[Piece]
     stretches: list[Stretch]
     stretch_U: Tensor | None
     unit_P: Tensor | None
     process_group: torch.distributed.ProcessGroup | None
     step: LambStep | None = None
 
+    def gradients(self) -> list[Tensor]:
+        """Of the tensors; zeros where there is none."""
+        return [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in self.flats]
+
     @staticmethod
-    def of(flats: list[Tensor], units: list[_Units]) -> _Table:
-        names: list[str] = []
-        stretches: list[Stretch] = []
-        owners: list[int] = []
-        for position, unit in enumerate(units):
-            owners += [len(names) + number for number, _ in unit.stretches]
-            stretches += [replace(stretch, tensor=position) for _, stretch in unit.stretches]
-            names += unit.names
+    def of(flats: list[Tensor], partitions: list[Partition]) -> Table:
+        """Of tensors and what each of them holds, in row blocks."""
+        units = [unit for partition in partitions for unit in partition.pieces]
+        positions = [position for position, partition in enumerate(partitions) for _ in partition.pieces]
+        owners = [number for number, unit in enumerate(units) if unit.numel]
+        stretches = [Stretch(positions[owner], units[owner].flat_start, units[owner].numel) for owner in owners]
         # A group's tensors are either all spread over the same ranks or all whole.
-        table = _Table(flats, names, stretches, None, None, units[0].process_group)
-        if owners != list(range(len(names))):
+        table = Table(flats, units, stretches, None, None, partitions[0].process_group)
+        if len(owners) < len(units):
             unit_P, device = torch.tensor(owners, dtype=torch.int64), flats[0].device
             # A unit has at most one stretch here.
-            stretch_U = torch.full((len(names),), len(owners)).index_copy_(0, unit_P, torch.arange(len(owners)))
+            stretch_U = torch.full((len(units),), len(owners)).index_copy_(0, unit_P, torch.arange(len(owners)))
             table.stretch_U, table.unit_P = to_device(stretch_U, device), to_device(unit_P, device)
         return table
 
@@ -142,8 +136,8 @@ class Lamb(torch.optim.Optimizer):
             shape = getattr(parameter, "ds_shape", parameter.shape)
             if not shape or blocks < 1 or shape[0] % blocks:
                 raise ValueError(f"row_blocks: {blocks} equal row blocks do not fit a parameter of {tuple(shape)}.")
-        self._bound: dict[Tensor, _Units] = {}
-        self._tables: dict[Tensor, _Table] = {}
+        self._bound: dict[Tensor, Partition] = {}
+        self._tables: dict[Tensor, Table] = {}
         self._trust_ratios: dict[str, tuple[Tensor, int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,10 +152,14 @@ class Lamb(torch.optim.Optimizer):
         step 0. Returns the layout. Raises ValueError when DeepSpeed wraps the optimizer in a class not known here.
         """
         layout = partition_layout(engine)
-        self._bound = {partition.flat: self._units(partition) for partition in layout}
+        self._bound = {partition.flat: partition.in_row_blocks(self._row_blocks) for partition in layout}
         self._tables, self._trust_ratios = {}, {}
-        start_state(engine, layout)
+        start_state(engine, layout, self._moments_of)
         return layout
+
+    def _moments_of(self, parameter: nn.Parameter) -> Sequence[str]:
+        """What state a parameter has beside its step count."""
+        return MOMENTS
 
     @property
     def step_count(self) -> int:
@@ -198,11 +196,15 @@ class Lamb(torch.optim.Optimizer):
             for flat in self._present(group):
                 by_count.setdefault(float(self.state[flat]["step"]), []).append(flat)
             for count, flats in by_count.items():
+                for flat in flats:
+                    # A new tensor each time: DeepSpeed's universal checkpoints load one object into several states.
+                    self.state[flat]["step"] = self.state[flat]["step"] + 1
                 self._step_group(group, self._table(group_index, group, flats), count + 1)
         return loss
 
     def _present(self, group: dict[str, Any]) -> Iterator[Tensor]:
         """The group's tensors that take part in this step."""
+        name = type(self).__name__
         for flat in group["params"]:
             if flat in self._bound:
                 # Takes part even without a gradient on this rank: the others wait for it in the collective.
@@ -211,59 +213,37 @@ class Lamb(torch.optim.Optimizer):
                 # DeepSpeed's masters before `bind`. FP16_UnfusedOptimizer's constructor steps on them with zero
                 # gradients; anything else would train with the wrong ratios.
                 if flat.grad is not None and flat.grad.any():
-                    raise RuntimeError("Lamb steps on DeepSpeed's masters: call bind(engine) after initialize.")
+                    raise RuntimeError(f"{name} steps on DeepSpeed's masters: call bind(engine) after initialize.")
             elif flat.grad is not None:
                 if flat.grad.is_sparse:
-                    raise RuntimeError("Lamb needs dense gradients: make the embedding with sparse=False.")
+                    raise RuntimeError(f"{name} needs dense gradients: make the embedding with sparse=False.")
                 if not self.state[flat]:
-                    self.state[flat].update(zero_moments(flat))
+                    self.state[flat].update(zero_moments(flat, self._moments_of(flat)))
                 yield flat
 
-    def _table(self, group_index: int, group: dict[str, Any], flats: list[Tensor]) -> _Table:
+    def _table(self, group_index: int, group: dict[str, Any], flats: list[Tensor]) -> Table:
         """The table of these tensors of a group, made once."""
         table = self._tables.get(flats[0])
         if table is None or list(map(id, table.flats)) != list(map(id, flats)):
             names = group.get("param_names") or [f"{group_index}.{place}" for place in range(len(group["params"]))]
             whole = {
-                parameter: Partition(
-                    parameter, (Piece(name, parameter, parameter.shape, 0, 0, parameter.numel()),), None
-                )
+                parameter: Partition.whole(name, parameter, parameter).in_row_blocks(self._row_blocks)
                 for name, parameter in zip(names, group["params"], strict=True)
             }
-            units = [self._bound[flat] if flat in self._bound else self._units(whole[flat]) for flat in flats]
-            table = self._tables[flats[0]] = _Table.of(flats, units)
+            partitions = [self._bound[flat] if flat in self._bound else whole[flat] for flat in flats]
+            table = self._tables[flats[0]] = Table.of(flats, partitions)
         return table
 
-    def _units(self, partition: Partition) -> _Units:
-        """Cut the pieces of a partition at the borders of the row blocks."""
-        names: list[str] = []
-        stretches: list[tuple[int, Stretch]] = []
-        for piece in partition.pieces:
-            blocks = self._row_blocks.get(piece.parameter, 1)
-            block_numel = piece.shape.numel() // blocks
-            piece_end = piece.parameter_start + piece.numel
-            for block in range(blocks):
-                start = max(piece.parameter_start, block * block_numel)
-                end = min(piece_end, (block + 1) * block_numel)
-                if start < end:
-                    flat_start = piece.flat_start + start - piece.parameter_start
-                    stretches.append((len(names), Stretch(0, flat_start, end - start)))
-                names.append(f"{piece.name}[{block}]" if blocks > 1 else piece.name)
-        return _Units(names, stretches, partition.process_group)
-
-    def _step_group(self, group: dict[str, Any], table: _Table, count: float) -> None:
-        states = [self.state[flat] for flat in table.flats]
-        for state in states:
-            # A new tensor each time: DeepSpeed's universal checkpoints load one tensor object into several states.
-            state["step"] = state["step"] + 1
+    def _step_group(self, group: dict[str, Any], table: Table, count: float) -> None:
+        """A step on a table's tensors, their number `count`, from 1."""
         device, stretches = table.flats[0].device, len(table.stretches)
         if not stretches:
             squares_2P = torch.zeros(2, 0, dtype=torch.float64, device=device)
         else:
             # Padding belongs to no stretch and is left alone: under ZeRO-3 it may hold anything.
             weights = [flat.detach() for flat in table.flats]
-            gradients = [torch.zeros_like(flat) if flat.grad is None else flat.grad for flat in table.flats]
-            moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+            gradients = table.gradients()
+            moments = ([self.state[flat][moment] for flat in table.flats] for moment in MOMENTS)
             tensors = Tensors(weights, gradients, *moments)
             table.step = lamb_step(table.stretches, tensors, before=table.step)
             names = ("betas", "eps", "weight_decay", "bias_correction")
@@ -275,7 +255,7 @@ class Lamb(torch.optim.Optimizer):
         if table.step:
             table.step.apply(factors_P)
 
-    def _ratios(self, group: dict[str, Any], table: _Table, squares_2P: Tensor) -> Tensor:
+    def _ratios(self, group: dict[str, Any], table: Table, squares_2P: Tensor) -> Tensor:
         """Trust ratio of each of P stretches, from the squared norms of weights and updates of the parts held here."""
         squares_2U = squares_2P
         if table.stretch_U is not None:
@@ -287,5 +267,5 @@ class Lamb(torch.optim.Optimizer):
         ratios_U = torch.where(usable_U, weight_norms_U / update_norms_U, 1.0)
         if group["max_trust_ratio"] is not None:
             ratios_U.clamp_(max=group["max_trust_ratio"])
-        self._trust_ratios.update({name: (ratios_U, number) for number, name in enumerate(table.names)})
+        self._trust_ratios.update({unit.name: (ratios_U, number) for number, unit in enumerate(table.units)})
         return ratios_U if table.unit_P is None else ratios_U.index_select(0, table.unit_P)

@@ -17,8 +17,8 @@ Shape suffixes: K tensors of one layout, N elements of one parameter. Dots stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+# The state of Adam-like optimizers, each like the parameter.
+MOMENTS = ("exp_avg", "exp_avg_sq")
 # Elements per collective of a gather: larger ones leave more free memory behind, smaller ones take longer.
 _CHUNK = 1 << 18
 
@@ -53,6 +55,20 @@ class Piece:
         """The stretch as a view (numel,) of the parameter's full tensor (...)."""
         return full.view(-1)[self.parameter_start : self.parameter_start + self.numel]
 
+    def row_blocks(self, blocks: int) -> list[Piece]:
+        """The parameter as so many equal blocks of rows, called `name[i]`, each with what is here of it."""
+        if blocks == 1:
+            return [self]
+        shape = torch.Size((self.shape[0] // blocks, *self.shape[1:]))
+        return [self._row_block(index, shape) for index in range(blocks)]
+
+    def _row_block(self, index: int, shape: torch.Size) -> Piece:
+        begin = index * shape.numel()
+        start = max(self.parameter_start, begin)
+        numel = min(self.parameter_start + self.numel, begin + shape.numel()) - start
+        place = (self.flat_start + start - self.parameter_start, start - begin, numel) if numel > 0 else (0, 0, 0)
+        return Piece(f"{self.name}[{index}]", self.parameter, shape, *place)
+
 
 @dataclass(frozen=True, eq=False)
 class Partition:
@@ -65,6 +81,16 @@ class Partition:
     flat: Tensor
     pieces: tuple[Piece, ...]
     process_group: ProcessGroup | None
+
+    @staticmethod
+    def whole(name: str, parameter: nn.Parameter, flat: Tensor) -> Partition:
+        """Of a parameter that is not cut at all; `flat` is what the optimizer steps on."""
+        return Partition(flat, (Piece(name, parameter, parameter.shape, 0, 0, parameter.numel()),), process_group=None)
+
+    def in_row_blocks(self, blocks: Mapping[nn.Parameter, int]) -> Partition:
+        """The same, with the parameters that consist of several equal blocks of rows cut into these."""
+        pieces = (block for piece in self.pieces for block in piece.row_blocks(blocks.get(piece.parameter, 1)))
+        return replace(self, pieces=tuple(pieces))
 
     def gather(self, piece: Piece, tensors: Sequence[Tensor], destination: int | None = None) -> Tensor | None:
         """Full values of one parameter, from K tensors laid out like `flat`, bit for bit.
@@ -124,23 +150,29 @@ def partition_layout(engine: Any) -> list[Partition]:
     match _wrapper_kind(engine):
         case "whole fp32":
             parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-            return [
-                _whole_partition(names, parameter, parameter) for parameter in parameters if parameter.requires_grad
-            ]
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            return [Partition.whole(names[parameter], parameter, parameter) for parameter in trained]
         case "FP16_UnfusedOptimizer":
             parameters = [parameter for group in engine.optimizer.fp16_groups for parameter in group]
             masters = [master for group in engine.optimizer.fp32_groups for master in group]
-            return [_whole_partition(names, *pair) for pair in zip(parameters, masters, strict=True)]
+            return [Partition.whole(names[pair[0]], *pair) for pair in zip(parameters, masters, strict=True)]
         case "DeepSpeedZeroOptimizer_Stage3":
             return list(_stage3_partitions(names, engine.optimizer))
         case _:
             return list(_consecutive_partitions(names, engine.optimizer))
 
 
-def start_state(engine: Any, layout: Sequence[Partition]) -> None:
+def _both_moments(parameter: nn.Parameter) -> Sequence[str]:
+    return MOMENTS
+
+
+def start_state(
+    engine: Any, layout: Sequence[Partition], moments_of: Callable[[nn.Parameter], Sequence[str]] = _both_moments
+) -> None:
     """Put the optimizer at step 0 with zero moments. Call it once, directly after `deepspeed.initialize`.
 
     Works for any optimizer whose state is called `step`, `exp_avg` and `exp_avg_sq`, as Lamb's and torch's AdamW's is.
+    `moments_of` says which of the two a parameter has; all of a partition must have the same.
     """
     wrapper, optimizer = engine.optimizer, engine.basic_optimizer
     if _wrapper_kind(engine) == "FP16_UnfusedOptimizer":
@@ -148,7 +180,8 @@ def start_state(engine: Any, layout: Sequence[Partition]) -> None:
         wrapper.refresh_fp32_params()
     optimizer.state.clear()
     for partition in layout:
-        optimizer.state[partition.flat].update(zero_moments(partition.flat))
+        moments = moments_of(partition.pieces[0].parameter)
+        optimizer.state[partition.flat].update(zero_moments(partition.flat, moments))
     if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
         # DeepSpeed links its per-parameter views of the states (for safe_get_full_optimizer_state) at the first step of
         # the first group, when the other groups would have no state yet, and never again.
@@ -156,13 +189,10 @@ def start_state(engine: Any, layout: Sequence[Partition]) -> None:
         wrapper._lazy_init_hp_params_optimizer_state()
 
 
-def zero_moments(flat: Tensor) -> dict[str, Tensor]:
+def zero_moments(flat: Tensor, moments: Sequence[str]) -> dict[str, Tensor]:
     """State of an Adam-like optimizer before its first step for a tensor (any shape): moments like it, `step` ()."""
-    return {
-        "step": torch.zeros((), dtype=torch.float32),
-        "exp_avg": torch.zeros_like(flat, requires_grad=False),
-        "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
-    }
+    step = {"step": torch.zeros((), dtype=torch.float32)}
+    return step | {moment: torch.zeros_like(flat, requires_grad=False) for moment in moments}
 
 
 def step_count(optimizer: torch.optim.Optimizer) -> int:
@@ -215,11 +245,6 @@ def _wrapper_kind(engine: Any) -> str:
 def _shared_group(process_group: ProcessGroup) -> ProcessGroup | None:
     """The group, or None when it has one rank, which then holds everything."""
     return process_group if torch.distributed.get_world_size(process_group) > 1 else None
-
-
-def _whole_partition(names: dict[nn.Parameter, str], parameter: nn.Parameter, master: Tensor) -> Partition:
-    piece = Piece(names[parameter], parameter, parameter.shape, 0, 0, parameter.numel())
-    return Partition(master, (piece,), process_group=None)
 
 
 def _consecutive_partitions(names: dict[nn.Parameter, str], wrapper: Any) -> Iterator[Partition]:

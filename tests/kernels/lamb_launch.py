@@ -20,8 +20,8 @@ from tests.kernels.lamb_worker import CASES, Seen
 
 
 def launches(wanted: Callable[[str], bool]) -> pytest.MarkDecorator:
-    """Parametrizes with every number of ranks of the cases with such names; three ranks take long."""
-    marks = {3: pytest.mark.slow}
+    """Parametrizes with every number of ranks of the cases with such names; three and four take long."""
+    marks = {3: pytest.mark.slow, 4: pytest.mark.slow}
     chosen = [
         pytest.param(name, size, marks=marks.get(size, ()))
         for name, case in CASES.items()

@@ -1,4 +1,4 @@
-"""One rank of the tests of Lamb and of the partition layout: a small model, trained under every ZeRO stage.
+"""One rank of the tests of Lamb, Muon and the partition layout: a small model, trained under every ZeRO stage.
 
 `main` does it in one process (importing DeepSpeed takes seconds) and writes what it saw to the file named on the
 command line, where the library of the emulated kernels may follow. `lamb_launch.launch` starts the ranks and collects
@@ -26,13 +26,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
-from earlybert.kernels.partition import partition_layout, refresh_model_weights, set_step_count, start_state, step_count
+from earlybert.kernels.muon import Muon
+from earlybert.kernels.partition import (
+    MOMENTS,
+    partition_layout,
+    refresh_model_weights,
+    set_step_count,
+    start_state,
+    step_count,
+)
 from tests.kernels import emulated
 
 STEPS, SAVED_STEP = 8, 4
 ACCUMULATION, BATCH, SEQUENCE = 2, 6, 7
 VOCABULARY, EMBEDDING = 37, 13
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 5e-3, 0.01, 1.0
+MUON_LEARNING_RATE, MUON_WEIGHT_DECAY = 1e-2, 0.1
 
 
 class Model(nn.Module):
@@ -69,6 +78,14 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.ndim == 1 and p.numel() > 1], "weight_decay": 0.0},
         {"params": [parameter for parameter in parameters if parameter.numel() == 1], "weight_decay": WEIGHT_DECAY},
     ]
+
+
+def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Muon for two of the matrices."""
+    matrices, *others = parameter_groups(model)
+    embedding, *hidden = matrices["params"]
+    muon = {"params": hidden, "orthogonalize": True, "lr": MUON_LEARNING_RATE, "weight_decay": MUON_WEIGHT_DECAY}
+    return [muon, matrices | {"params": [embedding]}, *others]
 
 
 def row_blocks(model: nn.Module) -> dict[nn.Parameter, int]:
@@ -126,6 +143,17 @@ CASES = {
     "adamw fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="adamw"),
     "adamw fp32 zero 3": Case({"stage": 3}, STAGE3, optimizer="adamw"),
     "adamw bf16 zero 0": Case({"stage": 0}, "FP16_UnfusedOptimizer", BF16, optimizer="adamw"),
+    "muon fp32 zero 0": Case({"stage": 0}, "CountingMuon", optimizer="muon", world_sizes=(1, 2, 4)),
+    "muon fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="muon", world_sizes=(1, 2, 4)),
+    "muon fp32 zero 2": Case({"stage": 2}, FLAT, optimizer="muon", world_sizes=(1, 2, 4)),
+    "muon fp32 zero 3": Case({"stage": 3}, STAGE3, optimizer="muon", world_sizes=(1, 2, 4)),
+    "muon fp32 zero 2, round robin": Case({"stage": 2, "round_robin_gradients": True}, FLAT, optimizer="muon"),
+    "muon fp32 zero 3, sub-groups": Case(SMALL_PARTS, STAGE3, optimizer="muon"),
+    "muon bf16 zero 0": Case({"stage": 0}, "FP16_UnfusedOptimizer", BF16, optimizer="muon"),
+    "muon bf16 zero 1, fp32 sums": Case({"stage": 1}, "BF16_Optimizer", BF16, True, optimizer="muon"),
+    "muon bf16 zero 3": Case({"stage": 3}, STAGE3, BF16, optimizer="muon"),
+    "muon fp16 zero 1": Case({"stage": 1}, FLAT, FP16, optimizer="muon", world_sizes=(2,)),
+    "muon fp16 zero 3": Case({"stage": 3}, STAGE3, FP16, optimizer="muon", world_sizes=(2,)),
     # With the emulated CUDA kernels.
     "kernels fp32 zero 1": Case({"stage": 1}, FLAT, optimizer="kernels", world_sizes=(2,)),
     "kernels fp32 zero 3": Case(SMALL_PARTS, STAGE3, optimizer="kernels", world_sizes=(2,)),
@@ -133,7 +161,7 @@ CASES = {
 }
 
 Full = dict[str, Tensor]
-"""Master, exp_avg and exp_avg_sq (3, ...) of every parameter by name."""
+"""Master, exp_avg and, unless it is Muon's, exp_avg_sq (3 or 2, ...) of every parameter by name."""
 
 
 @dataclass
@@ -175,6 +203,10 @@ class CountingLamb(Lamb):
         return loss
 
 
+class CountingMuon(CountingLamb, Muon):
+    """The same of Muon."""
+
+
 class Run:
     """A model under DeepSpeed in one rank."""
 
@@ -196,6 +228,8 @@ class Run:
         match self.case.optimizer:
             case "lamb" | "kernels":
                 return CountingLamb(groups, lr=LEARNING_RATE, row_blocks=row_blocks(model))
+            case "muon":
+                return CountingMuon(muon_groups(model), lr=LEARNING_RATE, row_blocks=row_blocks(model))
             case "direction":
                 return CountingLamb(groups, lr=LEARNING_RATE, trust_ratio=False)
             case "adamw":
@@ -231,7 +265,7 @@ class Run:
 
     def _tensors(self, flat: Tensor) -> list[Tensor]:
         state = self.optimizer.state[flat]
-        return [flat, state["exp_avg"], state["exp_avg_sq"]]
+        return [flat, *(state[moment] for moment in MOMENTS if moment in state)]
 
     def gather(self, destination: int | None = None) -> Full:
         gathered = {

@@ -1,15 +1,19 @@
-"""Lamb and the partition layout under every ZeRO stage, on one to three ranks.
+"""Lamb, Muon and the partition layout under every ZeRO stage, on one to four ranks.
 
-In one file, because it starts the ranks once: gather and scatter of masters and moments, and Lamb against textbook LAMB
-in float64.
+In one file, because it starts the ranks once: gather and scatter of masters and moments, and both optimizers against
+textbooks in float64.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 from earlybert.kernels.lamb_reference import LambReference
+from earlybert.kernels.muon_reference import MuonReference
 from tests.kernels import emulated, lamb_worker
 from tests.kernels.lamb_launch import launch, launches
 from tests.kernels.lamb_worker import CASES, SAVED_STEP, STEPS, equal, seeded_model
@@ -58,9 +62,17 @@ class TestPartition:
 @pytest.fixture(scope="module")
 def unsharded() -> Expected:
     """Textbook LAMB on whole float64 tensors and whole batches."""
+    return train_unsharded(LambReference, lamb_worker.parameter_groups)
+
+
+@pytest.fixture(scope="module")
+def unsharded_muon() -> Expected:
+    return train_unsharded(MuonReference, lamb_worker.muon_groups)
+
+
+def train_unsharded(kind: type[LambReference], groups: Callable[[nn.Module], list[dict[str, Any]]]) -> Expected:
     model = lamb_worker.seeded_model().double()
-    groups = lamb_worker.parameter_groups(model)
-    textbook = LambReference(groups, lr=lamb_worker.LEARNING_RATE, row_blocks=lamb_worker.row_blocks(model))
+    textbook = kind(groups(model), lr=lamb_worker.LEARNING_RATE, row_blocks=lamb_worker.row_blocks(model))
     for step in range(lamb_worker.STEPS):
         textbook.zero_grad()
         for tokens_BS in lamb_worker.step_tokens(step):
@@ -83,6 +95,11 @@ def test_equals_unsharded_lamb(name: str, world_size: int, unsharded: Expected) 
     for rank in launch(world_size):
         assert_same_ratios(rank[name].trust_ratios, ratios, relative=PARITY)
         assert rank[name].trust_ratios == launch(world_size)[0][name].trust_ratios
+
+
+@launches(lambda name: name.startswith("muon fp32"))
+def test_equals_unsharded_muon(name: str, world_size: int, unsharded_muon: Expected) -> None:
+    test_equals_unsharded_lamb(name, world_size, unsharded_muon)
 
 
 @pytest.mark.skipif(emulated.MISSING is not None, reason=str(emulated.MISSING))
@@ -114,6 +131,8 @@ COMMUNICATING_GROUPS = {
     "fp16 zero 2": 2,
     "direction fp32 zero 1": 0,
 }
+# LAMB's groups, and two for the matrices.
+MUONS = {"muon fp32 zero 0": 1, "muon fp32 zero 1": 4, "muon fp32 zero 3": 4, "muon bf16 zero 1, fp32 sums": 4}
 
 
 @launches(COMMUNICATING_GROUPS.__contains__)
@@ -123,7 +142,15 @@ def test_one_collective_per_group_and_step(name: str, world_size: int) -> None:
     assert [rank[name].collectives for rank in launch(world_size)] == [expected] * world_size
 
 
-@launches(lambda name: name.startswith("bf16"))
+@launches(MUONS.__contains__)
+def test_two_collectives_for_all_matrices(name: str, world_size: int) -> None:
+    """Before, once, the ranks tell each other what they hold, unless everybody holds everything."""
+    learning = int(MUONS[name] > 1)
+    expected = STEPS * MUONS[name] + learning if world_size > 1 else 0
+    assert [rank[name].collectives for rank in launch(world_size)] == [expected] * world_size
+
+
+@launches(lambda name: "bf16" in name and "adamw" not in name)
 def test_bf16_does_not_depend_on_the_number_of_ranks(name: str, world_size: int) -> None:
     assert largest_difference(weights(name, world_size), weights(name, 1)) < PARITY
 
@@ -141,6 +168,11 @@ def test_fp16_is_close_to_fp32(name: str, world_size: int, unsharded: Expected) 
         assert_same_ratios(rank[name].trust_ratios, unsharded[1], relative=1e-3)
 
 
+@launches(lambda name: name.startswith("muon fp16"))
+def test_fp16_muon_is_close_to_fp32(name: str, world_size: int, unsharded_muon: Expected) -> None:
+    assert largest_difference(weights(name, world_size), unsharded_muon[0]) < 2e-3
+
+
 def test_trust_ratios_do_not_depend_on_the_loss_scale() -> None:
     for rank in launch(2):
         seen, other = rank["fp16 zero 1"], rank["fp16 zero 1, another loss scale"]
@@ -148,7 +180,7 @@ def test_trust_ratios_do_not_depend_on_the_loss_scale() -> None:
         assert_same_ratios(other.trust_ratios, seen.trust_ratios, relative=1e-4)
 
 
-@launches(lambda name: name.startswith("fp16"))
+@launches(lambda name: "fp16" in name)
 def test_overflow_skips_the_update_on_all_ranks(name: str, world_size: int) -> None:
     for rank in launch(world_size):
         assert len(rank[name].overflow_checks) == 4
