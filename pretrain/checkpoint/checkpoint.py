@@ -1,8 +1,9 @@
-"""Canonical checkpoints: the full fp32 master and both moments of every parameter under its name.
+"""Canonical checkpoints: the full fp32 master and the moments of every parameter under its name.
 
 Nothing in the tensors depends on world size, ZeRO stage or micro-batch. A checkpoint is a folder
 
     rank-00000.safetensors ...   each rank's share of whole tensors, as "master/NAME", "exp_avg/NAME", "exp_avg_sq/NAME"
+                                 (Muon's matrices have no exp_avg_sq)
     state.json                   stage, step, data position, optimizer step, loss scale, ticket hash, versions
     manifest.json                size and SHA-256 of every other file, and which file holds which tensor
 
@@ -20,6 +21,7 @@ import safetensors
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json
 from earlybert.pretrain.checkpoint.state import RunState
+from earlybert.pretrain.network.parameters import moments_of
 from earlybert.pretrain.network.state import MOMENTS, TrainingState, Weights
 
 if TYPE_CHECKING:
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 
 FAMILY, VERSION = "earlybert-checkpoint", 1
 FORMAT = f"{FAMILY}/{VERSION}"
-# What is stored of every parameter.
-STORED = ("master", *MOMENTS)
-
 
 # Beside the folder of checkpoints: the global step of the newest one that was ever complete, 0 before the first.
 NEWEST = "newest_checkpoint.json"
@@ -130,7 +129,12 @@ class Checkpoint:
 
     def require_parameters(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raises UserError unless the tensors are exactly those of a model with these parameters."""
-        wanted = {f"{stored}/{name}": shape for name, shape in expected.items() for stored in STORED}
+        kind = self.state.optimizer["type"]
+        wanted = {
+            f"{stored}/{name}": shape
+            for name, shape in expected.items()
+            for stored in ("master", *moments_of(name, kind))
+        }
         if missing := sorted(wanted.keys() ^ self.files.keys()):
             where = (
                 "the model has it, the checkpoint does not" if missing[0] in wanted else "the model has no such tensor"

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from earlybert.core import distributed, ranks
 from earlybert.core.files import content_hash, file_entry, write_json
 from earlybert.kernels.partition import Partition
-from earlybert.pretrain.checkpoint.checkpoint import FORMAT, NEWEST, STORED, list_checkpoints
+from earlybert.pretrain.checkpoint.checkpoint import FORMAT, NEWEST, list_checkpoints
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.state import MOMENTS
 
@@ -145,23 +145,28 @@ def _share(layout: list[Partition], optimizer: Optimizer) -> dict[str, Tensor]:
     load = [0] * ranks.world_size()
     owners: dict[str, int] = {}
     for partition in layout:
+        copies = len(_stored(partition, optimizer))
         for piece in partition.pieces:
             owners[piece.name] = load.index(min(load))
-            load[owners[piece.name]] += piece.shape.numel()
+            load[owners[piece.name]] += copies * piece.shape.numel()
     # One block for all of them: thousands of tensors between buffers that come and go would tear the heap to pieces.
-    block = torch.empty(len(STORED) * load[ranks.rank()])
+    block = torch.empty(load[ranks.rank()])
     share: dict[str, Tensor] = {}
     for partition in layout:
-        moments = optimizer.state[partition.flat]
-        sources = dict(zip(STORED, (partition.flat, *(moments[moment] for moment in MOMENTS)), strict=True))
         for piece in partition.pieces:
-            for stored, tensor in sources.items():
+            for stored, tensor in _stored(partition, optimizer).items():
                 full = None
                 if owners[piece.name] == ranks.rank():
                     full, block = block[: piece.shape.numel()].view(piece.shape), block[piece.shape.numel() :]
                     share[f"{stored}/{piece.name}"] = full
                 partition.gather_into(piece, tensor, full, destination=owners[piece.name])
     return share
+
+
+def _stored(partition: Partition, optimizer: Optimizer) -> dict[str, Tensor]:
+    """What is stored of a partition's parameters: masters, and the moments that the optimizer keeps."""
+    state = optimizer.state[partition.flat]
+    return {"master": partition.flat} | {moment: state[moment] for moment in MOMENTS if moment in state}
 
 
 def _write(folder: Path, share: dict[str, Tensor]) -> _Written:

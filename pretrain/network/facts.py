@@ -14,6 +14,8 @@ Role = Literal["weight", "norm", "bias", "coefficients"]
 # A fixed length, or what a network's configuration says of it. "heads" has one element per head that the layer holds,
 # "head_rows" one row per head and dimension of a head.
 Axis = int | Literal["hidden", "vocabulary", "positions", "segments", "heads", "head_rows", "neurons"]
+# Those along which hidden states lie.
+HIDDEN_AXES: frozenset[Axis] = frozenset({"hidden", "head_rows", "neurons"})
 UNIT_OF_AXIS: dict[Axis, Unit] = {"heads": "heads", "head_rows": "heads", "neurons": "neurons"}
 
 
@@ -33,6 +35,11 @@ class ParameterFacts:
     def decayed(self) -> bool:
         """Whether weight decay and LAMB's trust ratio are for it."""
         return self.role == "weight"
+
+    @property
+    def hidden_matrix(self) -> bool:
+        """Whether it maps hidden states to hidden states; embeddings and classifiers do not."""
+        return self.decayed and bool(self.axes) and HIDDEN_AXES.issuperset(self.axes)
 
     @property
     def initially(self) -> Literal["normal", "ones", "zeros"]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.facts import ParameterFacts, Role, layer_norm_facts, linear_facts
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS, loss_parts
+from earlybert.pretrain.network.state import MOMENTS
 
 EMBEDDINGS = {
     "embeddings.word_embeddings.weight": ParameterFacts("weight", ("vocabulary", "hidden")),
@@ -85,6 +86,11 @@ def layer_of(name: str) -> int:
 def depth_of(names: Iterable[str]) -> int:
     """Number of encoder layers that the parameters are of."""
     return 1 + max(map(layer_of, names))
+
+
+def moments_of(name: str, optimizer: str) -> tuple[str, ...]:
+    """What a checkpoint holds of a parameter beside its master, where this is the optimizer's type."""
+    return MOMENTS[:1] if optimizer == "Muon" and facts_of(name).hidden_matrix else MOMENTS
 
 
 def is_coefficient(name: str) -> bool:

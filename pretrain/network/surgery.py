@@ -108,7 +108,7 @@ def bake_coefficients(weights: Weights, moments: Mapping[str, Weights]) -> tuple
         alive_C = coefficient_C.abs() >= SMALLEST_COEFFICIENT
         inverse_C = torch.where(alive_C, coefficient_C, torch.ones_like(coefficient_C)).reciprocal() * alive_C
         for moment, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
-            if moment in moments:
+            if target in baked_moments.get(moment, {}):
                 baked_moments[moment][target] = fold_coefficients(moments[moment][target], inverse_C**power)
     return baked, baked_moments
 

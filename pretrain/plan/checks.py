@@ -48,7 +48,10 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         "two numbers, each at least 0 and below 1",
     )
     require(optimizer.eps > 0, "optimizer.eps", optimizer.eps, "above 0")
-    for name in ("weight_decay", "max_grad_norm"):
+    require(0 <= optimizer.momentum < 1, "optimizer.momentum", optimizer.momentum, "at least 0 and below 1")
+    rate = optimizer.muon_learning_rate
+    require(rate > 0, "optimizer.muon_learning_rate", rate, "above 0")
+    for name in ("weight_decay", "muon_weight_decay", "max_grad_norm"):
         require(getattr(optimizer, name) >= 0, f"optimizer.{name}", getattr(optimizer, name), "at least 0")
 
 

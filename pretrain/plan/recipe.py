@@ -74,12 +74,24 @@ class OptimizerConfig:
         eps: added to the square root of the second moment.
         weight_decay: decoupled decay of weight matrices and embeddings; biases, LayerNorms and coefficients have none.
         max_grad_norm: global norm to which gradients are clipped.
+        muon_learning_rate: peak in phase 1 where the optimizer is Muon, of its matrices; the phases' learning_rate is
+            that of the rest. The two keep this proportion, in phase 2 too.
+        muon_weight_decay: decoupled decay of Muon's matrices.
+        momentum: decay of Muon's momentum.
     """
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-6
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    muon_learning_rate: float = 3e-3
+    muon_weight_decay: float = 0.1
+    momentum: float = 0.95
+
+    def numbers(self, kind: str) -> dict[str, Any]:
+        """What an optimizer of this type reads of them."""
+        names = ["betas", "eps", "weight_decay", *(("muon_weight_decay", "momentum") if kind == "Muon" else ())]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

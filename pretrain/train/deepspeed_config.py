@@ -11,9 +11,13 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.pretrain.plan.recipe import OptimizerConfig
 
-OPTIMIZERS = ("Lamb", "AdamW")
-OPTIMIZER_NUMBERS = ("lr", "betas", "eps", "weight_decay")
 LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
+# What optimizer.params may hold beside "lr" and the numbers of the recipe, by the optimizer's type.
+OPTIMIZERS = {
+    "Lamb": (*LAMB_SWITCHES, "max_trust_ratio"),
+    "Muon": (*LAMB_SWITCHES, "max_trust_ratio"),
+    "AdamW": (),
+}
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -107,7 +111,7 @@ class DeepSpeedFile:
 
     def identity(self, optimizer: OptimizerConfig) -> dict[str, Any]:
         """What of the file decides the result of a step, and must not change within a run."""
-        numbers = {"betas": optimizer.betas, "eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
+        numbers = optimizer.numbers(self.optimizer)
         clipping = self.number("gradient_clipping")
         clipping = optimizer.max_grad_norm if clipping is None else clipping
         return {"type": self.optimizer, **numbers, **self.optimizer_numbers, "gradient_clipping": clipping}
@@ -195,13 +199,13 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
 
 def _check_optimizer(section: dict[str, Any], path: Path) -> None:
     kind, parameters = section.get("type"), section.get("params", {})
-    if kind not in OPTIMIZERS:
+    if not isinstance(kind, str) or kind not in OPTIMIZERS:
         raise UserError(f"{path}: optimizer.type is {kind!r}; it must be one of {', '.join(OPTIMIZERS)}")
     if not isinstance(parameters, dict):
         raise UserError(f"{path}: optimizer.params is {parameters!r}; it must be a JSON object")
-    lamb_only = (*LAMB_SWITCHES, "max_trust_ratio") if kind == "Lamb" else ()
+    allowed = {"lr", *OptimizerConfig().numbers(kind), *OPTIMIZERS[kind]}
     for name, value in parameters.items():
-        if name not in (allowed := {*OPTIMIZER_NUMBERS, *lamb_only}):
+        if name not in allowed:
             raise _unknown(path, name, allowed, "optimizer.params.")
         key = f"optimizer.params.{name}"
         if name in LAMB_SWITCHES:

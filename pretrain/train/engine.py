@@ -14,6 +14,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.ranks import world_size
 from earlybert.kernels import extension, packed_attention
 from earlybert.kernels.lamb import Lamb
+from earlybert.kernels.muon import Muon
 from earlybert.kernels.partition import (
     Partition,
     partition_layout,
@@ -60,23 +61,23 @@ def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device)
 def build_optimizer(
     model: nn.Module, kind: str, given: Mapping[str, Any], recipe: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """LAMB or AdamW with one decayed group and one common group for everything else."""
+    """LAMB, Muon or AdamW: a decayed group, one for everything without decay, and with Muon one of its matrices."""
     named = [(facts_of(name), parameter) for name, parameter in model.named_parameters()]
-    numbers: dict[str, Any] = {
-        "betas": recipe.betas,
-        "eps": recipe.eps,
-        "weight_decay": recipe.weight_decay,
-        **given,
-    }
-    groups = [
-        {"params": [p for facts, p in named if facts.decayed], "weight_decay": numbers.pop("weight_decay")},
+    numbers: dict[str, Any] = {**recipe.numbers(kind), **given}
+    matrices = [p for facts, p in named if kind == "Muon" and facts.hidden_matrix]
+    others = {p for facts, p in named if facts.decayed}.difference(matrices)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for _, p in named if p in others], "weight_decay": numbers.pop("weight_decay")},
         {"params": [p for facts, p in named if not facts.decayed], "weight_decay": 0.0},
     ]
     numbers["betas"] = tuple(numbers["betas"])
     if kind == "AdamW":
         return torch.optim.AdamW(groups, lr=0.0, **numbers)
     row_blocks = {p: facts.row_blocks for facts, p in named if facts.decayed and facts.row_blocks > 1}
-    return Lamb(groups, lr=0.0, row_blocks=row_blocks, **numbers)
+    if kind == "Lamb":
+        return Lamb(groups, lr=0.0, row_blocks=row_blocks, **numbers)
+    muon = {"params": matrices, "orthogonalize": True, "weight_decay": numbers.pop("muon_weight_decay")}
+    return Muon([muon, *groups], lr=0.0, row_blocks=row_blocks, **numbers)
 
 
 class StageEngine:
@@ -111,6 +112,7 @@ class StageEngine:
         else:
             self.layout = partition_layout(self.engine)
             start_state(self.engine, self.layout)
+        self._muon_share = recipe.optimizer.muon_learning_rate / recipe.phase1.learning_rate
         self._unwrapped_norm: float | None = None
         self.device, self.dtype = device, DTYPES[self.precision]
         self._load(state)
@@ -118,8 +120,10 @@ class StageEngine:
     def _load(self, state: TrainingState) -> None:
         """Puts the fp32 values into the masters, which DeepSpeed made from weights it may have rounded."""
         for partition in self.layout:
+            own = self.optimizer.state[partition.flat]
             targets = [(partition.flat, state.weights)]
-            targets += [(self.optimizer.state[partition.flat][kind], state.moments[kind]) for kind in state.moments]
+            # Muon's matrices have one moment.
+            targets += [(own[kind], source) for kind, source in state.moments.items() if kind in own]
             # With many ranks most pieces are empty here, and each source is read from disk when asked for.
             for piece in (piece for piece in partition.pieces if piece.numel):
                 for flat, source in targets:
@@ -138,8 +142,9 @@ class StageEngine:
         return cast(NetworkOutput, self.engine(batch=batch))
 
     def set_learning_rate(self, learning_rate: float) -> None:
+        """For the next step; Muon's own is in proportion."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * (self._muon_share if group.get("orthogonalize") else 1.0)
 
     def backward_and_step(self, loss: Tensor) -> None:
         """Adds one micro-batch's gradient; the optimizer steps on the last one of the step, unless it is not finite."""

@@ -38,7 +38,7 @@ from earlybert.kernels.partition import (
 from tests.kernels import emulated
 
 STEPS, SAVED_STEP = 8, 4
-ACCUMULATION, BATCH, SEQUENCE = 2, 6, 7
+ACCUMULATION, BATCH, SEQUENCE = 2, 12, 7
 VOCABULARY, EMBEDDING = 37, 13
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 5e-3, 0.01, 1.0
 MUON_LEARNING_RATE, MUON_WEIGHT_DECAY = 1e-2, 0.1
