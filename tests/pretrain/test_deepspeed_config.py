@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from deepspeed.utils.config import get_timers_config
 from torch import nn
 
 from earlybert.core.errors import UserError
+from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import build_optimizer, check_environment, resolve_precision
+from tests.pretrain.small_models import small_config
 
 SHIPPED = sorted(path.name for path in DEFAULT_DEEPSPEED.parent.glob("*.json"))
 
@@ -35,7 +38,7 @@ def refusal(tmp_path: Path, content: Any) -> str:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_are_sound(name: str) -> None:
     file = DeepSpeedFile.load(DEFAULT_DEEPSPEED.parent / name)
-    assert file.optimizer in ("Lamb", "AdamW") and file.optimizer_numbers == {}
+    assert file.optimizer in ("Lamb", "Muon", "AdamW") and file.optimizer_numbers == {}
     assert file.zero_stage == 1
     assert file.batches(64, 8, 2) == (8, 4)
     assert "auto" not in json.dumps(file.resolve(OptimizerConfig(), "fp16", 8, 4, 2))
@@ -52,6 +55,39 @@ def test_optimizer_section_is_taken_out(tmp_path: Path) -> None:
     assert file.optimizer == "AdamW"
     assert file.optimizer_numbers == {"betas": [0.8, 0.99], "weight_decay": 0.1}
     assert file.zero_stage == 2 and "optimizer" not in file.resolve(OptimizerConfig(), "fp32", 1, 1, 1)
+
+
+def test_groups_of_muon(tmp_path: Path) -> None:
+    """Matrices between hidden states, with numbers of their own; the rest is LAMB's, or AdamW's."""
+    params = {"momentum": 0.9, "muon_weight_decay": "auto", "trust_ratio": False, "weight_decay": 0.02}
+    file = load(tmp_path, {"optimizer": {"type": "Muon", "params": params}})
+    model = PreTrainingNetwork(small_config(searching=True))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, OptimizerConfig())
+    muon, decayed, plain = optimizer.param_groups
+    assert (muon["orthogonalize"], muon["momentum"], muon["weight_decay"]) == (True, 0.9, 0.1)
+    assert [(group["trust_ratio"], group["weight_decay"]) for group in (decayed, plain)] == [(False, 0.02), (False, 0)]
+    assert not any(group["orthogonalize"] for group in (decayed, plain))
+    found = [{names[parameter] for parameter in group["params"]} for group in optimizer.param_groups]
+    assert {re.sub(r"layers\.\d+\.", "", name) for name in found[0]} == {
+        "attention.qkv.weight",
+        "attention.output.weight",
+        "feed_forward.intermediate.weight",
+        "feed_forward.output.weight",
+        "masked_token.dense.weight",
+        "pooler.weight",
+    }
+    embeddings = {f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")}
+    assert found[1] == {*embeddings, "next_sentence.weight"}
+    assert set.union(*found) == set(names.values()) and sum(map(len, found)) == len(names)
+    assert file.identity(OptimizerConfig())["momentum"] == 0.9
+
+
+def test_other_optimizers_are_what_they_were_before_muon() -> None:
+    """What checkpoints of before say of them."""
+    for name in ("lamb", "adamw"):
+        file = DeepSpeedFile.load(DEFAULT_DEEPSPEED.parent / f"{name}.json")
+        assert set(file.identity(OptimizerConfig())) == {"type", "betas", "eps", "weight_decay", "gradient_clipping"}
 
 
 LAMB_OPTIONS = {"nvlamb": True, "max_trust_ratio": 5, "trust_ratio": False, "bias_correction": False}
@@ -213,13 +249,24 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     ),
     "unknown optimizer": (
         {"optimizer": {"type": "OneBitLamb"}},
-        ["optimizer.type is 'OneBitLamb'", "must be one of Lamb, AdamW"],
+        ["optimizer.type is 'OneBitLamb'", "must be one of Lamb, Muon, AdamW"],
+    ),
+    "Muon's numbers for Lamb": (
+        {"optimizer": {"type": "Lamb", "params": {"muon_weight_decay": 0.1}}},
+        ["optimizer.params.muon_weight_decay"],
+    ),
+    "Muon's momentum a text": (
+        {"optimizer": {"type": "Muon", "params": {"momentum": "high"}}},
+        ["optimizer.params.momentum is 'high'", "a number"],
     ),
     "Lamb's options for AdamW": (
         {"optimizer": {"type": "AdamW", "params": {"nvlamb": True}}},
         ["optimizer.params.nvlamb", "known keys are"],
     ),
-    "type a list": ({"optimizer": {"type": ["Lamb"]}}, ["optimizer.type is ['Lamb']", "must be one of Lamb, AdamW"]),
+    "type a list": (
+        {"optimizer": {"type": ["Lamb"]}},
+        ["optimizer.type is ['Lamb']", "must be one of Lamb, Muon, AdamW"],
+    ),
     "decay without bound": (
         {"optimizer": {"type": "Lamb", "params": {"weight_decay": float("inf")}}},
         ["optimizer.params.weight_decay is inf"],
