@@ -10,6 +10,7 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.cost.cluster import parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.gpus import GPUS
+from earlybert.pretrain.cost.muon import orthogonalisation_flops, orthogonalised_matrices
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, corpus_plan, full_network
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
@@ -32,8 +33,33 @@ def main(argv: list[str]) -> None:
     check_recipe(recipe, cluster.gpus if cluster else 1)
     plan = given_plan(recipe)
     print_plan(plan)
+    if muon := trains_with_muon(recipe):
+        print_muon(plan)
     if cluster:
-        print_cluster_plan(plan, cluster)
+        print_cluster_plan(plan, cluster, muon=muon)
+
+
+def trains_with_muon(recipe: Recipe) -> bool:
+    """Whether the recipe's DeepSpeed file says so; without one it is the default file, LAMB."""
+    if recipe.deepspeed is None:
+        return False
+    # DeepSpeed takes seconds to import. The first of these tells it that there is no GPU; else it remarks upon it.
+    from earlybert.core import distributed  # noqa: F401
+    from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+
+    return DeepSpeedFile.load(Path(recipe.deepspeed)).optimizer == "Muon"
+
+
+def print_muon(plan: Plan) -> None:
+    """What the optimizer adds to the plan."""
+    added = sum(planned.stage.steps * orthogonalisation_flops(planned.network) for planned in plan.stages)
+    share = added / sum(planned.flops for planned in plan.stages)
+    matrices = len(orthogonalised_matrices(plan.stages[-1].network))
+    print(
+        f"Muon trains {matrices} matrices of the last stage's network, at a peak rate of "
+        f"{plan.recipe.optimizer.muon_learning_rate:g} in phase 1. It takes {added:.3g} more FLOPs, {share:.2%} of the "
+        "plan's."
+    )
 
 
 def given_plan(recipe: Recipe) -> Plan:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.gpus import GPUS, Gpu
+from earlybert.pretrain.cost.muon import busiest_rank_flops, matrix_elements
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.work import Work, count_parameters, flops_per_sequence
@@ -24,7 +25,8 @@ BUCKET_ELEMENTS = 5e8
 RESERVED_BYTES = 1.5e9
 # The formulas are right within a tenth; a run that ends for want of memory costs more than a smaller micro-batch.
 USABLE_SHARE = 0.9
-# LAMB in PyTorch's operations reads or writes master, moments, gradient and update 14 times in fp32.
+# LAMB in PyTorch's operations reads or writes master, moments, gradient and update 14 times in fp32; Muon, beside its
+# matrix products, about as often.
 OPTIMIZER_BYTES_PER_PARAMETER = 14 * 4
 # Each collective over a ring of N waits about N times for a message to arrive.
 LATENCY_SECONDS = 10e-6
@@ -93,20 +95,26 @@ OURS = Kernels(fused=False, scores=False)
 
 @dataclass(frozen=True)
 class Shape:
-    """What the costs depend on of a stage's network and batch."""
+    """What the costs depend on of a stage's network and batch, and of its optimizer."""
 
     config: NetworkConfig
     length: int
     predictions: int
     global_batch: int
+    muon: bool = False
 
     @classmethod
-    def of(cls, config: NetworkConfig, stage: Stage) -> "Shape":
-        return cls(config, stage.length, stage.max_predictions, stage.global_batch)
+    def of(cls, config: NetworkConfig, stage: Stage, *, muon: bool = False) -> "Shape":
+        return cls(config, stage.length, stage.max_predictions, stage.global_batch, muon)
 
     @cached_property
     def parameters(self) -> int:
         return count_parameters(self.config)
+
+    @cached_property
+    def matrix_elements(self) -> int:
+        """Parameters that are Muon's."""
+        return matrix_elements(self.config) if self.muon else 0
 
 
 def activation_bytes(shape: Shape, number: int = 2, *, keeps_scores: bool = False) -> float:
@@ -163,7 +171,8 @@ def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
 def peak_bytes(shape: Shape, micro_batch: int, gpus: int) -> float:
     """Largest memory that training takes on one GPU."""
     per_sequence = activation_bytes(shape) + gradient_bytes(shape)
-    fixed = state_bytes(shape.parameters, gpus) + loss_bytes(shape, micro_batch) + RESERVED_BYTES
+    states = state_bytes(shape.parameters, gpus) - 4 * shape.matrix_elements / gpus  # Muon has one moment
+    fixed = states + loss_bytes(shape, micro_batch) + RESERVED_BYTES
     return fixed + micro_batch * per_sequence
 
 
@@ -214,6 +223,24 @@ def communication_seconds(parameters: int, cluster: Cluster) -> float:
     return inside + between + 2 * LATENCY_SECONDS * cluster.gpus
 
 
+def exchange_seconds(matrix_elements: int, cluster: Cluster) -> float:
+    """Muon's matrices to their owners and back, once a step, in half precision, were none where it belongs already."""
+    if cluster.gpus == 1 or not matrix_elements:
+        return 0.0
+    sent = 2 * 2.0 * matrix_elements / cluster.gpus
+    inside = sent * (1 - 1 / cluster.gpus_per_node) / (cluster.gpu.link_gb * 1e9 * NETWORK_EFFICIENCY)
+    network = cluster.network_gbit / 8 * 1e9 * NETWORK_EFFICIENCY
+    between = sent * cluster.gpus_per_node * (1 - 1 / cluster.nodes) / network
+    return inside + between + 2 * LATENCY_SECONDS * cluster.gpus
+
+
+def optimizer_seconds(shape: Shape, cluster: Cluster) -> float:
+    """A GPU's share of the updates; with Muon, of that GPU which orthogonalises most."""
+    updated = shape.parameters / cluster.gpus * OPTIMIZER_BYTES_PER_PARAMETER
+    products = busiest_rank_flops(shape.config, cluster.gpus) if shape.muon else 0
+    return cluster.gpu.traffic_seconds(updated) + cluster.gpu.product_seconds(products)
+
+
 @dataclass(frozen=True)
 class StageCost:
     """What one stage needs on a cluster; seconds are of one optimizer step."""
@@ -234,22 +261,22 @@ def stage_cost(shape: Shape, cluster: Cluster, kernels: Kernels = OURS) -> Stage
     """Micro-batch, accumulation, memory and time of a step; raises UserError where nothing fits."""
     micro_batch = fitting_micro_batch(shape, cluster)
     accumulation = math.ceil(shape.global_batch / (micro_batch * cluster.gpus))
-    updated = shape.parameters / cluster.gpus * OPTIMIZER_BYTES_PER_PARAMETER
     return StageCost(
         micro_batch,
         accumulation,
         peak_bytes(shape, micro_batch, cluster.gpus),
         accumulation * micro_batch * sequence_seconds(shape, cluster.gpu, kernels),
-        communication_seconds(shape.parameters, cluster),
-        cluster.gpu.traffic_seconds(updated),
+        communication_seconds(shape.parameters, cluster) + exchange_seconds(shape.matrix_elements, cluster),
+        optimizer_seconds(shape, cluster),
     )
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Master and both moments in fp32."""
-    return 12 * parameters
+def checkpoint_bytes(shape: Shape) -> int:
+    """Master and both moments in fp32; Muon has one."""
+    return 12 * shape.parameters - 4 * shape.matrix_elements
 
 
-def disk_bytes(parameters: Sequence[int], keep: int) -> int:
+def disk_bytes(shapes: Sequence[Shape], keep: int) -> int:
     """The kept checkpoints of the largest network and the one being written, and an export of every kind."""
-    return checkpoint_bytes(max(parameters)) * (keep + 1) + 2 * 4 * max(parameters)
+    exports = 2 * 4 * max(shape.parameters for shape in shapes)
+    return max(map(checkpoint_bytes, shapes)) * (keep + 1) + exports

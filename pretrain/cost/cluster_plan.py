@@ -28,15 +28,15 @@ class StageOnCluster:
         return self.stage.steps * self.cost.step_seconds
 
 
-def on_cluster(stages: Sequence[PlannedStage], cluster: Cluster) -> list[StageOnCluster]:
+def on_cluster(stages: Sequence[PlannedStage], cluster: Cluster, muon: bool) -> list[StageOnCluster]:
     """What each of these stages takes. A ticket that is not drawn yet has the counts of any other."""
-    shapes = [(planned.stage, Shape.of(planned.network, planned.stage)) for planned in stages]
+    shapes = [(planned.stage, Shape.of(planned.network, planned.stage, muon=muon)) for planned in stages]
     return [StageOnCluster(stage, shape, stage_cost(shape, cluster)) for stage, shape in shapes]
 
 
-def print_cluster_plan(plan: Plan, cluster: Cluster) -> None:
+def print_cluster_plan(plan: Plan, cluster: Cluster, *, muon: bool) -> None:
     """Memory and time per stage, time in all beside dense training, checkpoints, disk, and the scaling table."""
-    planned, dense = on_cluster(plan.stages, cluster), on_cluster(plan.dense, cluster)
+    planned, dense = on_cluster(plan.stages, cluster, muon), on_cluster(plan.dense, cluster, muon)
     print(
         f"\non {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu_name}, {cluster.network_gbit:g} Gbit/s a node "
         "(a model, nothing of it measured on your machines; formulas and checks in docs/cost-model.md)"
@@ -65,7 +65,7 @@ def print_cluster_plan(plan: Plan, cluster: Cluster) -> None:
     for each in planned:
         limits[each.stage.phase] = min(each.cost.micro_batch, limits.get(each.stage.phase, each.cost.micro_batch))
     print("options:     " + " ".join(f"--{phase}.micro_batch {size}" for phase, size in limits.items()))
-    print_scaling(plan, cluster)
+    print_scaling(plan, cluster, muon)
 
 
 def _print_totals(planned: list[StageOnCluster], dense: list[StageOnCluster], cluster: Cluster) -> None:
@@ -77,18 +77,18 @@ def _print_totals(planned: list[StageOnCluster], dense: list[StageOnCluster], cl
 
 
 def _print_storage(recipe: Recipe, planned: list[StageOnCluster]) -> None:
-    parameters = [each.shape.parameters for each in planned]
+    shapes = [each.shape for each in planned]
     every = ", ".join(
         f"{each.stage.name} {duration(recipe.checkpoint_every * each.cost.step_seconds)}" for each in planned
     )
-    ends = (checkpoint_bytes(count) / 1e9 for count in (min(parameters), max(parameters)))
-    sizes = " to ".join(dict.fromkeys(f"{size:.1f}" for size in ends))
-    print(f"checkpoints: every {recipe.checkpoint_every} steps ({every}), {sizes} GB each")
-    disk = disk_bytes(parameters, recipe.keep_checkpoints) / 1e9
+    sizes = sorted(map(checkpoint_bytes, shapes))
+    ends = " to ".join(dict.fromkeys(f"{size / 1e9:.1f}" for size in (sizes[0], sizes[-1])))
+    print(f"checkpoints: every {recipe.checkpoint_every} steps ({every}), {ends} GB each")
+    disk = disk_bytes(shapes, recipe.keep_checkpoints) / 1e9
     print(f"disk:        {disk:.1f} GB for {recipe.keep_checkpoints} + 1 checkpoints and exports, without the corpus")
 
 
-def print_scaling(plan: Plan, cluster: Cluster) -> None:
+def print_scaling(plan: Plan, cluster: Cluster, muon: bool) -> None:
     """From one such GPU to 1,024, or one per sequence. Efficiency: speed-up over one GPU, divided by their number."""
     print(f"\nscaling with {cluster.gpus_per_node} GPUs a node (a model, not measured)")
     table = _table("GPUs", "nodes", "this plan", "dense", "saved", "efficiency", "samples a GPU and step, phase 1")
@@ -97,9 +97,9 @@ def print_scaling(plan: Plan, cluster: Cluster) -> None:
     while count <= min(LARGEST, *(planned.stage.global_batch for planned in plan.stages)):
         inside = min(count, cluster.gpus_per_node)
         sized = dataclasses.replace(cluster, nodes=-(-count // inside), gpus_per_node=inside)
-        planned = on_cluster(plan.stages, sized)
+        planned = on_cluster(plan.stages, sized, muon)
         ours = sum(each.seconds for each in planned)
-        theirs = sum(each.seconds for each in on_cluster(plan.dense, sized))
+        theirs = sum(each.seconds for each in on_cluster(plan.dense, sized, muon))
         one = one or ours
         table.add_row(
             f"{sized.gpus:,}",

@@ -7,6 +7,7 @@ import torch
 from cost_model import full_batch, published_runs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from earlybert.core import cli
 from earlybert.core.errors import UserError
@@ -14,14 +15,25 @@ from earlybert.pretrain.cost.cluster import (
     BUCKET_ELEMENTS,
     Shape,
     activation_bytes,
+    checkpoint_bytes,
+    exchange_seconds,
     fitting_micro_batch,
+    optimizer_seconds,
     parse_cluster,
     peak_bytes,
     state_bytes,
 )
+from earlybert.pretrain.cost.muon import (
+    busiest_rank_flops,
+    matrix_elements,
+    orthogonalisation_flops,
+    orthogonalised_matrices,
+)
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig
+from earlybert.pretrain.train.engine import build_optimizer
 
 LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 NARROW = {
@@ -120,3 +132,55 @@ def test_bad_clusters_are_refused(
     captured = capsys.readouterr()
     assert ended.value.code == 2
     assert message in captured.err and not captured.out and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kept", [{}, NARROW], ids=["dense", "narrow"])
+def test_operations_of_muon_are_those_that_pytorch_counts(kept: dict) -> None:
+    config = NetworkConfig(
+        vocab_size=512,
+        hidden_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        **kept,
+    )
+    model = PreTrainingNetwork(config)
+    optimizer = build_optimizer(model, "Muon", {}, OptimizerConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert counter.get_total_flops() == orthogonalisation_flops(config) == busiest_rank_flops(config, 1)
+    muons = optimizer.param_groups[0]["params"]
+    assert sum(parameter.numel() for parameter in muons) == matrix_elements(config)
+    # Of the network, the states that the optimizer really has.
+    states = sum(state.numel() * 4 for each in optimizer.state.values() for state in each.values() if state.ndim)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert states == 8 * whole - 4 * matrix_elements(config)
+
+
+def test_muon_has_one_moment_and_more_to_compute() -> None:
+    lamb, muon = (Shape(LARGE, 128, 20, 65_536, muon=muon) for muon in (False, True))
+    matrices = len(orthogonalised_matrices(LARGE))
+    assert matrices == 24 * 6 + 2
+    for gpus in (1, 8):
+        saved = peak_bytes(lamb, 8, gpus) - peak_bytes(muon, 8, gpus)
+        assert saved == pytest.approx(4 * matrix_elements(LARGE) / gpus)
+    assert checkpoint_bytes(lamb) - checkpoint_bytes(muon) == 4 * matrix_elements(LARGE)
+    one, many = parse_cluster("1x1 V100-32GB", 100), parse_cluster("32x8 V100-32GB", 100)
+    assert exchange_seconds(matrix_elements(LARGE), one) == 0 == exchange_seconds(0, many)
+    # However many there are, one of them has a largest matrix: 4,096 x 1,024, 5 (4 m^2 n + 2 m^3) operations.
+    largest = 5 * (4 * 1024**2 * 4096 + 2 * 1024**3)
+    assert busiest_rank_flops(LARGE, 256) == largest
+    for cluster, flops in ((one, orthogonalisation_flops(LARGE)), (many, largest)):
+        more = optimizer_seconds(muon, cluster) - optimizer_seconds(lamb, cluster)
+        assert more == pytest.approx(flops / (125e12 * 0.6))
+
+
+def test_plan_says_what_muon_adds(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(DEFAULT_DEEPSPEED.with_name("muon.json"))
+    cli.main(["plan", "--config", "bert_base", "--deepspeed", file, "--cluster", "1x8 V100-32GB"])
+    output = capsys.readouterr().out
+    assert "Muon trains 74 matrices" in output and "peak rate of 0.003" in output
+    cli.main(["plan", "--config", "bert_base"])
+    assert "Muon" not in capsys.readouterr().out
