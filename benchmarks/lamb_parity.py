@@ -1,6 +1,6 @@
 """Is LAMB the same under every ZeRO stage, precision and number of ranks? Ours, a naive one, and AdamW as the control.
 
-    python benchmarks/lamb_parity.py [--ranks 1 2 3 4] [--steps 20] [--out FILE.json]
+    python benchmarks/lamb_parity.py [--ranks 1 2 3 4] [--steps 20] [--optimizers Muon "DeepSpeed's Muon"] [--out FILE]
 
 Trains a small EarlyBERT model with DeepSpeed and prints, for every stage, dtype and number of ranks, the largest
 difference of any element of any fp32 master from the same optimizer in float64 without any sharding. Sizes are odd, so
@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from earlybert.core.files import write_json
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
+from earlybert.kernels.muon import Muon
+from earlybert.kernels.muon_reference import MuonReference
 from earlybert.kernels.partition import partition_layout, start_state
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.hugging_face import padded_output
@@ -46,13 +48,19 @@ bf16    End to end, what bf16 does to the forward and backward pass would hide t
         under ZeRO-2 it divides by the number of ranks in bf16 before, which rounds unless that is a power of two.
 naive   Textbook LAMB handed to DeepSpeed as it is: under ZeRO it takes one trust ratio per flat partition (ZeRO-3's
         end in uninitialised memory), and with ZeRO-0 in bf16 it does not know which masters consist of row blocks.
+Muon    On the matrices between hidden states, LAMB on the rest, against the textbook's.
+DeepSpeed's Muon
+        Its MuonWithAuxAdam, with its own AdamW on the rest, against its own formulas on whole matrices, of clipped
+        gradients; query, key and value are one matrix.
 AdamW   torch.optim.AdamW against itself in float64: what DeepSpeed and fp32 arithmetic do to any optimizer.
 
 All tensors count, the biases of the keys too: their true gradient is zero, and Adam's normalisation would turn what
 rounding leaves of it into full-size steps, so EarlyBERT's model detaches them and they stay where they are."""
 STAGES, DTYPES, OPTIMIZERS = (0, 1, 2, 3), ("fp32", "bf16"), ("Lamb", "naive LAMB", "AdamW")
+MUONS = ("Muon", "DeepSpeed's Muon")
 ACCUMULATION, SEQUENCES, LENGTH, PREDICTIONS = 2, 24, 13, 3
 LEARNING_RATE, WEIGHT_DECAY, EPS, CLIP = 5e-3, 0.01, 1e-6, 0.25
+MUON_LEARNING_RATE, MUON_WEIGHT_DECAY = 3e-3, 0.1
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Token ids [B, S], predicted positions [N] of the flattened ones, their labels [N], next-sentence labels [B]."""
 
@@ -113,6 +121,47 @@ def share(step: int, part: int, parts: int) -> Batch:
     return tokens_BS[own], positions_BN.flatten(), labels_BN[own].flatten(), next_sentence_labels_B[own]
 
 
+def muon_groups(task: Task, groups: list[dict[str, Any]], flag: str) -> list[dict[str, Any]]:
+    """The matrices between hidden states as a group of their own, first, and what is left."""
+    named = task.named_parameters()
+    hidden = [p for name, p in named if p.ndim > 1 and "embed" not in name and "next_sentence" not in name]
+    matrices, *others = groups
+    rest = {id(parameter) for parameter in matrices["params"]} - {id(parameter) for parameter in hidden}
+    left = matrices | {"params": [parameter for parameter in matrices["params"] if id(parameter) in rest]}
+    muon = {"params": hidden, flag: True, "lr": MUON_LEARNING_RATE, "weight_decay": MUON_WEIGHT_DECAY}
+    return [muon, left, *others]
+
+
+class DeepSpeedsMuonReference(MuonReference):
+    """DeepSpeed's formulas: whole matrices, another scale, AdamW."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups[:1], lr=LEARNING_RATE)
+        self.adamw = torch.optim.AdamW(groups[1:], lr=LEARNING_RATE, eps=EPS)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self.adamw.zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.adamw.step()
+
+    def scale(self, rows: int, columns: int) -> float:
+        return max(1.0, rows / columns) ** 0.5
+
+
+def deepspeeds_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    for group in groups:
+        group["use_muon"] = "use_muon" in group
+        for parameter in group["params"]:
+            parameter.use_muon = group["use_muon"]
+    rest = {"lr": LEARNING_RATE, "betas": (0.9, 0.999), "eps": EPS}
+    return MuonWithAuxAdam([groups[0], *(rest | group for group in groups[1:])])
+
+
 def make_optimizer(kind: str, task: Task) -> torch.optim.Optimizer:
     """Decay for matrices and, so that it has a trust ratio, for the group of two elements; none for other vectors."""
     tiny = task.bert.get_parameter("next_sentence.bias")
@@ -124,8 +173,15 @@ def make_optimizer(kind: str, task: Task) -> torch.optim.Optimizer:
     ]
     if kind == "AdamW":
         return torch.optim.AdamW(groups, lr=LEARNING_RATE, eps=EPS)
+    if kind == "DeepSpeed's Muon":
+        return deepspeeds_muon(muon_groups(task, groups, "use_muon"))
+    if kind == "textbook of DeepSpeed's Muon":
+        return DeepSpeedsMuonReference(muon_groups(task, groups, "orthogonalize"))
     row_blocks = {parameter: 3 for name, parameter in task.named_parameters() if name.endswith("qkv.weight")}
-    return (Lamb if kind == "Lamb" else LambReference)(groups, lr=LEARNING_RATE, eps=EPS, row_blocks=row_blocks)
+    kinds = {"Lamb": Lamb, "naive LAMB": LambReference, "Muon": Muon, "textbook of Muon": MuonReference}
+    if "Muon" in kind:
+        groups = muon_groups(task, groups, "orthogonalize")
+    return kinds[kind](groups, lr=LEARNING_RATE, eps=EPS, row_blocks=row_blocks)
 
 
 class Reference:
@@ -134,7 +190,8 @@ class Reference:
     def __init__(self, case: Case) -> None:
         self.diverges = case.optimizer == "naive LAMB"
         self.masters = Task().to(torch.bfloat16 if case.dtype == "bf16" else torch.float32).double()
-        self.optimizer = make_optimizer("AdamW" if case.optimizer == "AdamW" else "naive LAMB", self.masters)
+        textbooks = {"AdamW": "AdamW"} | {muon: f"textbook of {muon}" for muon in MUONS}
+        self.optimizer = make_optimizer(textbooks.get(case.optimizer, "naive LAMB"), self.masters)
 
     def step(self, step: int, model: Task, parts: int) -> None:
         """One step with the gradient of `model`, its batch taken in so many parts."""
@@ -170,6 +227,8 @@ class Run:
             "bf16": {"enabled": case.dtype == "bf16"},
             "steps_per_print": 2**31,
         }
+        if case.optimizer == "DeepSpeed's Muon":
+            config["zero_optimization"]["reduce_scatter"] = False  # it asks for that
         if case.dtype == "bf16" and case.stage:
             config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
         optimizer = make_optimizer(case.optimizer, task)
@@ -178,7 +237,8 @@ class Run:
             self.layout = optimizer.bind(self.engine)
         else:
             self.layout = partition_layout(self.engine)
-            start_state(self.engine, self.layout)
+            if case.optimizer != "DeepSpeed's Muon":
+                start_state(self.engine, self.layout)
 
     def step(self, step: int) -> None:
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -222,15 +282,16 @@ def observe(case: Case, steps: int) -> dict[str, Any]:
     }
 
 
-def run_rank(rank: int, ranks: int, port: int, steps: int, out: Path) -> None:
+def run_rank(rank: int, ranks: int, port: int, steps: int, optimizers: tuple[str, ...], out: Path) -> None:
     """All cases on one rank of one launch."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed compiles its Newton-Schulz
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     warnings.simplefilter("ignore", FutureWarning)
     console = Console(stderr=True, quiet=rank > 0)
-    cases = [Case(*choice) for choice in itertools.product(STAGES, DTYPES, OPTIMIZERS)]
+    cases = [Case(*choice) for choice in itertools.product(STAGES, DTYPES, optimizers)]
     # DeepSpeed logs to stdout, where the table goes.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         import deepspeed
@@ -245,14 +306,14 @@ def run_rank(rank: int, ranks: int, port: int, steps: int, out: Path) -> None:
         out.write_text(json.dumps(found))
 
 
-def launch(ranks: int, steps: int) -> list[dict[str, Any]]:
+def launch(ranks: int, steps: int, optimizers: tuple[str, ...]) -> list[dict[str, Any]]:
     """What all cases gave on so many ranks."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "found.json")
-        torch.multiprocessing.spawn(run_rank, args=(ranks, port, steps, out), nprocs=ranks)
+        torch.multiprocessing.spawn(run_rank, args=(ranks, port, steps, optimizers, out), nprocs=ranks)
         return json.loads(out.read_text())
 
 
@@ -260,13 +321,13 @@ def _ranks(number: int) -> str:
     return f"{number} rank{'s' * (number > 1)}"
 
 
-def print_table(found: list[dict[str, Any]], ranks: list[int]) -> None:
+def print_table(found: list[dict[str, Any]], ranks: list[int], optimizers: tuple[str, ...]) -> None:
     differences = {(row["stage"], row["dtype"], row["optimizer"], row["ranks"]): row["difference"] for row in found}
     shown = {key: f"{'diverged' if value is None else f'{value:.1e}':>9}" for key, value in differences.items()}
-    print(" " * 11 + "".join(f"{name:>{9 * len(ranks) + 2}}" for name in OPTIMIZERS))
-    print("dtype  ZeRO" + len(OPTIMIZERS) * ("  " + "".join(f"{_ranks(number):>9}" for number in ranks)))
+    print(" " * 11 + "".join(f"{name:>{9 * len(ranks) + 2}}" for name in optimizers))
+    print("dtype  ZeRO" + len(optimizers) * ("  " + "".join(f"{_ranks(number):>9}" for number in ranks)))
     for dtype, stage in itertools.product(DTYPES, STAGES):
-        blocks = ("".join(shown[stage, dtype, optimizer, number] for number in ranks) for optimizer in OPTIMIZERS)
+        blocks = ("".join(shown[stage, dtype, optimizer, number] for number in ranks) for optimizer in optimizers)
         print(f"{dtype:7}{stage:<4}  " + "  ".join(blocks))
 
 
@@ -276,11 +337,13 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS, choices=[*OPTIMIZERS, *MUONS])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    found = [row for ranks in arguments.ranks for row in launch(ranks, arguments.steps)]
+    optimizers = tuple(arguments.optimizers)
+    found = [row for ranks in arguments.ranks for row in launch(ranks, arguments.steps, optimizers)]
     print(f"largest difference from unsharded float64 after {arguments.steps} steps")
-    print_table(found, arguments.ranks)
+    print_table(found, arguments.ranks, optimizers)
     print(f"\n{LEGEND}")
     if arguments.out:
         results = measured_on("deepspeed") | {"steps": arguments.steps, "differences": found}

@@ -42,4 +42,8 @@ class MuonReference(LambReference):
         blocks = self.row_blocks.get(weight, 1)  # type: ignore[call-overload]
         for block, block_update in zip(weight.chunk(blocks), update.chunk(blocks), strict=True):
             block *= 1 - lr * weight_decay
-            block -= lr * 0.2 * max(block.shape) ** 0.5 * newton_schulz(block_update)
+            block -= lr * self.scale(*block.shape) * newton_schulz(block_update)
+
+    def scale(self, rows: int, columns: int) -> float:
+        """Liu et al. 2025, section 2.2."""
+        return 0.2 * max(rows, columns) ** 0.5
