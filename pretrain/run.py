@@ -33,7 +33,7 @@ from earlybert.pretrain.plan.corpora import KEPT, open_corpus
 from earlybert.pretrain.plan.plan import Plan, corpus_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe
 from earlybert.pretrain.plan.stages import build_stages
-from earlybert.pretrain.plan.text import plan_markdown
+from earlybert.pretrain.plan.text import mask_notes, plan_markdown
 from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
@@ -135,6 +135,8 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     check_environment()
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()
+    for note in mask_notes(plan):
+        say(note, enabled=ranks.rank() == 0)
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
     distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))

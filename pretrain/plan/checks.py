@@ -23,6 +23,7 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     for name in ("hidden_dropout", "attention_dropout"):
         require(0 <= getattr(model, name) < 1, f"model.{name}", getattr(model, name), "at least 0 and below 1")
     require(model.initializer_range > 0, "model.initializer_range", model.initializer_range, "above 0")
+    _check_masks(recipe)
     for name in dict.fromkeys(STAGE_WORDS[word].phase for word in recipe.plan if word in STAGE_WORDS):
         _check_phase(recipe, name, world_size)
     if "search" in recipe.plan:
@@ -32,7 +33,6 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         _check_cuts(recipe, border)
     _check_stages(recipe)
     _check_losses(recipe)
-    require(0 < recipe.mask_probability < 1, "mask_probability", recipe.mask_probability, "between 0 and 1")
     for name in ("checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_updates"):
         require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
     for name in ("every", "samples"):
@@ -53,6 +53,17 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     require(rate > 0, "optimizer.muon_learning_rate", rate, "above 0")
     for name in ("weight_decay", "muon_weight_decay", "max_grad_norm"):
         require(getattr(optimizer, name) >= 0, f"optimizer.{name}", getattr(optimizer, name), "at least 0")
+
+
+def _check_masks(recipe: Recipe) -> None:
+    share = recipe.mask_probability
+    if isinstance(share, dict):
+        require(share.keys() == {"from", "to"}, "mask_probability", share, "one number, or {from: 0.3, to: 0.15}")
+    for name, value in (
+        *(("mask_probability", value) for value in recipe.mask_shares),
+        ("validation.mask_probability", recipe.validation.mask_probability),
+    ):
+        require(0 < value < 1, name, value, "between 0 and 1")
 
 
 def _check_search(recipe: Recipe) -> None:
@@ -127,7 +138,9 @@ def _check_phase(recipe: Recipe, name: str, world_size: int) -> None:
         phase.length,
         f"at least {MINIMUM_LENGTH} and at most model.max_position_embeddings, {table}",
     )
-    for field_name in ("max_predictions", "micro_batch", "steps"):
+    if phase.max_predictions is not None:
+        require(phase.max_predictions >= 1, f"{name}.max_predictions", phase.max_predictions, "at least 1")
+    for field_name in ("micro_batch", "steps"):
         require(getattr(phase, field_name) >= 1, f"{name}.{field_name}", getattr(phase, field_name), "at least 1")
     require(
         phase.global_batch >= world_size,

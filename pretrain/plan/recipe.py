@@ -100,7 +100,7 @@ class PhaseConfig:
 
     Args:
         length: tokens per sequence.
-        max_predictions: most masked tokens per sequence.
+        max_predictions: most masked tokens per sequence; without it, as many as mask_probability asks for.
         global_batch: sequences per optimizer step over all ranks; any number not below the number of ranks.
         micro_batch: sequences per forward pass of one rank.
         steps: optimizer steps of the dense run.
@@ -109,7 +109,7 @@ class PhaseConfig:
     """
 
     length: int
-    max_predictions: int
+    max_predictions: int | None = None
     global_batch: int
     micro_batch: int
     steps: int
@@ -124,10 +124,12 @@ class ValidationConfig:
     Args:
         every: optimizer steps between validations; each stage also ends with one.
         samples: sequences at most, the first of the validation split, always masked the same way.
+        mask_probability: share of their tokens to predict, whatever training has; so losses of all runs compare.
     """
 
     every: int = 100
     samples: int = 512
+    mask_probability: float = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,7 @@ class Recipe:
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
         losses: parts of the loss that are trained, by name; without any those that the corpus has labels for.
         masking: dynamic masks differ every epoch, static ones stay.
-        mask_probability: share of the tokens to predict.
+        mask_probability: share of the tokens to predict; {from: 0.3, to: 0.15} is a straight line over the phases.
         whole_words: mask all pieces of a word together.
         packed_rows: global and micro-batches count rows of the corpus's packing (`prepare --packing true`), each with
             several short samples, so that all have about the same number of tokens.
@@ -191,7 +193,7 @@ class Recipe:
     schedule: Form = "poly"
     losses: list[str] = field(default_factory=list)
     masking: Literal["dynamic", "static"] = "dynamic"
-    mask_probability: float = 0.15
+    mask_probability: float | dict[str, float] = 0.15
     whole_words: bool = False
     packed_rows: bool = False
     loader_workers: int = 0
@@ -203,6 +205,12 @@ class Recipe:
 
     def phase(self, name: str) -> PhaseConfig:
         return self.phase2 if name == "phase2" else self.phase1
+
+    @property
+    def mask_shares(self) -> tuple[float, float]:
+        """Share of the tokens to predict in the first and in the last step."""
+        share = self.mask_probability
+        return (share["from"], share["to"]) if isinstance(share, dict) else (share, share)
 
     @property
     def borders(self) -> dict[str, Border]:
@@ -325,8 +333,8 @@ def require_same_run(stored: Recipe, wanted: Recipe, path: Path) -> None:
     """Raises UserError when a run directory is asked to go on with something else than it began with."""
     before, after = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(wanted))
     for name, value in after.items():
-        if value != before[name] and name not in LAYOUT_FIELDS:
+        if value != before.get(name) and name not in LAYOUT_FIELDS:
             raise UserError(
-                f"{name} is {value!r}, but this run began with {before[name]!r} ({path}); "
+                f"{name} is {value!r}, but this run began with {before.get(name)!r} ({path}); "
                 "keep that value or choose another --run-dir"
             )

@@ -1,4 +1,4 @@
-"""Learning rates of a stage, and how shares of a phase become whole steps."""
+"""Learning rates and masks of a stage, and how shares of a phase become whole steps."""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +12,28 @@ Form = Literal["poly", "poly_continuous"]
 def whole_steps(steps: int, share: float) -> int:
     """A share of these steps, rounded half up; at least one."""
     return max(1, math.floor(steps * share + 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSchedule:
+    """Which share of the tokens is to be predicted: a straight line over all steps of the phases (Ankner et al. 2023).
+
+    Args:
+        first: share in the first step.
+        last: share in the last step.
+        start: steps of the line that lie before the phase.
+        total: steps of the whole line.
+    """
+
+    first: float
+    last: float
+    start: int
+    total: int
+
+    def share_at(self, step: int) -> float:
+        """The share in step 0, 1, ... of the phase."""
+        progress = min(1.0, (self.start + step) / max(1, self.total - 1))
+        return self.first + (self.last - self.first) * progress
 
 
 @dataclass(frozen=True, kw_only=True)

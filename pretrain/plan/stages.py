@@ -8,7 +8,7 @@ from earlybert.pretrain.plan.borders.initial import Initial
 from earlybert.pretrain.plan.borders.lengthen import Lengthen
 from earlybert.pretrain.plan.grammar import STAGE_WORDS, StageWord
 from earlybert.pretrain.plan.recipe import Recipe
-from earlybert.pretrain.plan.schedule import Schedule, whole_steps
+from earlybert.pretrain.plan.schedule import MaskSchedule, Schedule, whole_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Stage:
     micro_batch: int
     steps: int
     schedule: Schedule
+    masks: MaskSchedule
 
     @property
     def first_position(self) -> int:
@@ -64,9 +65,8 @@ def build_stages(recipe: Recipe) -> list[Stage]:
 def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, start: int) -> Stage:
     """The stage of the plan's word number `index`, which begins at step `start` of its phase."""
     phase = recipe.phase(facts.phase)
-    total = phase_steps(recipe, facts.phase)
-    if facts.searching and index == 0:
-        total = phase.steps  # the curve of the full network in the full time
+    dense = facts.searching and index == 0  # then it has the curves of the full network in the full time
+    total = phase.steps if dense else phase_steps(recipe, facts.phase)
     schedule = Schedule(start=start, total=total, peak=phase.learning_rate, warmup=phase.warmup, form=recipe.schedule)
     name, end = recipe.plan[index], total
     if facts.phase == "phase1":
@@ -81,12 +81,27 @@ def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, start: i
         searching=facts.searching,
         begin=begin,
         length=phase.length,
-        max_predictions=phase.max_predictions,
+        max_predictions=phase.max_predictions or predictions(max(recipe.mask_shares), phase.length),
         global_batch=phase.global_batch,
         micro_batch=phase.micro_batch,
         steps=recipe.search.steps if facts.searching else end - start,
         schedule=schedule,
+        masks=_masks(recipe, facts.phase, dense=dense),
     )
+
+
+def _masks(recipe: Recipe, phase: str, *, dense: bool) -> MaskSchedule:
+    """Of a phase, in the steps of the plan or of dense training."""
+    first, last = recipe.mask_shares
+    phases = dict.fromkeys(STAGE_WORDS[word].phase for word in recipe.plan if word in STAGE_WORDS)
+    steps = {name: recipe.phase(name).steps if dense else phase_steps(recipe, name) for name in phases}
+    before = sum(steps[name] for name in phases if name < phase)
+    return MaskSchedule(first=first, last=last, start=before, total=sum(steps.values()))
+
+
+def predictions(share: float, length: int) -> int:
+    """How many tokens of a full sequence are to be predicted."""
+    return max(1, int(share * length + 0.5))
 
 
 def phase_steps(recipe: Recipe, phase: str) -> int:

@@ -3,6 +3,7 @@
 from earlybert.core.text import markdown_table
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.plan import Plan
+from earlybert.pretrain.plan.stages import predictions
 
 
 def plan_markdown(plan: Plan) -> str:
@@ -29,7 +30,25 @@ def plan_markdown(plan: Plan) -> str:
         for planned in plan.stages
         for stage in [planned.stage]
     ]
-    return f"{markdown_table(header, rows)}\n{compared_with_dense(plan)}\n"
+    notes = "".join(f"\n{note}\n" for note in (compared_with_dense(plan), *mask_notes(plan)))
+    return f"{markdown_table(header, rows)}{notes}"
+
+
+def mask_notes(plan: Plan) -> list[str]:
+    """What to know of shares of masked tokens that change, and of those that `max_predictions` does not let be."""
+    notes = []
+    first, last = plan.recipe.mask_shares
+    if first != last:
+        own = plan.recipe.validation.mask_probability
+        notes.append(f"Masked tokens: {first:.0%} in the first step, {last:.0%} in the last one; validation {own:.0%}.")
+    for name, stage in {planned.stage.phase: planned.stage for planned in plan.stages}.items():
+        wanted = predictions(max(first, last), stage.length)
+        if stage.max_predictions < wanted:
+            notes.append(
+                f"{name}.max_predictions is {stage.max_predictions}, so a sequence of {stage.length} tokens has "
+                f"at most so many masked ones; mask_probability asks for {wanted}."
+            )
+    return notes
 
 
 def compared_with_dense(plan: Plan) -> str:

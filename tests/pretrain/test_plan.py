@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.borders.narrow import Narrow
+from earlybert.pretrain.plan.borders.stack import Stack
+from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, PlannedStage, full_network
 from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
 from earlybert.pretrain.plan.schedule import Form, whole_steps
 from earlybert.pretrain.plan.stages import Stage, build_stages
+from earlybert.pretrain.plan.text import mask_notes
 from earlybert.pretrain.ticket.search import SearchConfig
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, random_ticket
 
@@ -51,6 +55,7 @@ def planned(**changes: Any) -> list[PlannedStage]:
 
 
 FORMS: list[Form] = ["poly", "poly_continuous"]
+PHASES = {"phase1": PHASE1, "phase2": PHASE2}
 DENSE: dict[str, Any] = {"plan": ["phase1", "phase2"]}
 
 
@@ -208,3 +213,69 @@ def test_networks_of_the_stages() -> None:
         plan.network(1)
     with pytest.raises(UserError, match=r"other\.json: is a ticket for a model with num_layers 12; here it must be 3"):
         Plan(recipe, dataclasses.replace(full, num_hidden_layers=3)).with_ticket(ticket, "other.json")
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+FALLING = {"from": 0.3, "to": 0.15}
+
+
+def test_mask_shares_are_a_straight_line_over_the_phases() -> None:
+    """101 steps: phase 1 has 80 of them, phase 2 the other 21; the shares fall by 0.0015 a step."""
+    small = {name: PhaseConfig(**(vars(PHASE1) | {"steps": steps})) for name, steps in (("phase1", 80), ("phase2", 21))}
+    found = stages(mask_probability=FALLING, **small, **DENSE)
+    shares = [
+        found[name].masks.share_at(step) for name, steps in (("phase1", 80), ("phase2", 21)) for step in range(steps)
+    ]
+    assert shares == pytest.approx([0.3 - 0.0015 * step for step in range(101)])
+
+
+def test_mask_shares_of_a_search_are_those_of_the_dense_run() -> None:
+    """As are its learning rates; the narrow network then goes through the whole line in its 80 % of the steps."""
+    found, dense = stages(mask_probability=FALLING), stages(mask_probability=FALLING, **DENSE)
+    last = found["search"].steps - 1
+    assert found["search"].masks.share_at(last) == dense["phase1"].masks.share_at(last) < 0.3
+    assert found["phase1"].masks.share_at(0) == 0.3
+    assert found["phase2"].masks.share_at(found["phase2"].steps - 1) == pytest.approx(0.15)
+    assert found["phase2"].masks.share_at(0) < found["phase1"].masks.share_at(found["phase1"].steps - 1)
+
+
+def test_parts_of_a_phase_share_one_line_of_masks() -> None:
+    """Steps are counted from the phase's beginning, as positions in the data are."""
+    plan = ["phase1", "stack", "phase1"]
+    found = stages(mask_probability=FALLING, plan=plan, stack=Stack(layers=[6], until=[0.5]))
+    whole = stages(mask_probability=FALLING, plan=["phase1"])["phase1"]
+    assert [stage.masks for stage in found.values()] == [whole.masks, whole.masks]
+
+
+def test_predictions_follow_the_larger_share_and_cuts_are_said() -> None:
+    free = {name: PhaseConfig(**(vars(phase) | {"max_predictions": None})) for name, phase in PHASES.items()}
+    rising = planned(mask_probability={"from": 0.15, "to": 0.3}, **free)
+    assert [stage.stage.max_predictions for stage in rising] == [38, 38, 154]  # 30 % of 128 and of 512
+    assert [stage.stage.max_predictions for stage in planned(**free)] == [19, 19, 77]
+
+    def notes(**changes: Any) -> list[str]:
+        recipe = paper(**changes)
+        return mask_notes(Plan(recipe, full_network(recipe, 30_522, "nsp")))
+
+    assert notes() == notes(**free) == []
+    said = notes(mask_probability=FALLING)
+    assert said[0] == "Masked tokens: 30% in the first step, 15% in the last one; validation 15%."
+    assert "phase1.max_predictions is 20" in said[1] and "asks for 38" in said[1]
+    assert "phase2.max_predictions is 80" in said[2] and "asks for 154" in said[2]
+    assert len(notes(mask_probability=FALLING, **free)) == 1 and len(notes(mask_probability=0.3)) == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "named"),
+    [
+        ({"from": 0.3}, "mask_probability is {'from': 0.3}; it must be one number, or {from: 0.3, to: 0.15}"),
+        ({"from": 0.3, "to": 0.0}, "mask_probability is 0.0; it must be between 0 and 1"),
+        ({"from": 1.0, "to": 0.1}, "mask_probability is 1.0"),
+        ({"start": 0.3, "to": 0.1}, "mask_probability is {'start'"),
+        (1.5, "mask_probability is 1.5"),
+    ],
+)
+def test_shares_that_are_none_are_refused(share: Any, named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        check_recipe(paper(mask_probability=share))
