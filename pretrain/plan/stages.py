@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 
 from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.plan.borders.initial import Initial
@@ -95,7 +96,7 @@ def _masks(recipe: Recipe, phase: str, *, dense: bool) -> MaskSchedule:
     first, last = recipe.mask_shares
     phases = dict.fromkeys(STAGE_WORDS[word].phase for word in recipe.plan if word in STAGE_WORDS)
     steps = {name: recipe.phase(name).steps if dense else phase_steps(recipe, name) for name in phases}
-    before = sum(steps[name] for name in phases if name < phase)
+    before = sum(steps[name] for name in takewhile(lambda name: name != phase, phases))
     return MaskSchedule(first=first, last=last, start=before, total=sum(steps.values()))
 
 
