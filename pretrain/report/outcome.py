@@ -27,6 +27,7 @@ from earlybert.pretrain.report.timeline import (
     sessions,
 )
 from earlybert.pretrain.ticket.ticket import narrow_config
+from earlybert.pretrain.train.plateau import Level, level
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Outcome:
     def guessing(self, part: LossPart) -> float:
         """Loss, in nats, of a network that knows nothing but how often each answer is right."""
         return part.guessing_by_frequency(self.plan.full, self.unigram_cross_entropy)
+
+    def level(self, validation: Validation) -> Level | None:
+        """Where the network was on the way past word frequencies; None where it predicts no masked tokens."""
+        loss = validation.scores.get("masked_loss")
+        return None if loss is None else level(loss, self.unigram_cross_entropy)
 
     @property
     def network(self) -> NetworkConfig:

@@ -9,6 +9,7 @@ from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import Outcome, StageOutcome
 from earlybert.pretrain.report.summary import CHANGED_LAYOUT
+from earlybert.pretrain.train.plateau import ADVICE
 
 Outcomes = Mapping[str, Outcome]
 Attention = Mapping[str, AttentionMass]
@@ -136,7 +137,14 @@ def how_good(outcome: Outcome) -> str:
         f"{outcome.guessing(part):.3f}."
         for part in outcome.losses
     ]
-    return f"At its last validation (step {last.step:,} of {last.stage}) " + " And ".join(said)
+    said = [f"At its last validation (step {last.step:,} of {last.stage}) " + " And ".join(said)]
+    if (reached := outcome.level(last)) is not None:
+        said.append(f"So it is {reached}" + (f": {ADVICE}." if reached == "at word frequencies" else "."))
+    for stage in outcome.stages:
+        searched = stage.validation if stage.planned.stage.searching else None
+        if searched is not None and outcome.level(searched) == "at word frequencies":
+            said.append("Its search ended at word frequencies, where units differ little, and a ticket says little.")
+    return " ".join(said)
 
 
 Rows = list[tuple[str, Callable[[Outcome], str]]]

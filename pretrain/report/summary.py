@@ -5,6 +5,7 @@ from rich.table import Table
 
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.report.outcome import Outcome
+from earlybert.pretrain.train.plateau import ADVICE
 
 CHANGED_LAYOUT = "the number of ranks or the device changed, so that times of the stages do not compare"
 
@@ -41,6 +42,9 @@ def print_summary(outcome: Outcome) -> None:
                 f"validation             {part.title}: loss {loss:.3f} nats (guessing by frequency "
                 f"{outcome.guessing(part):.3f}), accuracy {accuracy:.3f}"
             )
+        if outcome.level(last) is not None:
+            advice = f"; {ADVICE}" if outcome.level(last) == "at word frequencies" else ""
+            print(f"level                  {outcome.level(last)}{advice}")
     if savings is not None:
         print(f"time saved             {savings.time_saved:.1%} against dense training, all stages included")
     elif outcome.changed_layout:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from earlybert.core import distributed
+from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
@@ -13,6 +14,7 @@ from earlybert.pretrain.ticket.search import MaskHistory
 from earlybert.pretrain.train import health, sanity
 from earlybert.pretrain.train.batches import prefetched_steps, stage_loader
 from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.plateau import Level, level
 from earlybert.pretrain.train.recording import CoefficientRecorder
 from earlybert.pretrain.train.saving import StageCheckpoints
 from earlybert.pretrain.train.step import train_step, validate
@@ -45,6 +47,7 @@ def train_stage(
     loader = stage_loader(corpus, "train", stage, recipe, engine.micro_batch)
     validation = stage_loader(corpus, "validation", stage, recipe, engine.micro_batch).load(0)
     skipped = 0
+    reached: Level | None = None
     with StageProgress(stage.name, stage.steps, state.step, enabled=telemetry.enabled) as progress:
         for batches, data_seconds in prefetched_steps(loader, state.position, recipe.loader_workers):
             if at_step_border(stop, checkpoints):
@@ -70,6 +73,7 @@ def train_stage(
                     scores = validate(engine, validation)
                 line = {"stage": stage.name, "step": state.step, **scores}
                 telemetry.scalars("validation", state.global_step, line)
+                reached = log_level(telemetry, state, scores, corpus, reached)
             if state.finished:
                 break
             if state.step % recipe.checkpoint_every == 0:
@@ -99,6 +103,21 @@ def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
         with checkpoints.engine.times.waiting("checkpoint"):
             checkpoints.settle()
     return stopping
+
+
+def log_level(
+    telemetry: Telemetry, state: RunState, scores: dict[str, float], corpus: Corpus, before: Level | None
+) -> Level | None:
+    """Where the network is on its way past word frequencies: a curve in TensorBoard, a line where it has changed."""
+    if (loss := scores.get("masked_loss")) is None:
+        return None
+    frequencies = corpus.manifest["unigram_cross_entropy"]
+    telemetry.board_scalars("validation", state.global_step, {"masked_nats_below_frequencies": frequencies - loss})
+    reached = level(loss, frequencies)
+    if reached != before:
+        values = f"validation loss {loss:.3f} nats, guessing by frequency {frequencies:.3f}"
+        say(f"{state.stage} {state.step}: masked tokens are {reached} ({values})", enabled=telemetry.enabled)
+    return reached
 
 
 def log_step(

@@ -10,8 +10,8 @@ from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
-from earlybert.pretrain.report.outcome import Outcome, savings, stage_outcome
-from earlybert.pretrain.report.page import what_is_trained
+from earlybert.pretrain.report.outcome import Outcome, Validation, savings, stage_outcome
+from earlybert.pretrain.report.page import how_good, what_is_trained
 from earlybert.pretrain.report.report import spent_before
 from earlybert.pretrain.report.timeline import Interruptions
 from earlybert.pretrain.ticket.search import SearchConfig
@@ -175,3 +175,33 @@ def test_what_was_spent_before_a_stage() -> None:
         "phase1": 20.0,
         "phase2": 260.0,
     }
+
+
+# Losses of published curves whose text has a unigram cross-entropy of 6.66: with LAMB after 500, 1,500, 2,000 and 2,500
+# steps, and with a network that is worse than guessing.
+@pytest.mark.parametrize(
+    ("loss", "reached"),
+    [
+        (7.4, "at word frequencies"),
+        (6.217, "at word frequencies"),
+        (5.98, "at word frequencies"),
+        (5.402, "breaking through"),
+        (4.786, "past word frequencies"),
+    ],
+)
+def test_where_a_network_is(loss: float, reached: str) -> None:
+    plan = planned(EARLYBERT)
+    searched = dataclasses.replace(
+        stage_outcome(plan.stages[0], lines_of({"search": [1.0]})),
+        validation=Validation("search", 1, {"masked_loss": loss, "masked_accuracy": 0.1}),
+    )
+    scores = {name: loss for part in ("masked", "next_sentence") for name in (f"{part}_loss", f"{part}_accuracy")}
+    found = dataclasses.replace(
+        outcome(plan, {}),
+        unigram_cross_entropy=6.66,
+        last_validation=Validation("phase1", 9, scores),
+        stages=[searched],
+    )
+    said = how_good(found)
+    assert f"So it is {reached}" in said
+    assert ("train longer" in said) is ("a ticket says little" in said) is (reached == "at word frequencies")
