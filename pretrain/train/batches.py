@@ -114,7 +114,7 @@ class StepLoader:
         first = (turn * self.world_size + self.rank) * self.micro_batch
         return range(position + first, position + min(first + self.micro_batch, self.global_batch))
 
-    def _batch(self, epochs_and_indices: list[tuple[int, int]], weight: float) -> Batch:
+    def _batch(self, epochs_and_indices: list[tuple[int, int]], weight: float, share: float) -> Batch:
         samples = self.samples.rows([index for _, index in epochs_and_indices])
         masked = [
             mask_sample(
@@ -124,7 +124,7 @@ class StepLoader:
                 seed=self.recipe.seed,
                 epoch=epoch if self.training and self.recipe.masking == "dynamic" else 0,
                 index=index,
-                probability=self.recipe.mask_probability,
+                probability=share,
                 max_predictions=self.stage.max_predictions,
                 continues_word=self.continues_word,
             )
@@ -132,13 +132,19 @@ class StepLoader:
         ]
         return collate(samples, masked, weight)
 
+    def _masked_share(self, position: int) -> float:
+        """Share of the tokens to predict in the step at `position`; of the validation split always the same."""
+        step = position // self.global_batch
+        return self.stage.masks.share_at(step) if self.training else self.recipe.validation.mask_probability
+
     def load(self, position: int) -> StepBatches:
         """This rank's micro-batches of the step that begins at `position`."""
         batches, samples = [], []
+        share = self._masked_share(position)
         for turn in range(self.accumulation):
             positions = self._positions(position, turn)
             found = self._samples_at(positions or range(position, position + 1))
-            batches.append(self._batch(found, weight=float(bool(positions))))
+            batches.append(self._batch(found, weight=float(bool(positions)), share=share))
             samples.append([index for _, index in found] if positions else [])
         work = Work.total(Work.of(batch) for batch in batches if batch.weight)
         return StepBatches(position, batches, samples, work)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,8 @@ def loaders(
 ) -> list[StepLoader]:
     recipe = dataclasses.replace(RECIPE, **changes)
     options: dict[str, Any] = {"global_batch": GLOBAL_BATCH, "micro_batch": micro_batch, "world_size": world_size}
-    return [StepLoader(corpus, split, STAGE, recipe, rank=rank, **options) for rank in range(world_size)]
+    stage = build_stages(recipe)[0]
+    return [StepLoader(corpus, split, stage, recipe, rank=rank, **options) for rank in range(world_size)]
 
 
 def rows(batch: Batch) -> list[Row]:
@@ -188,6 +189,26 @@ def test_validation_is_always_the_same(small_corpus: Corpus) -> None:
     for changes in ({"masking": "static"}, {"micro_batch": 2, "world_size": 3}):
         others = loaders(small_corpus, split="validation", **changes)
         assert step_rows([other.load(0) for other in others]) == step_rows([step])
+
+
+def test_masked_share_is_that_of_the_step(small_corpus: Corpus) -> None:
+    """From a half in the first to a tenth in the 50th and last, whoever loads which step first, in every layout."""
+    phase = PhaseConfig(**(vars(PHASE) | {"max_predictions": None}))
+    recipe = dataclasses.replace(RECIPE, phase1=phase, phase2=phase, mask_probability={"from": 0.5, "to": 0.1})
+    stage = build_stages(recipe)[0]
+
+    def predictions(split: str, step: int, world_size: int = 1, micro_batch: int = 11) -> list[tuple[int, int]]:
+        options: dict[str, Any] = {"global_batch": 11, "micro_batch": micro_batch, "world_size": world_size}
+        every = [StepLoader(small_corpus, split, stage, recipe, rank=rank, **options) for rank in range(world_size)]
+        loaded = [rows(batch) for loader in every for batch in loader.load(11 * step).batches if batch.weight]
+        return sorted((len(row[0]), len(row[2])) for row in chain.from_iterable(loaded))
+
+    for step in (49, 0, 30):
+        share = 0.5 - 0.4 * step / 49
+        found = predictions("train", step)
+        assert len(found) == 11 and all(count == max(1, int(share * size + 0.5)) for size, count in found)
+        assert found == predictions("train", step, 2, 3) == predictions("train", step, 3, 2)
+    assert all(count == max(1, int(0.15 * size + 0.5)) for size, count in predictions("validation", 0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
