@@ -210,7 +210,7 @@ def small_step(micro_batches: int) -> tuple[Counts, Counts]:
     file, device = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED)), distributed.start()
     weights = initial_weights(config, seed=0)
     engine = StageEngine(config, TrainingState(weights), stage, recipe, file, device)
-    batch = made_up_batch(1, phase.length, phase.max_predictions)
+    batch = made_up_batch(1, stage.length, stage.max_predictions)
     step = StepBatches(0, [batch] * micro_batches, [[0]] * micro_batches, Work.total([Work.of(batch)] * micro_batches))
 
     def run() -> None:
