@@ -150,12 +150,7 @@ def memory_shape(width: str, length: int) -> Shape:
 
 
 def full_batch(shape: Shape, sequences: int) -> Batch:
-    """Random sequences without padding."""
-    ids_T = torch.randint(5, shape.config.vocab_size, (sequences * shape.length,))
-    first_B1 = torch.arange(sequences)[:, None] * shape.length
-    predicted_T = (first_B1 + 1 + torch.arange(shape.predictions)).flatten()
-    labels_B = torch.zeros(sequences, dtype=torch.int64)
-    return Batch.of([shape.length] * sequences, ids_T, ids_T * 0, predicted_T, ids_T[predicted_T], labels_B)
+    return Batch.full(sequences, shape.length, shape.predictions, shape.config.vocab_size)
 
 
 def train_once(width: str, length: int, micro_batch: int) -> None:

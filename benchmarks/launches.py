@@ -15,8 +15,6 @@ beside network       what `train_step` does on one rank for every micro-batch of
                      DeepSpeed's engine, loss, scores
 beside all these     what is left of a step. These two are counted on the CPU, with as many tensors as BERT-Large has,
                      but small ones. Waits are numbers read there and whole devices waited for, not copies.
-
-Shape suffixes: B sequences, S positions, N predicted positions.
 """
 
 import argparse
@@ -60,7 +58,7 @@ BERT_LARGE: dict[str, Any] = {
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
-SEQUENCES, LENGTH, PREDICTIONS = 32, 128, 20
+SEQUENCES, LENGTH, PREDICTIONS, VOCABULARY = 32, 128, 20, 30_522
 UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 COPIES = ("_to_copy", "copy_")
 DEVICE = torch.device("meta")
@@ -171,13 +169,6 @@ def optimizer_step() -> Callable[[], Any]:
     return optimizer.step
 
 
-def made_up_batch(sequences: int, length: int, predictions: int) -> Batch:
-    starts_B1 = length * torch.arange(sequences)[:, None]
-    predicted_T = (starts_B1 + torch.arange(1, 1 + predictions)).flatten()
-    ids_T, labels_B = torch.zeros(sequences * length, dtype=torch.int64), torch.zeros(sequences, dtype=torch.int64)
-    return Batch.of([length] * sequences, ids_T, ids_T, predicted_T, predicted_T, labels_B)
-
-
 def micro_batch(model: PreTrainingNetwork, batch: Batch) -> Callable[[], Any]:
     """Forward and backward pass of a micro-batch."""
 
@@ -194,7 +185,7 @@ def micro_batch(model: PreTrainingNetwork, batch: Batch) -> Callable[[], Any]:
 
 
 def passes(searching: bool) -> Counts:
-    return counted(micro_batch(network(searching), made_up_batch(SEQUENCES, LENGTH, PREDICTIONS).to(DEVICE)))
+    return counted(micro_batch(network(searching), Batch.full(SEQUENCES, LENGTH, PREDICTIONS, VOCABULARY).to(DEVICE)))
 
 
 @functools.cache
@@ -210,7 +201,7 @@ def small_step(micro_batches: int) -> tuple[Counts, Counts]:
     file, device = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED)), distributed.start()
     weights = initial_weights(config, seed=0)
     engine = StageEngine(config, TrainingState(weights), stage, recipe, file, device)
-    batch = made_up_batch(1, stage.length, stage.max_predictions)
+    batch = Batch.full(1, stage.length, stage.max_predictions, config.vocab_size)
     step = StepBatches(0, [batch] * micro_batches, [[0]] * micro_batches, Work.total([Work.of(batch)] * micro_batches))
 
     def run() -> None:

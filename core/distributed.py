@@ -12,7 +12,7 @@ import torch.distributed
 
 from earlybert.core.devices import device_type
 from earlybert.core.errors import UserError
-from earlybert.core.ranks import rank, world_size
+from earlybert.core.ranks import local_world_size, rank, world_size
 
 Result = TypeVar("Result")
 
@@ -48,8 +48,7 @@ def start() -> torch.device:
     if device_type() == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     if "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size()))
     return torch.device("cpu")
 
 

@@ -16,6 +16,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_world_size() -> int:
+    """Number of ranks on this machine; of all, where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+
+
 def check_environment() -> None:
     """Raises UserError where the environment says only half of which rank this is: it must say all or nothing.
 

@@ -39,8 +39,9 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine, check_environment
+from earlybert.pretrain.train.engine import check_environment
 from earlybert.pretrain.train.loop import train_stage
+from earlybert.pretrain.train.micro_batch import build_engine, out_of_memory_named
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import Telemetry
 
@@ -115,7 +116,8 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     check_recipe(recipe, ranks.world_size())
     stages = build_stages(recipe)
     for stage in stages:
-        deepspeed_file.batches(stage.global_batch, stage.micro_batch, ranks.world_size())
+        micro_batch = deepspeed_file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks.world_size())
+        deepspeed_file.batches(stage.global_batch, micro_batch or 1, ranks.world_size())
     # A run that has begun keeps its own copy of the ticket.
     given = run_dir / "ticket.json" if (run_dir / "ticket.json").is_file() else recipe.ticket
     ticket = Ticket.load(Path(given)) if given else None
@@ -241,27 +243,28 @@ def train(setting: Run, start: TrainingState, state: RunState, telemetry: Teleme
     """Builds the stage's engine, trains it, takes it down. Returns False when asked to stop before the stage's end."""
     stage, config = setting.plan.stages[state.stage_index].stage, setting.plan.network(state.stage_index)
     ticket = setting.plan.ticket
-    engine = StageEngine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device)
+    engine = build_engine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device)
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
         f"{config.num_hidden_layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, "
-        f"{engine.precision}",
+        f"{engine.precision}, micro-batches of {engine.micro_batch}",
         enabled=ranks.rank() == 0,
     )
     if ticket is not None and stage.begin.needs_ticket and state.step == 0:
         # At the first step that it is trained for, so that a resumed run writes it again exactly where this is dropped.
         telemetry.ticket(ticket, state.global_step + 1)
-    finished = train_stage(
-        engine,
-        state,
-        stage,
-        setting.recipe,
-        setting.corpus,
-        search_folder=setting.run_dir / "search",
-        telemetry=telemetry,
-        writer=writer,
-        stop=setting.stop,
-    )
+    with out_of_memory_named(stage, engine.micro_batch, setting.device):
+        finished = train_stage(
+            engine,
+            state,
+            stage,
+            setting.recipe,
+            setting.corpus,
+            search_folder=setting.run_dir / "search",
+            telemetry=telemetry,
+            writer=writer,
+            stop=setting.stop,
+        )
     engine.destroy()
     return finished
 

@@ -17,6 +17,9 @@ from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
 
+# Of a micro-batch that the recipe leaves to the device's memory: enough to fill a GPU.
+TOKENS = 8192
+
 
 def add_tune(actions: Any) -> None:
     """Adds the action to the `earlybert ticket` parser."""
@@ -25,7 +28,9 @@ def add_tune(actions: Any) -> None:
     parser.add_argument("--run_dir", type=Path, help="a run whose recorded coefficients say the widths")
     parser.add_argument("--config", help="without a run: a recipe, with --FIELD VALUE overrides, and widths by chance")
     parser.add_argument("--device", choices=DEVICES, help="default: this machine's")
-    parser.add_argument("--tokens", type=_positive, help="tokens of a micro-batch; default: phase 1's")
+    parser.add_argument(
+        "--tokens", type=_positive, help=f"tokens of a micro-batch; default: phase 1's, {TOKENS:,} if auto"
+    )
     parser.add_argument("--measure", action="store_true", help="time this machine instead of modelling a device")
 
 
@@ -51,7 +56,8 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
         shape = Plan(recipe, full).ticket_shape.num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)
     recipe.draw.check(recipe.model.intermediate_size)
-    tokens = arguments.tokens or recipe.phase1.micro_batch * recipe.phase1.length
+    micro_batch = recipe.phase1.micro_batch
+    tokens = arguments.tokens or (TOKENS if micro_batch == "auto" else micro_batch * recipe.phase1.length)
     masks = masks_by_multiple(coefficients_LU, recipe.draw)
     widths = sorted({int(width) for mask_LU in masks.values() for width in mask_LU.sum(axis=1)})
     name, seconds = _clock(arguments, recipe, widths, tokens)

@@ -168,25 +168,41 @@ def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
     return parameters * (2 * number + 16 / gpus) + bucket
 
 
-def peak_bytes(shape: Shape, micro_batch: int, gpus: int) -> float:
+def peak_bytes(shape: Shape, micro_batch: int, gpus: int, number: int = 2, *, keeps_scores: bool = False) -> float:
     """Largest memory that training takes on one GPU."""
-    per_sequence = activation_bytes(shape) + gradient_bytes(shape)
-    states = state_bytes(shape.parameters, gpus) - 4 * shape.matrix_elements / gpus  # Muon has one moment
-    fixed = states + loss_bytes(shape, micro_batch) + RESERVED_BYTES
+    per_sequence = activation_bytes(shape, number, keeps_scores=keeps_scores) + gradient_bytes(shape, number)
+    states = state_bytes(shape.parameters, gpus, number) - 4 * shape.matrix_elements / gpus  # Muon has one moment
+    fixed = states + loss_bytes(shape, micro_batch, number) + RESERVED_BYTES
     return fixed + micro_batch * per_sequence
 
 
+def largest_micro_batch(shape: Shape, memory: float, gpus: int, number: int = 2, *, keeps_scores: bool = False) -> int:
+    """Most sequences of a GPU's share of the global batch that fit into so many bytes of memory; 0 where none does."""
+
+    def peak(sequences: int) -> float:
+        return peak_bytes(shape, sequences, gpus, number, keeps_scores=keeps_scores)
+
+    share = math.ceil(shape.global_batch / gpus)
+    return bisect_right(range(1, share + 1), USABLE_SHARE * memory, key=peak)
+
+
+def even_micro_batch(global_batch: int, gpus: int, largest: int) -> int:
+    """A GPU's share of the global batch in as few equal parts of at most `largest` sequences as there can be."""
+    share = math.ceil(global_batch / gpus)
+    return math.ceil(share / math.ceil(share / largest))
+
+
 def fitting_micro_batch(shape: Shape, cluster: Cluster) -> int:
-    """A GPU's share of the global batch in as few equal parts as fit into memory; raises UserError where none does."""
-    budget = USABLE_SHARE * cluster.gpu.memory_gb * 1e9
-    share = math.ceil(shape.global_batch / cluster.gpus)
-    largest = bisect_right(range(1, share + 1), budget, key=lambda size: peak_bytes(shape, size, cluster.gpus))
+    """What `micro_batch: auto` takes where all memory is free; raises UserError where not even one sequence fits."""
+    memory = cluster.gpu.memory_gb * 1e9
+    budget = USABLE_SHARE * memory
+    largest = largest_micro_batch(shape, memory, cluster.gpus)
     if largest == 0:
         raise UserError(
             f"one sequence of {shape.length} tokens takes {peak_bytes(shape, 1, cluster.gpus) / 1e9:.1f} GB, but "
             f"{cluster.gpu_name} has {budget / 1e9:.1f} GB to use; it must be a GPU with more memory or a smaller model"
         )
-    return math.ceil(share / math.ceil(share / largest))
+    return even_micro_batch(shape.global_batch, cluster.gpus, largest)
 
 
 def sequence_seconds(shape: Shape, gpu: Gpu, kernels: Kernels = OURS) -> float:

@@ -7,7 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from earlybert.core.text import duration
-from earlybert.pretrain.cost.cluster import Cluster, Shape, StageCost, checkpoint_bytes, disk_bytes, stage_cost
+from earlybert.pretrain.cost.cluster import (
+    USABLE_SHARE,
+    Cluster,
+    Shape,
+    StageCost,
+    checkpoint_bytes,
+    disk_bytes,
+    stage_cost,
+)
 from earlybert.pretrain.plan.plan import Plan, PlannedStage
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
@@ -65,6 +73,10 @@ def print_cluster_plan(plan: Plan, cluster: Cluster, *, muon: bool) -> None:
     for each in planned:
         limits[each.stage.phase] = min(each.cost.micro_batch, limits.get(each.stage.phase, each.cost.micro_batch))
     print("options:     " + " ".join(f"--{phase}.micro_batch {size}" for phase, size in limits.items()))
+    print(
+        f"micro-batch: a GPU's share of the batch in as few equal parts as fit into {USABLE_SHARE:.0%} of the memory; "
+        "auto takes what is free when a stage begins"
+    )
     print_scaling(plan, cluster, muon)
 
 

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from earlybert.core import ranks
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.gpus import GPUS
 
@@ -12,6 +14,18 @@ from earlybert.pretrain.cost.gpus import GPUS
 def device_name(device: torch.device) -> str:
     """The GPU's own name, or "CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a GPU has free; of a CPU's memory, this rank's share of what the machine or its container has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = 1024.0 * int(lines["MemAvailable"].split()[0])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (stated := limit.read_text().strip()).isdecimal():
+        free = min(free, float(stated))
+    return free / ranks.local_world_size()
 
 
 def device_precision(wanted: str, device: torch.device) -> str:

@@ -72,6 +72,15 @@ class Batch:
             weight=weight,
         )
 
+    @staticmethod
+    def full(sequences: int, length: int, predictions: int, vocab_size: int) -> "Batch":
+        """Made-up sequences of equal length, the longest that there are; what is in them means nothing."""
+        starts_B1 = length * torch.arange(sequences)[:, None]
+        predicted_T = (starts_B1 + torch.arange(1, 1 + min(predictions, length - 1))).flatten()
+        ids_T = torch.arange(sequences * length) % vocab_size
+        labels_B = torch.zeros(sequences, dtype=torch.int64)
+        return Batch.of([length] * sequences, ids_T, ids_T * 0, predicted_T, ids_T[predicted_T], labels_B)
+
     def to(self, device: torch.device) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():

@@ -140,8 +140,9 @@ def _check_phase(recipe: Recipe, name: str, world_size: int) -> None:
     )
     if phase.max_predictions is not None:
         require(phase.max_predictions >= 1, f"{name}.max_predictions", phase.max_predictions, "at least 1")
-    for field_name in ("micro_batch", "steps"):
-        require(getattr(phase, field_name) >= 1, f"{name}.{field_name}", getattr(phase, field_name), "at least 1")
+    require(phase.steps >= 1, f"{name}.steps", phase.steps, "at least 1")
+    micro_batch = phase.micro_batch
+    require(micro_batch == "auto" or micro_batch >= 1, f"{name}.micro_batch", micro_batch, 'at least 1, or "auto"')
     require(
         phase.global_batch >= world_size,
         f"{name}.global_batch",

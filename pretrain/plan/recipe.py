@@ -23,6 +23,9 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DEEPSPEED = Path(__file__).parent.parent.parent / "ds_configs" / "lamb.json"
 DEFAULT_RECIPE = "quickstart"
 
+# Sequences per forward pass of one rank; "auto" leaves that to the memory of the device.
+MicroBatch = int | Literal["auto"]
+
 # What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
 LAYOUT_FIELDS = (
     "data",
@@ -102,7 +105,7 @@ class PhaseConfig:
         length: tokens per sequence.
         max_predictions: most masked tokens per sequence; without it, as many as mask_probability asks for.
         global_batch: sequences per optimizer step over all ranks; any number not below the number of ranks.
-        micro_batch: sequences per forward pass of one rank.
+        micro_batch: sequences per forward pass of one rank; "auto" takes as many as fit into the device's memory.
         steps: optimizer steps of the dense run.
         learning_rate: peak learning rate.
         warmup: share of the steps over which the learning rate rises.
@@ -111,7 +114,7 @@ class PhaseConfig:
     length: int
     max_predictions: int | None = None
     global_batch: int
-    micro_batch: int
+    micro_batch: MicroBatch
     steps: int
     learning_rate: float
     warmup: float

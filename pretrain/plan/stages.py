@@ -8,7 +8,7 @@ from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.plan.borders.initial import Initial
 from earlybert.pretrain.plan.borders.lengthen import Lengthen
 from earlybert.pretrain.plan.grammar import STAGE_WORDS, StageWord
-from earlybert.pretrain.plan.recipe import Recipe
+from earlybert.pretrain.plan.recipe import MicroBatch, Recipe
 from earlybert.pretrain.plan.schedule import MaskSchedule, Schedule, whole_steps
 
 
@@ -28,7 +28,7 @@ class Stage:
     length: int
     max_predictions: int
     global_batch: int
-    micro_batch: int
+    micro_batch: MicroBatch
     steps: int
     schedule: Schedule
     masks: MaskSchedule

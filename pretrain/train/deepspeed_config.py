@@ -9,7 +9,7 @@ from typing import Any
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
-from earlybert.pretrain.plan.recipe import OptimizerConfig
+from earlybert.pretrain.plan.recipe import MicroBatch, OptimizerConfig
 
 LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
 # What optimizer.params may hold beside "lr" and the numbers of the recipe, by the optimizer's type.
@@ -54,6 +54,16 @@ class DeepSpeedFile:
         """A top-level value, or None where it is absent or "auto"."""
         value = self.content.get(key, "auto")
         return None if value == "auto" else value
+
+    def settled_micro_batch(self, global_batch: int, micro_batch: MicroBatch, world_size: int) -> int | None:
+        """The file's, else the recipe's, else what the file's accumulation comes to; None where all leave it open."""
+        named: int | None = self.number("train_micro_batch_size_per_gpu")
+        if named is not None:
+            return named
+        if micro_batch != "auto":
+            return micro_batch
+        steps = self.number("gradient_accumulation_steps")
+        return None if steps is None else -(-global_batch // (steps * world_size))
 
     def batches(self, global_batch: int, micro_batch: int, world_size: int) -> tuple[int, int]:
         """Micro-batch and accumulation steps that cover a global batch; the file's own numbers win where they agree.

@@ -96,6 +96,7 @@ class StageEngine:
         self.precision = resolve_precision(recipe, file, device)
         self.peak_flops = peak_flops(device, DTYPES[self.precision])
         self.times = StepTimes(device)
+        assert stage.micro_batch != "auto", "build_engine chooses one"
         self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
         model = network_with(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)

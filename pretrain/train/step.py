@@ -106,6 +106,7 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
     return {
         "stage": stage.name,
         "step": step + 1,
+        "micro_batch": engine.micro_batch,
         **metrics,
         "l1": float(l1),
         "learning_rate": learning_rate,

@@ -35,7 +35,7 @@ class Poison:
         return tensor * torch.nan if self.active and self.turn == self.micro_batch else tensor
 
 
-def on_every_model(prepare: Callable[[nn.Module], None]) -> None:
+def on_every_model(prepare: Callable[[nn.Module], object]) -> None:
     """Calls `prepare` with every model that an engine is about to train."""
     from earlybert.pretrain.train import engine
 
@@ -68,6 +68,22 @@ def poison_gradient() -> None:
         model.get_parameter("layers.0.attention.output.weight").register_hook(poison.apply)
 
     on_every_model(prepare)
+
+
+def memory_for(sequences: int, rank: int = 0) -> None:
+    """As if that rank's device had memory for the forward pass of so many sequences."""
+    from earlybert.core import ranks
+
+    def check(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        (batch,) = (*inputs, *named.values())
+        if ranks.rank() == rank and len(batch.tokens.lengths) > sequences:
+            raise torch.OutOfMemoryError("made up")
+
+    on_every_model(lambda model: model.register_forward_pre_hook(check, with_kwargs=True))
+
+
+def memory_for_4_on_rank_1() -> None:
+    memory_for(4, rank=1)
 
 
 def flip_a_weight() -> None:

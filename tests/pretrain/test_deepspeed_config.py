@@ -13,7 +13,7 @@ from torch import nn
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, MicroBatch, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import build_optimizer, check_environment, resolve_precision
 from tests.pretrain.small_models import small_config
@@ -211,6 +211,25 @@ def test_micro_batches_cover_the_global_batch(
     micro, accumulation = load(tmp_path, {}).batches(global_batch, micro_batch, world_size)
     assert micro <= micro_batch
     assert micro * accumulation * world_size >= global_batch > micro * (accumulation - 1) * world_size
+
+
+@pytest.mark.parametrize(
+    ("content", "micro_batch", "settled"),
+    [
+        ({}, 8, 8),
+        ({}, "auto", None),
+        ({"train_batch_size": 50}, "auto", None),
+        ({"train_micro_batch_size_per_gpu": 4}, "auto", 4),
+        ({"train_micro_batch_size_per_gpu": 4}, 8, 4),
+        ({"gradient_accumulation_steps": 3}, 8, 8),
+        ({"gradient_accumulation_steps": 3}, "auto", 9),
+    ],
+)
+def test_who_settles_the_micro_batch(
+    tmp_path: Path, content: dict[str, Any], micro_batch: MicroBatch, settled: int | None
+) -> None:
+    """50 sequences on two ranks."""
+    assert load(tmp_path, content).settled_micro_batch(50, micro_batch, world_size=2) == settled
 
 
 BAD: dict[str, tuple[Any, list[str]]] = {

@@ -14,6 +14,7 @@ from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.train import engine
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.micro_batch import fits
 from tests.pretrain.small_models import batch_of, random_weights, small_config
 
 LIMIT = 0.1
@@ -85,6 +86,13 @@ def test_a_parameter_without_gradient_adds_nothing(built: StageEngine) -> None:
     place = slice(first.numel(), first.numel() + second.numel())
     before[0][place] += 1
     assert all(map(torch.equal, before, sums(built)))
+
+
+def test_trying_a_micro_batch_leaves_nothing_in_the_sums(built: StageEngine) -> None:
+    recipe = load_recipe(recipe_path("quickstart"), ["--phase1.length=32", "--plan=[phase1]"])
+    assert fits(built, build_stages(recipe)[0], recipe)
+    assert not any(flat.any() for flat in sums(built))
+    assert all(parameter.grad is None for parameter in built.engine.module.parameters())
 
 
 def test_a_gradient_that_is_not_finite_makes_no_update(built: StageEngine) -> None:
