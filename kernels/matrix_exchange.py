@@ -128,8 +128,8 @@ class MatrixExchange:
         return {part.matrix: piece for part, piece in zip(self._here, pieces, strict=True)}
 
     def _joined(self, tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
-        nothing = torch.empty(0, dtype=torch.bool, device=self._device)  # gives way to any other dtype
-        return torch.cat([nothing, *(tensor.flatten() for tensor in tensors)]).to(dtype)
+        flat = [tensor.flatten() for tensor in tensors]
+        return torch.cat(flat).to(dtype) if flat else torch.empty(0, dtype=dtype, device=self._device)
 
     def _all_to_all(self, sent: Tensor, sent_numels: list[int], received_numels: list[int]) -> Tensor:
         received = sent.new_empty(sum(received_numels))
