@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from earlybert.core.errors import UserError
+from earlybert.core.locks import sole_use
 from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.corpus import Corpus
@@ -29,7 +30,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpu
     directory = Path(directory)
     if _is_taken(directory):
         return _open_existing(config, directory)
-    with Workers(workers) as pool:
+    with sole_use(work_folder(directory), "out"), Workers(workers) as pool:
         preparation = Preparation(config, directory, pool)
         try:
             vocabulary = preparation.vocabulary()
@@ -76,8 +77,9 @@ def merge(directory: Path, *, workers: int = 1) -> Corpus:
     if (directory / NAME).is_file():
         say(f"{directory} already exists.")
         return Corpus.open(directory)
-    with Workers(workers) as pool:
-        preparation = Preparation(unfinished_config(directory), directory, pool)
+    config = unfinished_config(directory)
+    with sole_use(work_folder(directory), "out"), Workers(workers) as pool:
+        preparation = Preparation(config, directory, pool)
         preparation.merge(preparation.vocabulary())
     return Corpus.open(directory)
 

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import transformers
+from accelerate.utils import broadcast_object_list
 
 from earlybert.core.arguments import parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
+from earlybert.core.locks import sole_use
 from earlybert.core.ranks import check_environment, rank, warn_once
 from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
@@ -92,12 +95,27 @@ def main(argv: list[str]) -> None:
             methods.require_usable(method, task_settings, pretrained)
     opened = {task: open_task(TASKS[task], data, pretrained, own) for task, own in settings_of.items()}
     # Whatever is wrong with the data has been found by now; nothing is written before.
-    require_same(out, {"model": what["model"], "data": what["data"]} | dataclasses.asdict(settings))
-    for task, task_data in opened.items():
-        rows = task_data.train(settings_of[task].max_train_examples)
-        for seed in what["seed"]:
-            for method in what["method"]:
-                cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
-                cell.run(pretrained, task_data, rows, settings_of[task])
+    with ExitStack() as held:
+        hold(out, held)
+        require_same(out, {"model": what["model"], "data": what["data"]} | dataclasses.asdict(settings))
+        for task, task_data in opened.items():
+            rows = task_data.train(settings_of[task].max_train_examples)
+            for seed in what["seed"]:
+                for method in what["method"]:
+                    cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
+                    cell.run(pretrained, task_data, rows, settings_of[task])
+        if rank() == 0:
+            print_tables(out)
+
+
+def hold(out: Path, held: ExitStack) -> None:
+    """Keeps other calls out of the folder for as long as `held` is open; raises UserError on all ranks."""
+    fault: list[str | None] = [None]
     if rank() == 0:
-        print_tables(out)
+        try:
+            held.enter_context(sole_use(out, "--out"))
+        except UserError as error:
+            fault = [str(error)]
+    broadcast_object_list(fault)
+    if fault[0]:
+        raise UserError(fault[0])

@@ -11,6 +11,7 @@ same run directory, it goes on where it was.
 import dataclasses
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from earlybert.core import cli, distributed, ranks
 from earlybert.core.devices import keep_freed_memory, set_deterministic, set_matmul_precision
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_json, write_text
+from earlybert.core.locks import sole_use
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact, signs_of_progress
@@ -71,10 +73,17 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
 
     A run whose checkpoints are lost is refused, unless told to `begin_again`.
     """
-    setting = set_up(recipe, run_dir)
-    latest = newest_checkpoint(setting)
-    if latest is None and not begin_again:
-        distributed.on_rank_0(lambda: require_no_progress(setting))
+    with ExitStack() as held:
+        setting = set_up(recipe, run_dir, held)
+        latest = newest_checkpoint(setting)
+        if latest is None and not begin_again:
+            distributed.on_rank_0(lambda: require_no_progress(setting))
+        follow_plan(setting, latest)
+
+
+def follow_plan(setting: Run, latest: Checkpoint | None) -> None:
+    """Stage by stage to the plan's end, or until the run is asked to stop."""
+    recipe, run_dir = setting.recipe, setting.run_dir
     step = latest.state.global_step if latest else 0
     checkpoints = CheckpointWriter(setting.checkpoints, recipe.keep_checkpoints, newest_step=step)
     telemetry = Telemetry(
@@ -110,8 +119,11 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
     finish(setting, latest)
 
 
-def set_up(recipe: Recipe, run_dir: Path) -> Run:
-    """Joins the ranks, opens the corpus, checks that everything fits together, and notes the configuration."""
+def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
+    """Joins the ranks, opens the corpus, checks that everything fits together, and notes the configuration.
+
+    The run directory is this run's alone for as long as `held` is open.
+    """
     deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
     check_recipe(recipe, ranks.world_size())
     stages = build_stages(recipe)
@@ -139,6 +151,7 @@ def set_up(recipe: Recipe, run_dir: Path) -> Run:
     keep_freed_memory()
     for note in mask_notes(plan):
         say(note, enabled=ranks.rank() == 0)
+    distributed.on_rank_0(lambda: held.enter_context(sole_use(run_dir, "run-dir")))
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
     distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))

@@ -224,7 +224,7 @@ def test_other_directory_is_left_alone(config: CorpusConfig, tmp_path: Path) -> 
     for path in (tmp_path / "mine", tmp_path / "mine" / "file"):
         with pytest.raises(UserError, match="is not a corpus"):
             prepare(config, path)
-    with pytest.raises(UserError, match=r"corpus.partial/config.json cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"corpus.partial, which cannot be written to \(Not a directory\)"):
         prepare(config, tmp_path / "mine" / "file" / "corpus")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
