@@ -244,7 +244,7 @@ def peak_memory(documents: list[str], config: CorpusConfig, megabytes: float) ->
 
 def loader_speeds(corpus: Corpus) -> dict[str, Any]:
     """Samples a second of one loading thread, and how long a step waits at the pace of published runs."""
-    from earlybert.pretrain.train.batches import prefetched_steps
+    from earlybert.pretrain.train.feeding import prefetched_steps
 
     found: dict[str, Any] = {}
     print("loader, masking included")
@@ -259,7 +259,9 @@ def loader_speeds(corpus: Corpus) -> dict[str, Any]:
         waits = []
         steps = prefetched_steps(loader, 0)
         for _ in range(8):
-            waits.append(next(steps)[1])
+            began = time.perf_counter()
+            next(steps).kept()
+            waits.append(time.perf_counter() - began)
             time.sleep(1)  # what the step takes
         steps.close()
         found[f"wait, {name}"] = statistics.median(waits[1:])
@@ -269,7 +271,7 @@ def loader_speeds(corpus: Corpus) -> dict[str, Any]:
 
 def load_four_steps(loader: "StepLoader") -> None:
     for step in range(4):
-        loader.load(256 * step)
+        loader.load(256 * step).kept()
 
 
 def _loader(corpus: Corpus, length: int, predictions: int, batch: int) -> "StepLoader":

@@ -142,7 +142,7 @@ def real_batches(recipe: Recipe, folder: Path) -> list[Batch]:
         rank=0,
         world_size=1,
     )
-    return [loader.load(step * OPTIONS.sequences).batches[0].to(DEVICE) for step in range(BATCHES)]
+    return [loader.batch(step * OPTIONS.sequences, 0).to(DEVICE) for step in range(BATCHES)]
 
 
 def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = False) -> Callable[[Batch], None]:

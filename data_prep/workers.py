@@ -25,7 +25,7 @@ class Workers:
             raise UserError(f"workers is {count}, but must be at least 1.")
         # Spawned, as a fork of a process with threads (tokenizers, PyTorch) may never return from a lock.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker) if count > 1 else None
+        self._pool = ProcessPoolExecutor(count, context, initializer=start_worker) if count > 1 else None
         self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> Self:
@@ -88,7 +88,8 @@ def _raise_failure(future: Future[Any]) -> None:
         ) from None
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """What a process does first that works for another one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
     # One process a core: the libraries' own threads would only get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from earlybert.data_prep.samples.masking import mask_sample
+from earlybert.data_prep.samples.masking import Masking
 from earlybert.data_prep.tokens.tokenizer import special_tokens, vocabulary_size
 from earlybert.finetune.model import IGNORED
 
@@ -69,15 +69,8 @@ def with_nothing_to_learn(row: Features) -> Features:
 def masked(tokenizer: PreTrainedTokenizerFast, row: Features, *, seed: int, epoch: int, index: int) -> Features:
     """The row with masked tokens to be predicted in place of its own targets: a pure function of its arguments."""
     ids = np.array(row["input_ids"])
-    sample = mask_sample(
-        ids,
-        special_tokens(tokenizer),
-        vocabulary_size(tokenizer),
-        seed=seed,
-        epoch=epoch,
-        index=index,
-        max_predictions=len(ids),
-    )
+    masking = Masking(special_tokens(tokenizer), vocabulary_size(tokenizer), seed, max_predictions=len(ids))
+    sample = masking.mask(ids, np.array([0, len(ids)]), [(epoch, index)])
     labels = np.full(len(ids), IGNORED)
-    labels[sample.positions] = sample.labels
-    return Features(input_ids=sample.input_ids.tolist(), token_type_ids=row["token_type_ids"], labels=labels.tolist())
+    labels[sample.positions_N] = sample.labels_N
+    return Features(input_ids=sample.input_ids_T.tolist(), token_type_ids=row["token_type_ids"], labels=labels.tolist())

@@ -68,14 +68,14 @@ class TimedShape:
             rank=0,
             world_size=1,
         )
-        return [loader.load(step * batch) for step in range(BATCHES)]
+        return [loader.load(step * batch).kept() for step in range(BATCHES)]
 
     def step(self, batches: StepBatches) -> None:
         """One optimizer step, as the training loop makes it; loading the data is left out."""
         search = self.recipe.search if self.stage.searching else None
         synchronize(self.device)
         began = time.perf_counter()
-        forward_and_backward(self.engine, batches.batches, batches.work, range(len(batches.batches)), search)
+        forward_and_backward(self.engine, batches.batches, batches.work, range(batches.micro_batches), search)
         synchronize(self.device)
         self.seconds.append(time.perf_counter() - began)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -38,6 +38,44 @@ class Sample:
     next_sentence_label: int
 
 
+@dataclass(frozen=True)
+class SampleRows(Sequence[Sample]):
+    """Some samples, column by column; each of them by its number.
+
+    Attributes:
+        input_ids: int32 [tokens], the tokens of all samples one after the other.
+        bounds: int64 [samples + 1], where each sample begins and the last ends.
+        first_lengths: int64 [samples], tokens of `[CLS] A [SEP]`.
+        next_sentence_labels: int64 [samples].
+    """
+
+    input_ids: np.ndarray
+    bounds: np.ndarray
+    first_lengths: np.ndarray
+    next_sentence_labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first_lengths)
+
+    @overload
+    def __getitem__(self, number: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Sample]: ...
+
+    def __getitem__(self, number: int | slice) -> Sample | list[Sample]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        row = range(len(self))[number]
+        tokens = self.input_ids[self.bounds[row] : self.bounds[row + 1]]
+        return Sample(tokens, int(self.first_lengths[row]), int(self.next_sentence_labels[row]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [samples], tokens of each sample."""
+        return np.diff(self.bounds)
+
+
 class Samples:
     """The samples of one split and length, read memory-mapped."""
 
@@ -48,7 +86,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def rows(self, indices: Sequence[int]) -> list[Sample]:
+    def rows(self, indices: Sequence[int]) -> SampleRows:
         """The samples at `indices`, in that order.
 
         Raises:
@@ -56,13 +94,13 @@ class Samples:
         """
         table = self._dataset[list(indices)].combine_chunks()
         ids = table["input_ids"].combine_chunks()
-        tokens = ids.values.to_numpy().astype(np.int32)
-        bounds = ids.offsets.to_numpy().tolist()
-        labels = table["next_sentence_label"].to_pylist()
-        return [
-            Sample(tokens[bounds[row] : bounds[row + 1]], first_length, labels[row])
-            for row, first_length in enumerate(table["first_length"].to_pylist())
-        ]
+        bounds = ids.offsets.to_numpy().astype(np.int64)
+        return SampleRows(
+            ids.values.to_numpy()[bounds[0] : bounds[-1]].astype(np.int32),
+            bounds - bounds[0],
+            table["first_length"].to_numpy().astype(np.int64),
+            table["next_sentence_label"].to_numpy().astype(np.int64),
+        )
 
     def sizes(self) -> Iterator[np.ndarray]:
         """Tokens of all samples, special tokens included, in order: int64 arrays of a shard each."""

@@ -4,12 +4,34 @@ Shape suffixes: B sequences, S positions, T tokens of all sequences, M of them t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from earlybert.kernels.packing import Packing
+
+
+class SlabLayout(NamedTuple):
+    """Sizes of a batch whose tensors lie one after the other in one, its slab."""
+
+    sequences: int
+    tokens: int
+    needed: int
+    predictions: int
+    weight: float = 1.0
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of all tensors in the order of their fields, and of the bounds, which come last."""
+        sequences, tokens, needed, predictions, _ = self
+        return [tokens, tokens, tokens, needed, sequences, predictions, predictions, sequences, sequences + 1]
+
+    @property
+    def words(self) -> int:
+        """Elements of the slab."""
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ class Batch:
             tokens=tokens,
             input_ids_T=input_ids_T,
             token_type_ids_T=token_type_ids_T,
-            position_ids_T=torch.cat([torch.arange(length) for length in lengths]),
+            position_ids_T=torch.arange(tokens.tokens) - first_T.repeat_interleave(torch.tensor(tokens.lengths)),
             needed=Packing.of(needed_bounds.diff().tolist()),
             needed_rows_M=needed_rows_M,
             first_rows_B=torch.searchsorted(needed_rows_M, first_T),
@@ -81,14 +103,62 @@ class Batch:
         labels_B = torch.zeros(sequences, dtype=torch.int64)
         return Batch.of([length] * sequences, ids_T, ids_T * 0, predicted_T, ids_T[predicted_T], labels_B)
 
+    @property
+    def layout(self) -> SlabLayout:
+        """Of the slab that `write` makes of it."""
+        predictions = len(self.masked_labels_N)
+        return SlabLayout(len(self.tokens.lengths), self.tokens.tokens, self.needed.tokens, predictions, self.weight)
+
+    def write(self, slab: Tensor) -> None:
+        """Puts all tensors into `slab`, int64 [`layout.words`] on the host, one after the other."""
+        tensors = (
+            self.input_ids_T,
+            self.token_type_ids_T,
+            self.position_ids_T,
+            self.needed_rows_M,
+            self.first_rows_B,
+            self.predicted_rows_N,
+            self.masked_labels_N,
+            self.segment_labels_B,
+            # Two of int32 together fill that many int64.
+            torch.cat((self.tokens.bounds, self.needed.bounds)).view(torch.int64),
+        )
+        torch.cat(tensors, out=slab)
+
+    @staticmethod
+    def read(slab: Tensor, layout: SlabLayout) -> "Batch":
+        """What was written into a slab; the tensors are parts of it."""
+        bounds = slab[-layout.sequences - 1 :].view(torch.int32).view(2, -1)
+        return Batch._over(slab, layout, *(tuple(lengths) for lengths in bounds.diff().tolist()))
+
+    @staticmethod
+    def _over(slab: Tensor, layout: SlabLayout, lengths: tuple[int, ...], needed: tuple[int, ...]) -> "Batch":
+        ids_T, types_T, positions_T, rows_M, firsts_B, predicted_N, labels_N, segments_B, bounds = slab.split(
+            layout.sizes
+        )
+        bounds_B, needed_bounds_B = bounds.view(torch.int32).split(layout.sequences + 1)
+        return Batch(
+            tokens=Packing(lengths, bounds_B, max(lengths)),
+            input_ids_T=ids_T,
+            token_type_ids_T=types_T,
+            position_ids_T=positions_T,
+            needed=Packing(needed, needed_bounds_B, max(needed)),
+            needed_rows_M=rows_M,
+            first_rows_B=firsts_B,
+            predicted_rows_N=predicted_N,
+            masked_labels_N=labels_N,
+            segment_labels_B=segments_B,
+            weight=layout.weight,
+        )
+
     def to(self, device: torch.device) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in values.items():
-            if isinstance(value, Packing):
-                values[name] = value.to(device)
-            elif isinstance(value, Tensor):
-                values[name] = value.to(device, non_blocking=True)
-        return Batch(**values)
+        """Where it is computed: one copy, which a GPU makes while the host goes on."""
+        if device == self.input_ids_T.device:
+            return self
+        layout = self.layout
+        slab = torch.empty(layout.words, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.write(slab)
+        return Batch._over(slab.to(device, non_blocking=True), layout, self.tokens.lengths, self.needed.lengths)
 
     def padded(self, pad_token_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask and token_type_ids, [B, S], as Hugging Face's models take them."""

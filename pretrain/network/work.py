@@ -1,7 +1,7 @@
 """Parameters and arithmetic of a network with a width of its own in every layer."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,19 +59,23 @@ class Work:
 
     @staticmethod
     def of(batch: "Batch") -> "Work":
-        pairs = list(zip(batch.tokens.lengths, batch.needed.lengths, strict=True))
+        return Work.of_lengths(batch.tokens.lengths, batch.needed.lengths, len(batch.masked_labels_N))
+
+    @staticmethod
+    def of_lengths(tokens: Sequence[int], needed: Sequence[int], predictions: int) -> "Work":
+        """Of sequences with so many tokens each, of which so many are needed."""
         return Work(
-            tokens=sum(n for n, _ in pairs),
-            pairs=sum(n * n for n, _ in pairs),
-            needed=sum(m for _, m in pairs),
-            needed_pairs=sum(m * n for n, m in pairs),
-            predictions=len(batch.masked_labels_N),
-            sequences=len(pairs),
+            tokens=sum(tokens),
+            pairs=sum(n * n for n in tokens),
+            needed=sum(needed),
+            needed_pairs=sum(m * n for n, m in zip(tokens, needed, strict=True)),
+            predictions=predictions,
+            sequences=len(tokens),
         )
 
     @staticmethod
     def total(parts: Iterable["Work"]) -> "Work":
-        rows = [list(vars(part).values()) for part in parts]
+        rows = [list(vars(part).values()) for part in (Work(), *parts)]
         return Work(*map(sum, zip(*rows, strict=True)))
 
 

@@ -167,7 +167,7 @@ class Recipe:
         whole_words: mask all pieces of a word together.
         packed_rows: global and micro-batches count rows of the corpus's packing (`prepare --packing true`), each with
             several short samples, so that all have about the same number of tokens.
-        loader_workers: processes that prepare steps ahead on every rank; with 0 a thread does.
+        loader_workers: processes that prepare micro-batches ahead on every rank; with 0 a thread does.
         validation: how often, on how much.
         checkpoint_every: optimizer steps between checkpoints; each stage also ends with one.
         keep_checkpoints: newest checkpoints that are kept.

@@ -92,7 +92,7 @@ def measure_attention(run: Path) -> AttentionMass | None:
         rank=0,
         world_size=1,
     )
-    return attention_mass(trained.network(), loader.load(0).batches[0], trained.stage.length)
+    return attention_mass(trained.network(), loader.batch(0, 0), trained.stage.length)
 
 
 def draw_pictures(outcomes: Mapping[str, Outcome], attention: Mapping[str, AttentionMass]) -> dict[str, Figure]:

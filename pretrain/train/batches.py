@@ -6,65 +6,46 @@ they are masked depends on it alone; world size and micro-batch size only decide
 Shape suffixes: B sequences, T tokens of all sequences, N predicted tokens.
 """
 
-import itertools
-import time
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from earlybert.core import ranks
-from earlybert.data_prep.samples.corpus import Corpus, Sample
-from earlybert.data_prep.samples.masking import Masked, mask_sample
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.samples.masking import Masking
 from earlybert.data_prep.samples.order import sample_order
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 
-
-def collate(samples: list[Sample], masked: list[Masked], weight: float = 1.0) -> Batch:
-    """Puts the tokens of all samples one after the other."""
-    lengths = [len(mask.input_ids) for mask in masked]
-    starts = itertools.accumulate(lengths[:-1], initial=0)
-    second = [np.arange(n) >= sample.first_length for n, sample in zip(lengths, samples, strict=True)]
-    return Batch.of(
-        lengths,
-        input_ids_T=_concatenated([mask.input_ids for mask in masked]),
-        token_type_ids_T=_concatenated(second),
-        predicted_T=_concatenated([start + mask.positions for start, mask in zip(starts, masked, strict=True)]),
-        masked_labels_N=_concatenated([mask.labels for mask in masked]),
-        segment_labels_B=torch.tensor([sample.next_sentence_label for sample in samples]),
-        weight=weight,
-    )
-
-
-def _concatenated(arrays: list[NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+# What a step's work is counted over at a time: few megabytes.
+SAMPLES_PER_COUNT = 1 << 12
 
 
 @dataclass(frozen=True)
 class StepBatches:
     """What one rank computes in one optimizer step.
 
-    `position` is where in the data the step begins, `samples` are the indices in the split of what each micro-batch
-    holds, `work` is how much there is to compute; stand-ins have no samples and no work.
+    `position` is where in the data the step begins; `work` is how much there is to compute, stand-ins left out;
+    `micro_batches` is the number of the `batches`, the same on every rank. They come one after the other and only once,
+    unless they are kept.
     """
 
     position: int
-    batches: list[Batch]
-    samples: list[list[int]]
     work: Work
+    micro_batches: int
+    batches: Iterable[Batch]
+
+    def kept(self) -> "StepBatches":
+        """With all batches in memory, to be gone through more than once."""
+        return replace(self, batches=list(self.batches))
 
 
 class StepLoader:
-    """Hands out whole optimizer steps of one stage to one rank: a pure function of the position.
+    """One rank's part of a stage's optimizer steps, micro-batch by micro-batch: a pure function of the position.
 
     The epoch is `position // number of samples`; each epoch has its own order and, with dynamic masking, its own masks.
     For the validation split the order is the stored one and the masks never change.
@@ -96,58 +77,87 @@ class StepLoader:
         self.rank, self.world_size = rank, world_size
         self.accumulation = -(-global_batch // (micro_batch * world_size))
 
-    def _samples_at(self, positions: range) -> list[tuple[int, int]]:
-        """(epoch, index of the sample in the stored split) of every sample at some positions."""
-        count = len(self.samples if self.packing is None else self.packing)
-        found: list[tuple[int, int]] = []
-        for epoch in range(positions.start // count, (positions.stop - 1) // count + 1):
-            first, last = max(positions.start - epoch * count, 0), min(positions.stop - epoch * count, count)
-            indices = np.arange(first, last)
-            if self.training:
-                indices = sample_order(count, seed=self.recipe.seed, epoch=epoch, first=first, last=last)
-            rows = [indices] if self.packing is None else self.packing.rows(indices.tolist())
-            found += [(epoch, index) for row in rows for index in row.tolist()]
-        return found
+    def load(self, position: int) -> StepBatches:
+        """This rank's part of the step that begins at `position`; each micro-batch is made when it is asked for."""
+        batches = (self.batch(position, turn) for turn in range(self.accumulation))
+        return StepBatches(position, self.work(position), self.accumulation, batches)
+
+    def batch(self, position: int, turn: int) -> Batch:
+        """This rank's micro-batch 0, 1, ... of the step at `position`; a stand-in where the samples have run out."""
+        positions = self._positions(position, turn)
+        epochs, indices = self._samples(*self._rows(positions or range(position, position + 1)))
+        samples = self.samples.rows(indices.tolist())
+        masked = self._masking(position).mask(samples.input_ids, samples.bounds, self._places(epochs, indices))
+        firsts = samples.bounds[:-1] + samples.first_lengths
+        in_second = np.arange(samples.bounds[-1]) >= firsts.repeat(samples.lengths)
+        return Batch.of(
+            samples.lengths.tolist(),
+            input_ids_T=torch.from_numpy(masked.input_ids_T.astype(np.int64)),
+            token_type_ids_T=torch.from_numpy(in_second.astype(np.int64)),
+            predicted_T=torch.from_numpy(masked.positions_N),
+            masked_labels_N=torch.from_numpy(masked.labels_N.astype(np.int64)),
+            segment_labels_B=torch.from_numpy(samples.next_sentence_labels),
+            weight=float(bool(positions)),
+        )
+
+    def work(self, position: int) -> Work:
+        """That of this rank's part of a step, known before any of it is made, as its counts divide the losses."""
+        epochs, rows = self._rows(range(position, position + self.global_batch))
+        own = np.arange(self.global_batch) // self.micro_batch % self.world_size == self.rank
+        epochs, indices = self._samples(epochs[own], rows[own])
+        masking, parts = self._masking(position), []
+        for first in range(0, len(indices), SAMPLES_PER_COUNT):
+            piece = slice(first, first + SAMPLES_PER_COUNT)
+            samples = self.samples.rows(indices[piece].tolist())
+            predictions = masking.count(samples.input_ids, samples.bounds, self._places(epochs[piece], indices[piece]))
+            # The first token, [CLS], is needed as well.
+            needed = predictions + 1
+            parts.append(Work.of_lengths(samples.lengths.tolist(), needed.tolist(), int(predictions.sum())))
+        return Work.total(parts)
+
+    def sample_indices(self, position: int, turn: int) -> list[int]:
+        """Which samples of the split a micro-batch holds; none for a stand-in."""
+        positions = self._positions(position, turn)
+        return self._samples(*self._rows(positions))[1].tolist() if positions else []
+
+    def _masking(self, position: int) -> Masking:
+        """How the samples of the step at `position` are masked; those of the validation split always alike."""
+        step = position // self.global_batch
+        return Masking(
+            self.special,
+            self.vocab_size,
+            self.recipe.seed,
+            self.stage.max_predictions,
+            self.stage.masks.share_at(step) if self.training else self.recipe.validation.mask_probability,
+            self.continues_word,
+        )
 
     def _positions(self, position: int, turn: int) -> range:
         """Ranks take turns of one micro-batch each; empty where the global batch has run out."""
         first = (turn * self.world_size + self.rank) * self.micro_batch
         return range(position + first, position + min(first + self.micro_batch, self.global_batch))
 
-    def _batch(self, epochs_and_indices: list[tuple[int, int]], weight: float, share: float) -> Batch:
-        samples = self.samples.rows([index for _, index in epochs_and_indices])
-        masked = [
-            mask_sample(
-                sample.input_ids,
-                self.special,
-                self.vocab_size,
-                seed=self.recipe.seed,
-                epoch=epoch if self.training and self.recipe.masking == "dynamic" else 0,
-                index=index,
-                probability=share,
-                max_predictions=self.stage.max_predictions,
-                continues_word=self.continues_word,
-            )
-            for sample, (epoch, index) in zip(samples, epochs_and_indices, strict=True)
-        ]
-        return collate(samples, masked, weight)
+    def _rows(self, positions: range) -> tuple[np.ndarray, np.ndarray]:
+        """Of some positions the epochs, and which sample or row of the packing stands there: int64 [positions] each."""
+        count = len(self.samples if self.packing is None else self.packing)
+        epochs, rows = np.arange(positions.start, positions.stop) // count, []
+        for epoch in range(positions.start // count, (positions.stop - 1) // count + 1):
+            first, last = max(positions.start - epoch * count, 0), min(positions.stop - epoch * count, count)
+            order = sample_order(count, seed=self.recipe.seed, epoch=epoch, first=first, last=last)
+            rows.append(order if self.training else np.arange(first, last))
+        return epochs, np.concatenate(rows)
 
-    def _masked_share(self, position: int) -> float:
-        """Share of the tokens to predict in the step at `position`; of the validation split always the same."""
-        step = position // self.global_batch
-        return self.stage.masks.share_at(step) if self.training else self.recipe.validation.mask_probability
+    def _samples(self, epochs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the samples in these rows: int64 [samples] each."""
+        if self.packing is None or not len(rows):
+            return epochs, rows
+        members = self.packing.rows(rows.tolist())
+        return epochs.repeat([len(row) for row in members]), np.concatenate(members)
 
-    def load(self, position: int) -> StepBatches:
-        """This rank's micro-batches of the step that begins at `position`."""
-        batches, samples = [], []
-        share = self._masked_share(position)
-        for turn in range(self.accumulation):
-            positions = self._positions(position, turn)
-            found = self._samples_at(positions or range(position, position + 1))
-            batches.append(self._batch(found, weight=float(bool(positions)), share=share))
-            samples.append([index for _, index in found] if positions else [])
-        work = Work.total(Work.of(batch) for batch in batches if batch.weight)
-        return StepBatches(position, batches, samples, work)
+    def _places(self, epochs: np.ndarray, indices: np.ndarray) -> list[tuple[int, int]]:
+        """What the masks of samples depend on."""
+        changing = self.training and self.recipe.masking == "dynamic"
+        return list(zip((epochs if changing else epochs * 0).tolist(), indices.tolist(), strict=True))
 
 
 def stage_loader(corpus: Corpus, split: str, stage: Stage, recipe: Recipe, micro_batch: int) -> StepLoader:
@@ -167,46 +177,3 @@ def stage_loader(corpus: Corpus, split: str, stage: Stage, recipe: Recipe, micro
         whole_words=recipe.whole_words,
         packed=recipe.packed_rows and split == "train",
     )
-
-
-def prefetched_steps(
-    loader: StepLoader, position: int, workers: int = 0
-) -> Generator[tuple[StepBatches, float], None, None]:
-    """Steps from `position` on without end, each prepared while those before it train; with the seconds waited.
-
-    Args:
-        loader: What to load.
-        position: Position of the first step.
-        workers: Processes that prepare steps; with 0 a thread does, which competes with the training for Python.
-    """
-    positions = itertools.count(position, loader.global_batch)
-    if workers == 0:
-        yield from _timed(_threaded(loader, positions))
-        return
-    steps = DataLoader(_Steps(loader), batch_size=None, sampler=positions, num_workers=workers)
-    yield from _timed(iter(steps))
-
-
-class _Steps(Dataset[StepBatches]):
-    """What a `DataLoader` asks for items: an item is the step at a position."""
-
-    def __init__(self, loader: StepLoader) -> None:
-        self.loader = loader
-
-    def __getitem__(self, position: int) -> StepBatches:
-        return self.loader.load(position)
-
-
-def _threaded(loader: StepLoader, positions: Iterator[int]) -> Iterator[StepBatches]:
-    with ThreadPoolExecutor(1) as executor:
-        upcoming = executor.submit(loader.load, next(positions))
-        while True:
-            step, upcoming = upcoming, executor.submit(loader.load, next(positions))
-            yield step.result()
-
-
-def _timed(steps: Iterator[StepBatches]) -> Iterator[tuple[StepBatches, float]]:
-    while True:
-        began = time.perf_counter()
-        step = next(steps)
-        yield step, time.perf_counter() - began

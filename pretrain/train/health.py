@@ -18,7 +18,7 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
-from earlybert.pretrain.train.batches import StepBatches
+from earlybert.pretrain.train.batches import StepLoader
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.step import compute_step
 
@@ -111,15 +111,17 @@ def problem(engine: StageEngine, metrics: Mapping[str, Any], skipped: int, max_s
     return f"{wrong}{after} at step {metrics['step']}"
 
 
-def failure(wrong: str, engine: StageEngine, batches: StepBatches, stage: Stage, recipe: Recipe) -> UserError:
-    """What to end a run with whose step made no update that is any good; all ranks must call it.
+def failure(
+    wrong: str, engine: StageEngine, loader: StepLoader, position: int, stage: Stage, recipe: Recipe
+) -> UserError:
+    """What to end a run with whose step at `position` made no update that is any good; all ranks must call it.
 
     An update that is not finite is never made, so the step can be computed again to find the tensor to blame.
     """
     with TensorWatch(engine.engine.module) as watch:
-        compute_step(engine, batches, stage, recipe)
+        compute_step(engine, loader.load(position), stage, recipe)
     assert watch.finding is not None
-    samples = batches.samples[watch.finding.micro_batch]
+    samples = loader.sample_indices(position, watch.finding.micro_batch)
     findings = distributed.gather_objects((watch.finding, samples))
     rank, (finding, samples) = min(enumerate(findings), key=lambda each: (each[1][0].finite, -each[1][0].largest))
     return UserError(

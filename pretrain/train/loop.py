@@ -1,5 +1,6 @@
 """Training one stage: steps, validation, recordings of the coefficients, checkpoints."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.ticket.search import MaskHistory
 from earlybert.pretrain.train import health, sanity
-from earlybert.pretrain.train.batches import prefetched_steps, stage_loader
+from earlybert.pretrain.train.batches import stage_loader
 from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.feeding import prefetched_steps
 from earlybert.pretrain.train.plateau import Level, level
 from earlybert.pretrain.train.recording import CoefficientRecorder
 from earlybert.pretrain.train.saving import StageCheckpoints
@@ -45,20 +47,23 @@ def train_stage(
     times, checkpoints = engine.times, StageCheckpoints(writer, engine, state)
     recorder = begin_recording(search_folder, recipe, engine, telemetry, state) if stage.searching else None
     loader = stage_loader(corpus, "train", stage, recipe, engine.micro_batch)
-    validation = stage_loader(corpus, "validation", stage, recipe, engine.micro_batch).load(0)
+    validation = stage_loader(corpus, "validation", stage, recipe, engine.micro_batch).load(0).kept()
     skipped = 0
     reached: Level | None = None
-    with StageProgress(stage.name, stage.steps, state.step, enabled=telemetry.enabled) as progress:
-        for batches, data_seconds in prefetched_steps(loader, state.position, recipe.loader_workers):
+    with (
+        StageProgress(stage.name, stage.steps, state.step, enabled=telemetry.enabled) as progress,
+        closing(prefetched_steps(loader, state.position, recipe.loader_workers)) as steps,
+    ):
+        for batches in times.waiting_for("data", steps):
             if at_step_border(stop, checkpoints):
                 break
-            times.waited("data", data_seconds)
             with times.step(state.step):
                 metrics = train_step(engine, batches, stage, recipe, state.step)
+            metrics["data_seconds"] = times.newly_waited("data")
             skipped = 0 if engine.updated() else skipped + 1
             if (problem := health.problem(engine, metrics, skipped, recipe.max_skipped_updates)) is not None:
                 checkpoints.settle()
-                raise health.failure(problem, engine, batches, stage, recipe)
+                raise health.failure(problem, engine, loader, state.position, stage, recipe)
             state.position += stage.global_batch
             if skipped:
                 continue  # fp16 overflow: the update is skipped and does not count
@@ -66,7 +71,7 @@ def train_stage(
             settled = recorder is not None and state.step % recipe.search.snapshot_every == 0 and recorder.record()
             state.finished = settled or state.step == stage.steps
             if state.step % recipe.log_every == 0 or state.finished:
-                log_step(telemetry, engine, state, recipe, metrics | {"data_seconds": data_seconds})
+                log_step(telemetry, engine, state, recipe, metrics)
             progress.update(state.step, f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s")
             if state.step % recipe.validation.every == 0 or state.finished:
                 with times.waiting("validation"):

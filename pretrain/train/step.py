@@ -1,7 +1,7 @@
 """One optimizer step over the global batch, and the same without an update: validation."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from earlybert.pretrain.plan.recipe import Recipe, SearchConfig
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.train.batches import StepBatches
 from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.feeding import on_device
 from earlybert.pretrain.train.objective import mean_scores, penalty, score_sums, step_share
 
 
@@ -35,13 +36,13 @@ class Trainable(Protocol):
 
 
 def forward_and_backward(
-    engine: Trainable, batches: Sequence[Batch], work: Work, seeds: Sequence[int], search: SearchConfig | None = None
+    engine: Trainable, batches: Iterable[Batch], work: Work, seeds: Sequence[int], search: SearchConfig | None = None
 ) -> tuple[Tensor, Tensor]:
     """All micro-batches of one rank's step, and the update. The device is not waited for.
 
     Args:
         engine: What is trained, in training mode.
-        batches: The micro-batches; every rank has as many.
+        batches: The micro-batches; every rank has as many, one for each seed.
         work: That of the global batch, whose counts divide the losses.
         seeds: Of the dropout of each micro-batch.
         search: Strengths of the L1 term, in a search.
@@ -50,12 +51,11 @@ def forward_and_backward(
         This rank's sums of the scores (`score_sums`), and the L1 term, which is 0 without a search.
     """
     # The engine averages over micro-batches and ranks, where sums over the global batch are wanted.
-    shares = len(batches) * ranks.world_size()
+    shares = len(seeds) * ranks.world_size()
     parts = loss_parts(engine.config.losses)
     sums = torch.zeros(2 * len(parts), dtype=torch.float64, device=engine.device)
     l1 = torch.zeros((), device=engine.device)
-    for batch, seed in zip(batches, seeds, strict=True):
-        batch = batch.to(engine.device)
+    for batch, seed in zip(on_device(batches, engine.device), seeds, strict=True):
         torch.manual_seed(seed)
         output = engine.forward(batch)
         loss = step_share(output, parts, work, batch.weight) * shares
@@ -82,10 +82,10 @@ def compute_step(
     """
     work = global_work(batches.work, engine.device)
     key = recipe.seed, "dropout", stage.name, batches.position, ranks.rank()
-    seeds = [derived_seed(*key, turn) for turn in range(len(batches.batches))]
+    seeds = [derived_seed(*key, turn) for turn in range(batches.micro_batches)]
     engine.engine.train()
     search = recipe.search if stage.searching else None
-    sums, l1 = forward_and_backward(engine, batches.batches, work, seeds, search)
+    sums, l1 = forward_and_backward(engine, engine.times.waiting_for("data", batches.batches), work, seeds, search)
     return distributed.sum_over_ranks(sums), l1, work
 
 
@@ -125,6 +125,6 @@ def validate(engine: StageEngine, batches: StepBatches) -> dict[str, float]:
     engine.engine.eval()
     parts = loss_parts(engine.config.losses)
     sums = torch.zeros(2 * len(parts), dtype=torch.float64, device=engine.device)
-    for batch in batches.batches:
-        sums += score_sums(engine.forward(batch.to(engine.device)), parts, batch.weight)
+    for batch in on_device(batches.batches, engine.device):
+        sums += score_sums(engine.forward(batch), parts, batch.weight)
     return mean_scores(distributed.sum_over_ranks(sums), parts, global_work(batches.work, engine.device))

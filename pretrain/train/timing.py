@@ -1,15 +1,16 @@
 """Where a run's time goes: data, forward and backward pass, communication, optimizer, checkpoint, validation."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed.comm.comm
 import torch
 
 from earlybert.core.devices import synchronize
 
+Item = TypeVar("Item")
 # One step of so many is taken apart, and nothing in it overlaps; the others go undisturbed.
 STEPS_PER_SAMPLE = 10
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
@@ -26,17 +27,34 @@ class StepTimes:
         self._device = device
         self._sampling = False
         self._waited = {"data": 0.0, "checkpoint": 0.0, "validation": 0.0}
+        self._newly_waited = dict(self._waited)
         self._computed: dict[str, float] = {}
         self._steps = 0
 
     def waited(self, part: str, seconds: float) -> None:
         self._waited[part] += seconds
+        self._newly_waited[part] += seconds
+
+    def newly_waited(self, part: str) -> float:
+        """Seconds since this was last asked."""
+        seconds, self._newly_waited[part] = self._newly_waited[part], 0.0
+        return seconds
 
     @contextmanager
     def waiting(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self.waited(part, time.perf_counter() - began)
+
+    def waiting_for(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items; waiting for each of them counts."""
+        remaining = iter(items)
+        while True:
+            with self.waiting(part):
+                item = next(remaining, None)
+            if item is None:
+                return
+            yield item
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -53,15 +71,18 @@ class StepTimes:
 
     @contextmanager
     def computing(self, part: str) -> Iterator[None]:
-        """A part of a sampled step; what is nested in another part does not count there."""
+        """A part of a sampled step; what is nested in another part, or waited for, does not count there."""
         if not self._sampling:
             yield
             return
-        before = sum(self._computed.values())
+        before = self._counted()
         began = self._now()
         yield
         elapsed = self._now() - began
-        self._computed[part] += elapsed - (sum(self._computed.values()) - before)
+        self._computed[part] += elapsed - (self._counted() - before)
+
+    def _counted(self) -> float:
+        return sum(self._computed.values()) + sum(self._waited.values())
 
     def taken(self) -> dict[str, float] | None:
         """The means since they were last taken, once a step was sampled; else None."""

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from earlybert.data_prep.prepare import merge, prepare, prepare_part
 from earlybert.data_prep.samples.corpus import Corpus, Sample
 
 
-def all_rows(corpus: Corpus, split: str, length: int) -> list[Sample]:
+def all_rows(corpus: Corpus, split: str, length: int) -> Sequence[Sample]:
     samples = corpus.samples(split, length)
     return samples.rows(range(len(samples)))
 

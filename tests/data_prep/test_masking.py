@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from earlybert.data_prep.samples.masking import Masked, mask_sample
+from earlybert.data_prep.samples.masking import Masked, Masking
 from earlybert.data_prep.tokens.tokenizer import SpecialTokens
+from tests.data_prep.one_by_one import mask_sample
 
 # Ids in no particular order, as published vocabularies have them.
 SPECIAL = SpecialTokens(pad=0, unknown=7, cls=12, sep=5, mask=29)
@@ -22,8 +23,8 @@ def sample(length: int, token: int = 20) -> np.ndarray:
 
 
 def mask(tokens: np.ndarray, index: int = 0, epoch: int = 0, seed: int = 3, **options: Any) -> Masked:
-    options = {"max_predictions": 80, **options}
-    return mask_sample(tokens, SPECIAL, VOCAB_SIZE, seed=seed, epoch=epoch, index=index, **options)
+    masking = Masking(SPECIAL, VOCAB_SIZE, seed, **{"max_predictions": 80, **options})
+    return masking.mask(tokens, np.array([0, len(tokens)]), [(epoch, index)])
 
 
 def equal(first: Masked, second: Masked) -> bool:
@@ -37,29 +38,29 @@ def equal(first: Masked, second: Masked) -> bool:
     [(4, 20, 1), (9, 20, 1), (10, 20, 2), (30, 20, 5), (128, 20, 19), (512, 80, 77), (512, 20, 20), (128, 3, 3)],
 )
 def test_number_of_predictions(length: int, max_predictions: int, expected: int) -> None:
-    assert len(mask(sample(length), max_predictions=max_predictions).positions) == expected
+    assert len(mask(sample(length), max_predictions=max_predictions).positions_N) == expected
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.05, 5), (0.4, 40), (1.0, 97)])
 def test_share_of_predictions_can_be_chosen(probability: float, expected: int) -> None:
     """Of 100 tokens; three of them are special, which leaves 97 at most."""
-    assert len(mask(sample(100), probability=probability, max_predictions=100).positions) == expected
+    assert len(mask(sample(100), probability=probability, max_predictions=100).positions_N) == expected
 
 
 def test_tokens_that_the_vocabulary_lacks_are_predicted_like_others() -> None:
     tokens = np.array([SPECIAL.cls, *[SPECIAL.unknown] * 28, SPECIAL.sep], dtype=np.uint16)
-    assert mask(tokens).labels.tolist() == [SPECIAL.unknown] * 5
+    assert mask(tokens).labels_N.tolist() == [SPECIAL.unknown] * 5
 
 
 def test_each_random_token_of_a_sample_is_drawn_anew() -> None:
     """Of 509 predictions about 51 are random; as many draws out of 35 tokens hit 27 different ones on average."""
     masked = mask(sample(512), probability=1.0, max_predictions=512)
-    assert len(set(masked.input_ids.tolist()) - {20, *SPECIAL.ids}) > 20
+    assert len(set(masked.input_ids_T.tolist()) - {20, *SPECIAL.ids}) > 20
 
 
 def test_never_more_predictions_than_eligible_tokens() -> None:
     tokens = np.array([SPECIAL.cls, *[SPECIAL.mask] * 40, 20, SPECIAL.sep, *[SPECIAL.pad] * 20], dtype=np.uint16)
-    assert mask(tokens).positions.tolist() == [41]
+    assert mask(tokens).positions_N.tolist() == [41]
 
 
 def test_labels_and_untouched_tokens_are_the_sample() -> None:
@@ -71,18 +72,18 @@ def test_labels_and_untouched_tokens_are_the_sample() -> None:
         before = tokens.copy()
         masked = mask(tokens, index)
         assert np.array_equal(tokens, before)
-        assert np.all(np.diff(masked.positions) > 0)
-        assert np.array_equal(masked.labels, tokens[masked.positions])
-        assert not set(masked.labels.tolist()) & {SPECIAL.cls, SPECIAL.sep, SPECIAL.pad, SPECIAL.mask}
-        untouched = np.setdiff1d(np.arange(64), masked.positions)
-        assert np.array_equal(masked.input_ids[untouched], tokens[untouched])
-        assert not set(masked.input_ids[masked.positions].tolist()) & {SPECIAL.cls, SPECIAL.sep, SPECIAL.pad}
+        assert np.all(np.diff(masked.positions_N) > 0)
+        assert np.array_equal(masked.labels_N, tokens[masked.positions_N])
+        assert not set(masked.labels_N.tolist()) & {SPECIAL.cls, SPECIAL.sep, SPECIAL.pad, SPECIAL.mask}
+        untouched = np.setdiff1d(np.arange(64), masked.positions_N)
+        assert np.array_equal(masked.input_ids_T[untouched], tokens[untouched])
+        assert not set(masked.input_ids_T[masked.positions_N].tolist()) & {SPECIAL.cls, SPECIAL.sep, SPECIAL.pad}
 
 
 def test_shares_of_the_three_actions_and_uniform_random_tokens() -> None:
     tokens = sample(128)
     masks = [mask(tokens, index) for index in range(3000)]
-    replaced = np.concatenate([masked.input_ids[masked.positions] for masked in masks])
+    replaced = np.concatenate([masked.input_ids_T[masked.positions_N] for masked in masks])
     total = len(replaced)
     assert total == 3000 * 19
     # A random token is by chance the old one in one of 35 cases. Five standard deviations of the binomial.
@@ -102,7 +103,7 @@ def test_shares_of_the_three_actions_and_uniform_random_tokens() -> None:
 
 def test_every_position_is_as_likely() -> None:
     tokens = sample(32)
-    counts = np.bincount(np.concatenate([mask(tokens, index).positions for index in range(8000)]), minlength=32)
+    counts = np.bincount(np.concatenate([mask(tokens, index).positions_N for index in range(8000)]), minlength=32)
     eligible = np.flatnonzero(tokens == 20)
     assert counts.sum() == counts[eligible].sum() == 8000 * 5
     share = 5 / len(eligible)
@@ -126,8 +127,8 @@ def test_other_seed_epoch_or_index_gives_another_mask(other: dict[str, int]) -> 
 def test_mask_is_the_one_of_earlier_versions() -> None:
     # A checkpoint holds a position in the data, so a resumed run needs the same masks on every machine and version.
     masked = mask(sample(24), index=1, epoch=1)
-    assert masked.positions.tolist() == [3, 5, 6, 8]
-    assert masked.input_ids[masked.positions].tolist() == [29, 20, 29, 29]
+    assert masked.positions_N.tolist() == [3, 5, 6, 8]
+    assert masked.input_ids_T[masked.positions_N].tolist() == [29, 20, 29, 29]
 
 
 # --- whole words -----------------------------------------------------------------------------------------------------
@@ -137,16 +138,8 @@ CONTINUES[30:] = True
 
 
 def mask_words(tokens: np.ndarray, index: int, max_predictions: int = 80) -> Masked:
-    return mask_sample(
-        tokens,
-        SPECIAL,
-        VOCAB_SIZE,
-        seed=3,
-        epoch=0,
-        index=index,
-        max_predictions=max_predictions,
-        continues_word=CONTINUES,
-    )
+    masking = Masking(SPECIAL, VOCAB_SIZE, 3, max_predictions, continues_word=CONTINUES)
+    return masking.mask(tokens, np.array([0, len(tokens)]), [(0, index)])
 
 
 def random_words(rng: np.random.Generator) -> tuple[np.ndarray, list[list[int]]]:
@@ -172,7 +165,7 @@ def test_whole_words_are_chosen_whole_and_as_many_as_fit() -> None:
         tokens, words = random_words(rng)
         masked = mask_words(tokens, index)
         wanted = max(1, int(0.15 * len(tokens) + 0.5))
-        positions = set(masked.positions.tolist())
+        positions = set(masked.positions_N.tolist())
         whole = [word for word in words if set(word) <= positions]
         assert sum(map(len, whole)) == len(positions) <= wanted
         left = [len(word) for word in words if not set(word) & positions]
@@ -188,20 +181,20 @@ def test_whole_words_are_chosen_whole_and_as_many_as_fit() -> None:
 def test_part_of_a_word_where_no_whole_one_fits() -> None:
     tokens = np.array([SPECIAL.cls, 20, 31, 32, 33, SPECIAL.sep], dtype=np.uint16)
     for index in range(10):
-        assert len(mask_words(tokens, index).positions) == 1
+        assert len(mask_words(tokens, index).positions_N) == 1
 
 
 def test_the_word_that_is_cut_is_a_random_one() -> None:
     """Two words of four tokens where two may be predicted: the first two of either."""
     tokens = np.array([SPECIAL.cls, 20, 31, 32, 33, 20, 31, 32, 33, SPECIAL.sep], dtype=np.uint16)
-    found = {tuple(mask_words(tokens, index).positions.tolist()) for index in range(20)}
+    found = {tuple(mask_words(tokens, index).positions_N.tolist()) for index in range(20)}
     assert found == {(1, 2), (5, 6)}
 
 
 def test_words_are_chosen_wherever_they_stand() -> None:
     """Each of ten words of two tokens, of which one is chosen, comes up about as often."""
     tokens = np.array([SPECIAL.cls, *[20, 31] * 10, SPECIAL.sep], dtype=np.uint16)
-    first = [int(mask_words(tokens, index, max_predictions=2).positions[0]) for index in range(1000)]
+    first = [int(mask_words(tokens, index, max_predictions=2).positions_N[0]) for index in range(1000)]
     counts = np.bincount(first, minlength=22)[1:21:2]
     assert counts.sum() == 1000 and np.abs(counts - 100).max() < 5 * np.sqrt(1000 * 0.1 * 0.9)
 
@@ -211,7 +204,48 @@ def test_tokens_of_a_word_are_replaced_independently() -> None:
     both = total = 0
     for index in range(400):
         masked = mask_words(tokens, index)
-        replaced = masked.input_ids[masked.positions].reshape(-1, 2) == SPECIAL.mask
+        replaced = masked.input_ids_T[masked.positions_N].reshape(-1, 2) == SPECIAL.mask
         both += int(replaced.all(axis=1).sum())
         total += len(replaced)
     assert abs(both - 0.64 * total) < 5 * np.sqrt(total * 0.64 * 0.36)
+
+
+# --- many samples at once -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("continues_word", [None, CONTINUES], ids=["tokens", "whole words"])
+@pytest.mark.parametrize(("probability", "max_predictions"), [(0.15, 80), (0.15, 3), (0.4, 80), (1.0, 80)])
+def test_samples_are_masked_as_one_by_one(
+    continues_word: np.ndarray | None, probability: float, max_predictions: int
+) -> None:
+    """Among them samples with hardly a token that may be predicted, or none, at either end too."""
+    rng = np.random.default_rng(7)
+    samples = [random_words(rng)[0] for _ in range(60)]
+    samples += [rng.integers(0, VOCAB_SIZE, size).astype(np.uint16) for size in rng.integers(1, 40, 60)]
+    nothing, one = np.full(4, SPECIAL.mask, dtype=np.uint16), np.array([SPECIAL.cls, 35], dtype=np.uint16)
+    samples = [nothing, *samples[:80], nothing, one, nothing, *samples[80:], nothing]
+    places = list(zip(rng.integers(0, 5, len(samples)).tolist(), rng.permutation(1000).tolist(), strict=False))
+    masking = Masking(SPECIAL, VOCAB_SIZE, 11, max_predictions, probability, continues_word)
+    bounds = np.cumsum([0, *map(len, samples)])
+    found = masking.mask(np.concatenate(samples), bounds, places)
+    expected = [
+        mask_sample(
+            sample,
+            SPECIAL,
+            VOCAB_SIZE,
+            seed=11,
+            epoch=epoch,
+            index=index,
+            probability=probability,
+            max_predictions=max_predictions,
+            continues_word=continues_word,
+        )
+        for sample, (epoch, index) in zip(samples, places, strict=True)
+    ]
+    positions = [start + masked.positions_N for start, masked in zip(bounds, expected, strict=False)]
+    assert np.array_equal(found.input_ids_T, np.concatenate([masked.input_ids_T for masked in expected]))
+    assert np.array_equal(found.positions_N, np.concatenate(positions))
+    assert np.array_equal(found.labels_N, np.concatenate([masked.labels_N for masked in expected]))
+    counts = masking.count(np.concatenate(samples), bounds, places)
+    assert counts.tolist() == [len(masked.positions_N) for masked in expected]
+    assert {0, 1} <= set(counts.tolist())

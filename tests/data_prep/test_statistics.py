@@ -3,6 +3,7 @@
 import itertools
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from earlybert.core.randomness import uniform
 from earlybert.data_prep.config import CorpusConfig, MixedSource, Objective
 from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus, Sample
-from earlybert.data_prep.samples.masking import mask_sample
+from earlybert.data_prep.samples.masking import Masking
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 DOCUMENTS, PASSES, LENGTHS = 250, 2, [32, 128]
@@ -73,7 +74,7 @@ def corpora(text: Text, tmp_path_factory: pytest.TempPathFactory) -> dict[Object
     }
 
 
-def rows(corpus: Corpus, split: str, length: int) -> list[Sample]:
+def rows(corpus: Corpus, split: str, length: int) -> Sequence[Sample]:
     samples = corpus.samples(split, length)
     return samples.rows(range(len(samples)))
 
@@ -163,20 +164,20 @@ def test_swapped_segments_are_neighbours(length: int, text: Text, corpora: dict[
 
 def test_shares_of_masking_over_a_whole_corpus(text: Text, corpora: dict[Objective, Corpus]) -> None:
     corpus = corpora["nsp"]
-    special, vocab_size = corpus.special_tokens, corpus.vocab_size
-    tokens = predicted = masked_away = kept = 0
+    special, samples = corpus.special_tokens, corpus.samples("train", 128)
+    stored = samples.rows(range(len(samples)))
+    masking = Masking(special, corpus.vocab_size, seed=1, max_predictions=20)
+    predicted = masked_away = kept = 0
     for epoch in range(4):
-        for index, sample in enumerate(rows(corpus, "train", 128)):
-            masked = mask_sample(
-                sample.input_ids, special, vocab_size, seed=1, epoch=epoch, index=index, max_predictions=20
-            )
-            there = masked.input_ids[masked.positions]
-            assert not set(masked.labels.tolist()) & set(special.ids)
-            assert np.array_equal(masked.labels, sample.input_ids[masked.positions])
-            tokens += len(sample.input_ids)
-            predicted += len(masked.positions)
-            masked_away += int(np.sum(there == special.mask))
-            kept += int(np.sum(there == masked.labels))
+        places = [(epoch, index) for index in range(len(samples))]
+        masked = masking.mask(stored.input_ids, stored.bounds, places)
+        there = masked.input_ids_T[masked.positions_N]
+        assert not set(masked.labels_N.tolist()) & set(special.ids)
+        assert np.array_equal(masked.labels_N, stored.input_ids[masked.positions_N])
+        predicted += len(masked.positions_N)
+        masked_away += int(np.sum(there == special.mask))
+        kept += int(np.sum(there == masked.labels_N))
+    tokens = 4 * len(stored.input_ids)
     # Rounding to whole tokens moves the share a little, and no sample has more than 20 predictions.
     assert abs(predicted / tokens - 0.15) < 0.005
     for found, share in ((masked_away, 0.8), (kept, 0.1), (predicted - masked_away - kept, 0.1)):

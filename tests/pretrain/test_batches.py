@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.data_prep.samples.masking import mask_sample
 from earlybert.data_prep.samples.order import sample_order
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
-from earlybert.pretrain.train.batches import StepBatches, StepLoader, prefetched_steps
+from earlybert.pretrain.train.batches import StepBatches, StepLoader
 from earlybert.pretrain.train.objective import mean_scores, penalty, score_sums, step_share
+from tests.data_prep.one_by_one import mask_sample
 from tests.pretrain.small_models import (
     build,
     gradients_of_step,
@@ -98,10 +98,10 @@ def expected_rows(corpus: Corpus, position: int) -> Counter[Row]:
         segments = [int(i >= sample.first_length) for i in range(len(sample.input_ids))]
         expected.append(
             (
-                tuple(masked.input_ids.tolist()),
+                tuple(masked.input_ids_T.tolist()),
                 tuple(segments),
-                tuple(masked.positions.tolist()),
-                tuple(masked.labels.tolist()),
+                tuple(masked.positions_N.tolist()),
+                tuple(masked.labels_N.tolist()),
                 (sample.next_sentence_label,),
             )
         )
@@ -112,26 +112,51 @@ def expected_rows(corpus: Corpus, position: int) -> Counter[Row]:
 def test_layout_decides_only_who_computes_what(small_corpus: Corpus, world_size: int, micro_batch: int) -> None:
     count = len(small_corpus.samples("train", LENGTH))
     for position in (0, GLOBAL_BATCH, count - 4, 3 * count + 1):
-        steps = [loader.load(position) for loader in loaders(small_corpus, world_size, micro_batch)]
+        steps = [loader.load(position).kept() for loader in loaders(small_corpus, world_size, micro_batch)]
         assert step_rows(steps) == expected_rows(small_corpus, position)
         assert sum(step.work.sequences for step in steps) == GLOBAL_BATCH
-        assert len({len(step.batches) for step in steps}) == 1
+        assert len({step.micro_batches for step in steps}) == 1
+        assert all(len(list(step.batches)) == step.micro_batches for step in steps)
         assert all(len(batch.tokens.lengths) <= micro_batch for step in steps for batch in step.batches)
 
 
 def test_counts_are_those_of_the_rows(small_corpus: Corpus) -> None:
-    for step in (loader.load(22) for loader in loaders(small_corpus, 4, 3)):
+    for step in (loader.load(22).kept() for loader in loaders(small_corpus, 4, 3)):
         found = [row for batch in step.batches if batch.weight for row in rows(batch)]
         assert step.work.sequences == len(found)
         assert step.work.predictions == sum(len(row[2]) for row in found)
         assert step.work.tokens == sum(len(row[0]) for row in found)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("whole_words", [False, True])
+@pytest.mark.parametrize("probability", [0.15, 0.6, 1.0])
+def test_work_is_known_before_anything_is_masked(
+    packed_corpus: Corpus, packed: bool, whole_words: bool, probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every layout, over the end of an epoch, counted in pieces."""
+    monkeypatch.setattr("earlybert.pretrain.train.batches.SAMPLES_PER_COUNT", 5)
+    recipe = dataclasses.replace(RECIPE, mask_probability=probability)
+    for world_size, micro_batch in [(1, 4), (3, 2), (8, 2)]:
+        options: dict[str, Any] = {
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch": micro_batch,
+            "world_size": world_size,
+            "whole_words": whole_words,
+            "packed": packed,
+        }
+        parts = [StepLoader(packed_corpus, "train", STAGE, recipe, rank=rank, **options) for rank in range(world_size)]
+        count = len(parts[0].packing or parts[0].samples)
+        for position in (0, count - 4):
+            for step in (loader.load(position).kept() for loader in parts):
+                assert step.work == Work.total(Work.of(batch) for batch in step.batches if batch.weight)
+
+
 def test_position_alone_decides(small_corpus: Corpus) -> None:
     """Neither what was loaded before nor the loader's own history matters, and one step follows on the other."""
     (used,) = loaders(small_corpus)
     for position in (500, 0, 77):
-        used.load(position)
+        used.load(position).kept()
     (fresh,) = loaders(small_corpus)
     assert step_rows([used.load(33)]) == step_rows([fresh.load(33)])
 
@@ -149,7 +174,7 @@ def epoch_rows(corpus: Corpus, epoch: int, **changes: Any) -> list[Row]:
     recipe = dataclasses.replace(RECIPE, **changes)
     loader = StepLoader(corpus, "train", STAGE, recipe, global_batch=1, micro_batch=1, rank=0, world_size=1)
     count = len(corpus.samples("train", LENGTH))
-    return [rows(loader.load(position).batches[0])[0] for position in range(epoch * count, (epoch + 1) * count)]
+    return [rows(loader.batch(position, 0))[0] for position in range(epoch * count, (epoch + 1) * count)]
 
 
 def test_every_epoch_shows_every_sample_once_in_its_own_order(small_corpus: Corpus) -> None:
@@ -183,7 +208,7 @@ def test_validation_is_always_the_same(small_corpus: Corpus) -> None:
     """The stored order, the same masks in every stage, whatever the masking of training."""
     samples = small_corpus.samples("validation", LENGTH)
     (loader,) = loaders(small_corpus, split="validation")
-    step = loader.load(0)
+    step = loader.load(0).kept()
     originals = [unmasked(row) for batch in step.batches for row in rows(batch)]
     assert originals == [tuple(sample.input_ids.tolist()) for sample in samples.rows(range(GLOBAL_BATCH))]
     for changes in ({"masking": "static"}, {"micro_batch": 2, "world_size": 3}):
@@ -209,17 +234,6 @@ def test_masked_share_is_that_of_the_step(small_corpus: Corpus) -> None:
         assert len(found) == 11 and all(count == max(1, int(share * size + 0.5)) for size, count in found)
         assert found == predictions("train", step, 2, 3) == predictions("train", step, 3, 2)
     assert all(count == max(1, int(0.15 * size + 0.5)) for size, count in predictions("validation", 0))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_prefetched_steps_are_the_steps_in_order(small_corpus: Corpus, workers: int) -> None:
-    (loader,) = loaders(small_corpus)
-    steps = prefetched_steps(loader, 22, workers)
-    for position in range(22, 22 + 6 * GLOBAL_BATCH, GLOBAL_BATCH):
-        step, waited = next(steps)
-        assert step_rows([step]) == expected_rows(small_corpus, position)
-        assert waited >= 0
-    steps.close()
 
 
 def test_whole_words_are_masked_whole(small_corpus: Corpus) -> None:
@@ -253,14 +267,14 @@ def test_packed_rows_stay_together_and_every_sample_comes_once_an_epoch(
         "world_size": world_size,
         "packed": True,
     }
-    steps = [StepLoader(packed_corpus, "train", STAGE, RECIPE, rank=rank, **options) for rank in range(world_size)]
+    parts = [StepLoader(packed_corpus, "train", STAGE, RECIPE, rank=rank, **options) for rank in range(world_size)]
     packing = packed_corpus.packed_rows("train", LENGTH)
     row_of = {int(sample): row for row, samples in enumerate(packing.rows(range(len(packing)))) for sample in samples}
     seen: list[int] = []
     positions = range(0, len(packing) - GLOBAL_BATCH, GLOBAL_BATCH)
     for position in positions:
-        for step in [loader.load(position) for loader in steps]:
-            for found in step.samples:
+        for loader in parts:
+            for found in [loader.sample_indices(position, turn) for turn in range(loader.accumulation)]:
                 assert len({row_of[sample] for sample in found}) <= micro_batch
                 seen += found
     assert len(set(seen)) == len(seen)
@@ -273,7 +287,7 @@ def test_packed_batches_hold_whole_sequences_with_their_cumulative_lengths(packe
     loader = StepLoader(packed_corpus, "train", STAGE, RECIPE, **options)
     step = loader.load(0)
     (batch,) = step.batches
-    samples = packed_corpus.samples("train", LENGTH).rows(step.samples[0])
+    samples = packed_corpus.samples("train", LENGTH).rows(loader.sample_indices(0, 0))
     assert [unmasked(row) for row in rows(batch)] == [tuple(sample.input_ids.tolist()) for sample in samples]
     bounds = batch.tokens.bounds
     assert bounds.dtype == torch.int32
@@ -318,7 +332,7 @@ def test_tokens_and_segments_are_what_they_should_be(small_corpus: Corpus) -> No
 
 def test_the_network_takes_a_batch(small_corpus: Corpus) -> None:
     (loader,) = loaders(small_corpus)
-    output = network(small_corpus)(loader.load(0).batches[0])
+    output = network(small_corpus)(loader.batch(0, 0))
     assert list(output.scores) == ["masked", "next_sentence"]
     assert all(value.shape == () for score in output.scores.values() for value in score)
 
@@ -331,11 +345,11 @@ def test_single_segments_have_no_second_one(single_segment_corpus: Corpus) -> No
 
 def test_stand_ins_keep_ranks_in_step(small_corpus: Corpus) -> None:
     """Eleven sequences, 8 ranks, two at a time: ranks 0 to 4 have two, rank 5 has one, ranks 6 and 7 none."""
-    steps = [loader.load(0) for loader in loaders(small_corpus, 8, 2)]
+    steps = [loader.load(0).kept() for loader in loaders(small_corpus, 8, 2)]
     assert [[batch.weight for batch in step.batches] for step in steps] == [[1.0]] * 6 + [[0.0]] * 2
     assert [step.work.sequences for step in steps] == [2, 2, 2, 2, 2, 1, 0, 0]
     assert [(step.work.predictions, step.work.tokens) for step in steps[6:]] == [(0, 0)] * 2
-    assert all(len(step.batches[0].tokens.lengths) == 1 for step in steps[6:])
+    assert all(len(batch.tokens.lengths) == 1 for step in steps[6:] for batch in step.batches)
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -368,7 +382,7 @@ def test_loss_is_the_mean_over_the_global_batch_in_every_layout(name: str, reque
     model = network(corpus)
     masked, next_sentence = direct_loss(corpus, model, 22)
     for world_size, micro_batch in LAYOUTS:
-        steps = [loader.load(22) for loader in loaders(corpus, world_size, micro_batch)]
+        steps = [loader.load(22).kept() for loader in loaders(corpus, world_size, micro_batch)]
         work = Work.total(step.work for step in steps)
         outputs = [(model(batch), model.parts, batch.weight) for step in steps for batch in step.batches]
         total = sum(float(step_share(output, parts, work, weight).detach()) for output, parts, weight in outputs)
@@ -383,7 +397,7 @@ def test_loss_is_the_mean_over_the_global_batch_in_every_layout(name: str, reque
 def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
     gradients = []
     for world_size, micro_batch in [(1, 11), (2, 3), (8, 2)]:
-        steps = [loader.load(0) for loader in loaders(small_corpus, world_size, micro_batch)]
+        steps = [loader.load(0).kept() for loader in loaders(small_corpus, world_size, micro_batch)]
         batches = [batch for step in steps for batch in step.batches]
         found = gradients_of_step(network(small_corpus), batches)
         gradients.append(torch.cat([gradient.flatten() for gradient in found.values()]))
@@ -410,7 +424,7 @@ def test_correct_predictions_are_counted(small_corpus: Corpus) -> None:
 def test_stand_in_adds_nothing_and_still_has_a_gradient(small_corpus: Corpus) -> None:
     """Its backward pass must reach every parameter, or the other ranks wait for ever in their collectives."""
     model = network(small_corpus)
-    stand_in = loaders(small_corpus, 8, 2)[7].load(0).batches[0]
+    stand_in = loaders(small_corpus, 8, 2)[7].batch(0, 0)
     output = model(stand_in)
     assert score_sums(output, model.parts, stand_in.weight).tolist() == [0.0] * 4
     step_share(output, model.parts, Work(predictions=5, sequences=7), stand_in.weight).backward()
@@ -421,7 +435,7 @@ def test_penalty_has_the_gradient_of_its_strengths(small_corpus: Corpus) -> None
     """lambda * sign(c), nothing more: whatever else is computed with the coefficients is left out here."""
     model = network(small_corpus, searching=True)
     model.get_parameter("layers.0.attention.output.coefficients").data[1] = -0.4
-    batch = loaders(small_corpus)[0].load(0).batches[0]
+    batch = loaders(small_corpus)[0].batch(0, 0)
     penalty(model(batch), 1e-4, 3e-4).backward()
     for name, parameter in model.named_parameters():
         if name.endswith("coefficients"):
