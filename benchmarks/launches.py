@@ -202,7 +202,8 @@ def small_step(micro_batches: int) -> tuple[Counts, Counts]:
     weights = initial_weights(config, seed=0)
     engine = StageEngine(config, TrainingState(weights), stage, recipe, file, device)
     batch = Batch.full(1, stage.length, stage.max_predictions, config.vocab_size)
-    step = StepBatches(0, [batch] * micro_batches, [[0]] * micro_batches, Work.total([Work.of(batch)] * micro_batches))
+    batches = [batch] * micro_batches
+    step = StepBatches(0, Work.total(map(Work.of, batches)), micro_batches, batches)
 
     def run() -> None:
         train_step(engine, step, stage, recipe, step=1)

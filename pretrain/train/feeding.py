@@ -136,15 +136,12 @@ def _result(future: Future[Result]) -> Result:
     try:
         return future.result()
     except BrokenProcessPool:
-        problem = "was killed, often for want of memory"
+        problem = "was killed, probably because memory ran out"
     except UserError:
         raise
     except Exception as error:
         problem = f"failed ({type(error).__name__}: {error})"
-    raise UserError(
-        f"a process that loads training data {problem}; start the run again, it resumes from its last checkpoint, "
-        "with --loader_workers 0 if this happens again"
-    )
+    raise UserError(f"a process that loads training data {problem}; run the same command again to resume")
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
