@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -96,16 +96,24 @@ class _Processes:
         self._executor = ProcessPoolExecutor(workers, context, _start, (loader, self._slabs))
 
     def work(self, position: int) -> Callable[[], Work]:
-        return partial(_result, self._executor.submit(_make_work, position))
+        return partial(self._result, self._submit(_make_work, position))
 
     def batch(self, number: int, position: int, turn: int) -> Callable[[], Batch]:
         # When this number is called for, the batch that had the slab before has been taken.
         slab = number % len(self._slabs)
-        return partial(self._read, slab, self._executor.submit(_make_batch, slab, position, turn))
+        return partial(self._read, slab, self._submit(_make_batch, slab, position, turn))
 
     def _read(self, slab: int, made: Future[SlabLayout]) -> Batch:
-        layout = _result(made)
+        layout = self._result(made)
         return Batch.read(self._slabs[slab][: layout.words].clone(), layout)
+
+    def _submit(self, function: Callable[..., Result], *arguments: int) -> Future[Result]:
+        with _failing_in_one_sentence():
+            return self._executor.submit(function, *arguments)
+
+    def _result(self, made: Future[Result]) -> Result:
+        with _failing_in_one_sentence():
+            return made.result()
 
     def close(self) -> None:
         for process in set(multiprocessing.active_children()) - self._others:
@@ -132,15 +140,18 @@ def _make_batch(slab: int, position: int, turn: int) -> SlabLayout:
     return batch.layout
 
 
-def _result(future: Future[Result]) -> Result:
+@contextmanager
+def _failing_in_one_sentence() -> Iterator[None]:
     try:
-        return future.result()
-    except BrokenProcessPool:
-        problem = "was killed, probably because memory ran out"
+        yield
     except UserError:
         raise
+    except BrokenProcessPool:
+        problem = "was killed, probably because memory ran out"
     except Exception as error:
         problem = f"failed ({type(error).__name__}: {error})"
+    else:
+        return
     raise UserError(f"a process that loads training data {problem}; run the same command again to resume")
 
 
