@@ -12,9 +12,6 @@ way to use it, and over the same sentences.
 `--memory` prepares the text repeated to so many MB, each copy with words of its own so that no document is a duplicate,
 and prints the peak memory of a worker and of the process that leads it: their own, and with the pages of the files
 that they map, which the system drops when it needs room. It takes a minute of a core for 100 MB.
-
-The loader is measured on the corpus made here, masking included: samples a second of one thread or process, and how
-long a step waits when steps come as quickly as the given number of sequences a second asks for.
 """
 
 import argparse
@@ -32,7 +29,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core
 
@@ -53,14 +50,9 @@ from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import Encoder
 from earlybert.data_prep.workers import Workers
 
-if TYPE_CHECKING:
-    from earlybert.pretrain.train.batches import StepLoader
-
 TURNS = 3
 LENGTHS = (128, 512)
 DOCUMENTS_PER_CALL, SENTENCES_PER_CALL = 256, 8192
-# Sequences a second of one GPU that published BERT-Large runs reach (DeepSpeed 2020 on a V100, MLPerf 4.0 on an H200).
-NEEDS = {"V100, length 128": (128, 272), "H200, length 512": (512, 996)}
 
 
 def read_documents(files: list[str], megabytes: float) -> list[str]:
@@ -242,58 +234,6 @@ def peak_memory(documents: list[str], config: CorpusConfig, megabytes: float) ->
     return found
 
 
-def loader_speeds(corpus: Corpus) -> dict[str, Any]:
-    """Samples a second of one loading thread, and how long a step waits at the pace of published runs."""
-    from earlybert.pretrain.train.feeding import prefetched_steps
-
-    found: dict[str, Any] = {}
-    print("loader, masking included")
-    for length, predictions in zip(LENGTHS, (20, 80), strict=True):
-        loader = _loader(corpus, length, predictions, 256)
-        turns = [seconds(partial(load_four_steps, loader)) for _ in range(TURNS)]
-        spent = statistics.median(turns)
-        found[f"samples/s, length {length}"] = 1024 / spent
-        print(f"  length {length}: {1024 / spent:,.0f} samples/s of one core")
-    for name, (length, pace) in NEEDS.items():
-        loader = _loader(corpus, length, 20 if length == 128 else 80, pace)
-        waits = []
-        steps = prefetched_steps(loader, 0)
-        for _ in range(8):
-            began = time.perf_counter()
-            next(steps).kept()
-            waits.append(time.perf_counter() - began)
-            time.sleep(1)  # what the step takes
-        steps.close()
-        found[f"wait, {name}"] = statistics.median(waits[1:])
-        print(f"  {name}, {pace} sequences/s: a step of one second waits {1000 * found[f'wait, {name}']:.1f} ms")
-    return found
-
-
-def load_four_steps(loader: "StepLoader") -> None:
-    for step in range(4):
-        loader.load(256 * step).kept()
-
-
-def _loader(corpus: Corpus, length: int, predictions: int, batch: int) -> "StepLoader":
-    # Not above, where it would bring PyTorch into the processes whose memory is measured.
-    from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
-    from earlybert.pretrain.plan.stages import build_stages
-    from earlybert.pretrain.train.batches import StepLoader
-
-    phase = PhaseConfig(
-        length=length,
-        max_predictions=predictions,
-        global_batch=batch,
-        micro_batch=batch,
-        steps=1000,
-        learning_rate=0.01,
-        warmup=0.1,
-    )
-    recipe = Recipe(phase1=phase, phase2=phase, plan=["phase1"])
-    stage = build_stages(recipe)[0]
-    return StepLoader(corpus, "train", stage, recipe, global_batch=batch, micro_batch=batch, rank=0, world_size=1)
-
-
 def main() -> None:
     """Measure, print, and write JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -312,7 +252,6 @@ def main() -> None:
         )
         times, samples = measure_speeds(documents, config, folder)
         results = {"speed": print_speeds(documents, times, samples)}
-        results["loader"] = loader_speeds(Corpus.open(folder / "whole-0"))
         for size in options.memory:
             found = peak_memory(documents, config, size)
             results[f"memory, {size:g} MB"] = found

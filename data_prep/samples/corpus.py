@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from earlybert.data_prep.samples.shards import shard_folder
 from earlybert.data_prep.tokens.tokenizer import SpecialTokens, continues_word, load_tokenizer
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
@@ -81,10 +82,12 @@ class Samples:
 
     def __init__(self, folder: Path) -> None:
         """Open all shards of a folder."""
-        self._dataset, _ = _open_shards(folder, "shard")
+        dataset, _ = _open_shards(folder, "shard")
+        self._shards = [_Shard.of(batch) for batch in dataset.data.to_batches()]
+        self._bounds = np.cumsum([0, *(len(shard.first_lengths) for shard in self._shards)])
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return int(self._bounds[-1])
 
     def rows(self, indices: Sequence[int]) -> SampleRows:
         """The samples at `indices`, in that order.
@@ -92,20 +95,43 @@ class Samples:
         Raises:
             IndexError: An index is out of range.
         """
-        table = self._dataset[list(indices)].combine_chunks()
-        ids = table["input_ids"].combine_chunks()
-        bounds = ids.offsets.to_numpy().astype(np.int64)
-        return SampleRows(
-            ids.values.to_numpy()[bounds[0] : bounds[-1]].astype(np.int32),
-            bounds - bounds[0],
-            table["first_length"].to_numpy().astype(np.int64),
-            table["next_sentence_label"].to_numpy().astype(np.int64),
-        )
+        wanted = np.asarray(indices, dtype=np.int64)
+        if np.any((wanted < 0) | (wanted >= len(self))):
+            raise IndexError(f"there are {len(self)} samples, no number {wanted.min()} to {wanted.max()}")
+        shard_of = np.searchsorted(self._bounds, wanted, side="right") - 1
+        starts, lengths, first_lengths, labels = np.zeros((4, len(wanted)), dtype=np.int64)
+        parts = [(self._shards[number], shard_of == number) for number in np.unique(shard_of)]
+        for shard, inside in parts:
+            rows = (wanted - self._bounds[shard_of])[inside]
+            starts[inside], lengths[inside] = shard.bounds[rows], shard.bounds[rows + 1] - shard.bounds[rows]
+            first_lengths[inside], labels[inside] = shard.first_lengths[rows], shard.next_sentence_labels[rows]
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(bounds[-1]) + (starts - bounds[:-1]).repeat(lengths)
+        tokens = np.zeros(bounds[-1], dtype=np.int32)
+        for shard, inside in parts:
+            own = inside.repeat(lengths)
+            tokens[own] = shard.tokens[places[own]]
+        return SampleRows(tokens, bounds, first_lengths, labels)
 
     def sizes(self) -> Iterator[np.ndarray]:
         """Tokens of all samples, special tokens included, in order: int64 arrays of a shard each."""
-        for chunk in self._dataset.data.column("input_ids").chunks:
-            yield np.diff(chunk.offsets.to_numpy()).astype(np.int64)
+        for shard in self._shards:
+            yield np.diff(shard.bounds).astype(np.int64)
+
+
+class _Shard(NamedTuple):
+    """The columns of a shard, mapped: tokens of all samples, their bounds, and a number for each sample."""
+
+    tokens: np.ndarray
+    bounds: np.ndarray
+    first_lengths: np.ndarray
+    next_sentence_labels: np.ndarray
+
+    @staticmethod
+    def of(batch: "pyarrow.RecordBatch") -> "_Shard":
+        ids = batch.column("input_ids")
+        others = (batch.column(name).to_numpy() for name in ("first_length", "next_sentence_label"))
+        return _Shard(ids.values.to_numpy(), ids.offsets.to_numpy(), *others)
 
 
 class PackedRows:

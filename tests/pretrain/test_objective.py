@@ -17,6 +17,7 @@ from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import StepBatches
 from earlybert.pretrain.train.objective import mean_scores
 from earlybert.pretrain.train.step import compute_step, validate
+from earlybert.pretrain.train.timing import StepTimes
 from tests.pretrain.small_models import (
     PlainEngine,
     batch_of,
@@ -75,7 +76,7 @@ class RecordingEngine(PlainEngine):
 
     def __init__(self, model: PreTrainingNetwork, micro_batches: int) -> None:
         super().__init__(model, micro_batches)
-        self.engine, self.losses = model, list[float]()
+        self.engine, self.times, self.losses = model, StepTimes(self.device), list[float]()
 
     def backward_and_step(self, loss: Tensor) -> None:
         self.losses.append(float(loss.detach()))
@@ -97,7 +98,7 @@ def stage_engine(dropout: float = 0.0) -> Any:
 
 def step_batches(*seeds: int) -> StepBatches:
     batches = [made_up_batch(seed) for seed in seeds]
-    return StepBatches(40, batches, [[]] * len(batches), Work.total(map(Work.of, batches)))
+    return StepBatches(40, Work.total(map(Work.of, batches)), len(batches), batches)
 
 
 def searching_stage() -> tuple[Stage, Recipe]:
