@@ -28,7 +28,6 @@ from earlybert.core.files import read_json, write_json
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.data_prep.samples.masking import Masking
 from earlybert.data_prep.samples.order import sample_order
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import build_stages
@@ -46,21 +45,14 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def stage_times(corpus: Corpus, loader: StepLoader) -> dict[str, float]:
+def stage_times(loader: StepLoader) -> dict[str, float]:
     """Seconds of each stage for one micro-batch."""
-    recipe, size = loader.recipe, loader.micro_batch
-    masking = Masking(
-        corpus.special_tokens,
-        corpus.vocab_size,
-        recipe.seed,
-        loader.stage.max_predictions,
-        recipe.mask_probability,
-        loader.continues_word,
-    )
+    seed, size = loader.recipe.seed, loader.micro_batch
+    masking = loader.masking(0)
 
     def indices(turn: int) -> list[int]:
         first = turn * size % (len(loader.samples) - size)
-        order = sample_order(len(loader.samples), seed=recipe.seed, epoch=0, first=first, last=first + size)
+        order = sample_order(len(loader.samples), seed=seed, epoch=0, first=first, last=first + size)
         found: list[int] = order.tolist()
         return found
 
@@ -135,7 +127,7 @@ def make_loader(corpus: Corpus, length: int, micro_batch: int, whole_words: bool
 def measure(corpus: Corpus, length: int, micro_batch: int, whole_words: bool) -> dict[str, float]:
     """Microseconds of processor time for one sequence."""
     loader = make_loader(corpus, length, micro_batch, whole_words)
-    times = stage_times(corpus, loader)
+    times = stage_times(loader)
     turns = [handed_over(loader) for _ in range(TURNS)]
     times |= {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     return {name: 1e6 * spent / micro_batch for name, spent in times.items()}

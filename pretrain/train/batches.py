@@ -87,7 +87,7 @@ class StepLoader:
         positions = self._positions(position, turn)
         epochs, indices = self._samples(*self._rows(positions or range(position, position + 1)))
         samples = self.samples.rows(indices.tolist())
-        masked = self._masking(position).mask(samples.input_ids, samples.bounds, self._places(epochs, indices))
+        masked = self.masking(position).mask(samples.input_ids, samples.bounds, self._places(epochs, indices))
         firsts = samples.bounds[:-1] + samples.first_lengths
         in_second = np.arange(samples.bounds[-1]) >= firsts.repeat(samples.lengths)
         return Batch.of(
@@ -105,7 +105,7 @@ class StepLoader:
         epochs, rows = self._rows(range(position, position + self.global_batch))
         own = np.arange(self.global_batch) // self.micro_batch % self.world_size == self.rank
         epochs, indices = self._samples(epochs[own], rows[own])
-        masking, parts = self._masking(position), []
+        masking, parts = self.masking(position), []
         for first in range(0, len(indices), SAMPLES_PER_COUNT):
             piece = slice(first, first + SAMPLES_PER_COUNT)
             samples = self.samples.rows(indices[piece].tolist())
@@ -120,7 +120,7 @@ class StepLoader:
         positions = self._positions(position, turn)
         return self._samples(*self._rows(positions))[1].tolist() if positions else []
 
-    def _masking(self, position: int) -> Masking:
+    def masking(self, position: int) -> Masking:
         """How the samples of the step at `position` are masked; those of the validation split always alike."""
         step = position // self.global_batch
         return Masking(
