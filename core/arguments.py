@@ -71,7 +71,7 @@ def _one_sentence(error: Exception, parser: argparse.ArgumentParser) -> str:
         key, problem = match.groups()
         problem = " ".join(re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "").split())
         if union := re.search(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", problem):
-            kinds = [kind for kind in union[1].split(", ") if kind != "NoneType"]
+            kinds = [re.sub(r"Literal\['(\w+)'\]", r"\1", kind) for kind in union[1].split(", ") if kind != "NoneType"]
             return f"{key} is {union[2]}; expected {' or '.join(kinds)}"
         expected, _, value = problem.partition(". Got value: ")
         return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"

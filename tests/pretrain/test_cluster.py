@@ -32,7 +32,7 @@ from earlybert.pretrain.cost.muon import (
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig
+from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.train.engine import build_optimizer
 
 LARGE = NetworkConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
@@ -132,6 +132,15 @@ def test_bad_clusters_are_refused(
     captured = capsys.readouterr()
     assert ended.value.code == 2
     assert message in captured.err and not captured.out and captured.err.count("\n") == 1
+
+
+def test_the_plan_says_which_micro_batch_auto_takes_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "--config=bert_large", "--plan=[phase1]", "--cluster", "1x8", "V100-32GB"])
+    printed = capsys.readouterr().out
+    assert load_recipe(recipe_path("bert_large"), []).phase1.micro_batch == "auto"
+    micro_batch = fitting_micro_batch(Shape(LARGE, 128, 20, 65_536), parse_cluster("1x8 V100-32GB", 100))
+    assert f"--phase1.micro_batch {micro_batch}\n" in printed
+    assert "as few equal parts as fit into 90% of the memory; auto takes what is free" in printed
 
 
 @pytest.mark.parametrize("kept", [{}, NARROW], ids=["dense", "narrow"])

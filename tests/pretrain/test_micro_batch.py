@@ -19,7 +19,7 @@ from tests.pretrain.patched_run import memory_for
 from tests.pretrain.run_files import metrics
 from tests.pretrain.small_models import small_config
 
-STEPS = 6
+STEPS = 3
 SHORT = ("--config=small.yaml", "--plan=[search]", f"--search.steps={STEPS}", "--validation.every=3", "--export=[]")
 STILL = ("--model.hidden_dropout=0", "--model.attention_dropout=0")
 GIGABYTE = 1e9
@@ -83,7 +83,7 @@ def test_a_rank_without_memory_halves_it_for_all(workplace: Path, whole_batch: l
 
 
 def test_where_nothing_fits_the_run_ends_with_one_sentence(workplace: Path) -> None:
-    arguments = (*SHORT, "--run-dir=nothing", "--phase1.micro_batch=auto")
+    arguments = (*SHORT, "--run-dir=nothing", "--phase1.micro_batch=auto", "--phase1.global_batch=2")
     status, output = train_here(workplace, *arguments, prepare=lambda: memory_for(0))
     assert status == 2
     assert "one sequence of 32 tokens does not fit into the memory of CPU; use a device with more memory" in output
