@@ -224,6 +224,9 @@ def _check_optimizer(section: dict[str, Any], path: Path) -> None:
         elif name == "max_trust_ratio":
             if value not in (None, "auto") and not (_is_number(value) and value > 0):
                 raise UserError(f'{path}: {key} is {value!r}; it must be a number above 0, null or "auto"')
+        elif name == "momentum":
+            if value != "auto" and not (_is_number(value) and value < 1):
+                raise UserError(f'{path}: {key} is {value!r}; it must be a number, at least 0 and below 1, or "auto"')
         else:
             _check_number(path, key, value, pair=name == "betas")
 

@@ -18,15 +18,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from earlybert.kernels import muon
 from earlybert.kernels.lamb import Lamb
 from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.muon import Muon
+from earlybert.kernels.newton_schulz import orthogonalized
 from earlybert.kernels.partition import (
     MOMENTS,
     partition_layout,
@@ -84,8 +87,8 @@ def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Muon for two of the matrices."""
     matrices, *others = parameter_groups(model)
     embedding, *hidden = matrices["params"]
-    muon = {"params": hidden, "orthogonalize": True, "lr": MUON_LEARNING_RATE, "weight_decay": MUON_WEIGHT_DECAY}
-    return [muon, matrices | {"params": [embedding]}, *others]
+    numbers = {"orthogonalize": True, "lr": MUON_LEARNING_RATE, "weight_decay": MUON_WEIGHT_DECAY}
+    return [{"params": hidden, **numbers}, matrices | {"params": [embedding]}, *others]
 
 
 def row_blocks(model: nn.Module) -> dict[nn.Parameter, int]:
@@ -176,6 +179,8 @@ class Seen:
     end: Full
     collectives: int = 0
     """Made inside the optimizer's steps up to `end`."""
+    orthogonalised: int = 0
+    """Matrices, by this rank, in these steps."""
     loss_scale: float = 1.0
     checks: dict[str, bool] = field(default_factory=dict)
     overflow_checks: dict[str, bool] = field(default_factory=dict)
@@ -204,7 +209,17 @@ class CountingLamb(Lamb):
 
 
 class CountingMuon(CountingLamb, Muon):
-    """The same of Muon."""
+    """Counts the matrices that this rank orthogonalises, too."""
+
+    orthogonalised = 0
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        def counted(matrices_BRC: Tensor, dtype: torch.dtype) -> Tensor:
+            self.orthogonalised += len(matrices_BRC)
+            return orthogonalized(matrices_BRC, dtype)
+
+        with mock.patch.object(muon, "orthogonalized", counted):
+            return super().step(closure)
 
 
 class Run:
@@ -315,6 +330,8 @@ def observe(case: Case) -> Seen:
     seen = Seen(type(run.engine.optimizer).__name__, {}, step_count(run.optimizer), start, saved, end)
     if isinstance(run.optimizer, CountingLamb):
         seen.trust_ratios, seen.collectives = run.optimizer.trust_ratios(), run.optimizer.collectives
+    if isinstance(run.optimizer, CountingMuon):
+        seen.orthogonalised = run.optimizer.orthogonalised
     seen.checks["weights are the rounded masters"] = equal(
         run.weights(), {name: full[0].to(case.dtype) for name, full in end.items()}
     )

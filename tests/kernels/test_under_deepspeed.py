@@ -150,6 +150,14 @@ def test_two_collectives_for_all_matrices(name: str, world_size: int) -> None:
     assert [rank[name].collectives for rank in launch(world_size)] == [expected] * world_size
 
 
+@launches(lambda name: name.startswith("muon"))
+def test_each_matrix_is_orthogonalised_by_one_rank(name: str, world_size: int) -> None:
+    """Query, key and value, and the output; all have something to do where there are enough for all."""
+    matrices = [rank[name].orthogonalised / STEPS for rank in launch(world_size)]
+    assert sum(matrices) == 4
+    assert world_size > 2 or all(matrices)
+
+
 @launches(lambda name: "bf16" in name and "adamw" not in name)
 def test_bf16_does_not_depend_on_the_number_of_ranks(name: str, world_size: int) -> None:
     assert largest_difference(weights(name, world_size), weights(name, 1)) < PARITY

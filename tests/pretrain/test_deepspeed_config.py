@@ -278,6 +278,10 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {"optimizer": {"type": "Muon", "params": {"momentum": "high"}}},
         ["optimizer.params.momentum is 'high'", "a number"],
     ),
+    "Muon's momentum for ever": (
+        {"optimizer": {"type": "Muon", "params": {"momentum": 1.0}}},
+        ["optimizer.params.momentum is 1.0", "below 1"],
+    ),
     "Lamb's options for AdamW": (
         {"optimizer": {"type": "AdamW", "params": {"nvlamb": True}}},
         ["optimizer.params.nvlamb", "known keys are"],
