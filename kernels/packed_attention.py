@@ -257,6 +257,8 @@ def _keep_scale(weight: Tensor, dropout: float) -> Tensor:
     return F.dropout(torch.ones_like(weight), dropout)
 
 
+# A graph of it would be one for these lengths alone.
+@torch.compiler.disable
 def _block_attention(
     query_MAD: Tensor, key_TAD: Tensor, value_TAD: Tensor, queries: Packing, keys: Packing, dropout: float
 ) -> Tensor:

@@ -260,7 +260,8 @@ def train(setting: Run, start: TrainingState, state: RunState, telemetry: Teleme
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
         f"{config.num_hidden_layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, "
-        f"{engine.precision}, micro-batches of {engine.micro_batch}",
+        f"{engine.precision}, micro-batches of {engine.micro_batch}"
+        f"{', compiled in the first step' if engine.compiled else ''}",
         enabled=ranks.rank() == 0,
     )
     if ticket is not None and stage.begin.needs_ticket and state.step == 0:

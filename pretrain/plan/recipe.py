@@ -33,6 +33,7 @@ LAYOUT_FIELDS = (
     "precision",
     "matmul_precision",
     "deterministic",
+    "compile",
     "loader_workers",
     "max_skipped_updates",
     "checkpoint_every",
@@ -148,6 +149,7 @@ class Recipe:
         precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
         matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
         deterministic: only algorithms that give the same bits every time; slower on GPUs.
+        compile: have torch.compile make one graph of the network's passes; auto does so on sm_80 and newer.
         max_skipped_updates: fp16 updates skipped in a row, for gradients that overflow, before the run stops.
         data: prepared corpus (`earlybert prepare`); without one the corpus section is prepared first.
         ticket: start from this ticket file instead of searching.
@@ -182,6 +184,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
     deterministic: bool = False
+    compile: bool | Literal["auto"] = False
     max_skipped_updates: int = 20
     data: str | None = None
     ticket: str | None = None

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import deepspeed
 import torch
@@ -36,6 +36,8 @@ from earlybert.pretrain.train.gradient_sums import add_up_at_once
 from earlybert.pretrain.train.timing import StepTimes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What torch.compile makes of a graph.
+COMPILER = "inductor"
 # State of DeepSpeed's dynamic loss scaler; a static one has only the first.
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -56,6 +58,17 @@ def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device)
         # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
         raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")
     return wanted
+
+
+def resolve_compile(wanted: bool | Literal["auto"], file: DeepSpeedFile, device: torch.device) -> bool:
+    """Whether the network is compiled: "auto" does so where all of it, attention included, is one graph: from sm_80."""
+    # A graph has the parameters as they were when it was made; under ZeRO-3 they come and go.
+    if wanted is True and file.zero_stage == 3:
+        raise UserError(f"compile is on, but {file.path} asks for ZeRO stage 3; it must be off, or the stage 0, 1 or 2")
+    if wanted != "auto":
+        return wanted
+    on_new_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return on_new_gpu and file.zero_stage < 3
 
 
 def build_optimizer(
@@ -114,6 +127,10 @@ class StageEngine:
             self.layout = partition_layout(self.engine)
             start_state(self.engine, self.layout)
         self._muon_share = recipe.optimizer.muon_learning_rate / recipe.phase1.learning_rate
+        self.compiled = resolve_compile(recipe.compile, file, device)
+        if self.compiled:
+            # In place: a wrapper would give every parameter another name.
+            self.engine.module.compile(backend=COMPILER, dynamic=True)
         self._unwrapped_norm: float | None = None
         self.device, self.dtype = device, DTYPES[self.precision]
         self._load(state)
@@ -200,3 +217,6 @@ class StageEngine:
 
     def destroy(self) -> None:
         self.engine.destroy()
+        if self.compiled:
+            # Graphs count against a limit, and the next stage's network is another one.
+            torch.compiler.reset()

@@ -118,7 +118,8 @@ def failure(
 
     An update that is not finite is never made, so the step can be computed again to find the tensor to blame.
     """
-    with TensorWatch(engine.engine.module) as watch:
+    # A compiled graph calls no hooks.
+    with torch.compiler.set_stance("force_eager"), TensorWatch(engine.engine.module) as watch:
         compute_step(engine, loader.load(position), stage, recipe)
     assert watch.finding is not None
     samples = loader.sample_indices(position, watch.finding.micro_batch)

@@ -297,6 +297,7 @@ OTHER_LAYOUT: dict[str, Any] = {
     "precision": "fp32",
     "matmul_precision": "highest",
     "deterministic": True,
+    "compile": "auto",
     "loader_workers": 2,
     "max_skipped_updates": 3,
     "checkpoint_every": 7,
