@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
 
 from tests.conftest import ROOT, start
 from tests.finetune.made_up import save_tiny_bert, table
@@ -204,33 +203,22 @@ def test_a_task_is_one_file_and_one_line(tmp_path: Path) -> None:
     assert f"{100 * result['scores']['accuracy']:.2f}" in printed and "PAWS" in printed
 
 
-# In the copy: what widen makes of the narrow part's end computes what the narrow network did, in both exports' terms.
-SAME_FUNCTION = """
-import torch
+# In the copy: whether each part of phase 1 has dropout, and what settle keeps of where the first part ended.
+SETTLED = """
 from pathlib import Path
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint
-from earlybert.pretrain.network.hugging_face import padded_output
-from earlybert.pretrain.network.model import network_with
 from earlybert.pretrain.plan.plan import run_plan
 from earlybert.pretrain.plan.recipe import load_recipe
 
-run = Path("widened")
+run = Path("settled")
 recipe = load_recipe(run / "config.yaml", [])
 plan = run_plan(run, recipe, Corpus.open(Path(recipe.data)))
+print("dropout", [planned.network.hidden_dropout_prob for planned in plan.stages])
 trained = Checkpoint(run / "checkpoints" / "step-00000030").training_state
-narrow, wide = plan.network(1), plan.network(2)
-state = recipe.widen.begin(trained, narrow, wide, recipe.seed)
-ids = torch.randint(5, narrow.vocab_size, (3, 20), generator=torch.Generator().manual_seed(0))
-with torch.no_grad():
-    first, second = (
-        padded_output(network_with(network, weights).double().eval(), ids).prediction_logits
-        for network, weights in ((narrow, dict(trained.weights)), (wide, state.weights))
-    )
-print("largest difference", float((first - second)[..., : narrow.vocab_size].abs().max()))
-grown = state.moments["exp_avg_sq"]["layers.0.feed_forward.intermediate.weight"]
-fresh = state.weights["layers.0.feed_forward.intermediate.weight"][(grown == 0).all(dim=1)]
-print("fresh neurons", len(fresh), "of them zero", int((fresh == 0).all(dim=1).sum()), "steps", state.optimizer_step)
+begun = recipe.settle.begin(trained, plan.network(1), plan.network(2), recipe.seed)
+same = all((begun.weights[name] == tensor).all() for name, tensor in trained.weights.items())
+print("same", bool(same), sorted(begun.moments), begun.optimizer_step)
 """
 
 
@@ -239,97 +227,66 @@ def training_losses(run: Path) -> list[tuple[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def widened(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 20 steps of search, 10 narrow ones, 10 wide ones and 10 of phase 2 in a copy that knows `widen`."""
-    folder = extend("A border", tmp_path_factory.mktemp("widen"))
+def settled(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps of search, 10 with dropout, 10 without and 10 of phase 2 in a copy that knows `settle`."""
+    folder = extend("A border", tmp_path_factory.mktemp("settle"))
     shutil.copy(workplace / "small.yaml", folder)
-    run_extended(folder, *WIDENING)
+    run_extended(folder, *SETTLING)
     return folder
 
 
-WIDENING = [
-    *("earlybert/pretrain/run.py", "--config", "small.yaml", "--run_dir", "widened", "--keep_checkpoints", "20"),
-    *("--plan", "[search, narrow, phase1, widen, phase1, phase2]", "--widen.until", "[0.5]"),
+SETTLING = [
+    *("earlybert/pretrain/run.py", "--config", "small.yaml", "--run_dir", "settled", "--keep_checkpoints", "20"),
+    *("--plan", "[search, narrow, phase1, settle, phase1, phase2]", "--settle.until", "[0.5]"),
 ]
 
 
-def test_a_border_gives_cut_units_back(widened: Path) -> None:
-    run = widened / "widened"
+def test_a_border_changes_the_network(settled: Path) -> None:
+    run = settled / "settled"
     plan = json.loads((run / "plan.json").read_text())["stages"]
     facts = ("name", "begin", "heads", "steps", "schedule_start")
     assert [tuple(stage[fact] for fact in facts) for stage in plan] == [
         ("search", "initial", 8, 20, 0),
-        ("phase1-narrow", "narrow", 6, 10, 0),
-        ("phase1", "widen", 8, 10, 10),
-        ("phase2", "lengthen", 8, 10, 0),
+        ("phase1-before-settle", "narrow", 6, 10, 0),
+        ("phase1", "settle", 6, 10, 10),
+        ("phase2", "lengthen", 6, 10, 0),
     ]
-    found = run_extended(widened, "-c", SAME_FUNCTION)
-    numbers = re.search(r"difference (\S+)\nfresh neurons (\d+) of them zero (\d+) steps (\d+)", found)
-    assert numbers is not None, found
-    difference, neurons, zero, steps = numbers.groups()
-    assert float(difference) < 1e-6 and steps == "10"
-    kept = json.loads((run / "ticket.json").read_text())["neurons"][0]
-    assert int(neurons) == 96 - len(kept) > 0 and zero == "0"
-    validations = {(line["stage"], line["step"]): line["masked_loss"] for line in metrics(run, "validation")}
-    losses = dict(reversed(training_losses(run)))  # the first of each stage
-    narrow, wide = validations["phase1-narrow", 10], validations["phase1", 10]
-    assert abs(losses["phase1"] - narrow) < 0.5 * (losses["phase1-narrow"] - narrow) and wide < narrow
+    found = run_extended(settled, "-c", SETTLED)
+    assert "dropout [0.1, 0.1, 0.0, 0.0]" in found and "same True ['exp_avg', 'exp_avg_sq'] 10" in found
 
 
-def test_a_widened_run_resumes_and_says_how_it_ends(widened: Path) -> None:
-    run = widened / "widened"
+def test_a_settled_run_resumes_and_is_reported_and_exported(settled: Path) -> None:
+    run = settled / "settled"
     whole = training_losses(run)
     (run / "DONE").unlink()
     for checkpoint in (run / "checkpoints").iterdir():
-        if checkpoint.name > "step-00000037":  # the seventh step of the wide part
+        if checkpoint.name > "step-00000037":  # the seventh step without dropout
             shutil.rmtree(checkpoint)
-    output = run_extended(widened, *WIDENING)
-    assert "step-00000037: step 7" in output and "full width again" in output
-    assert training_losses(run) == whole
+    output = run_extended(settled, *SETTLING)
+    assert "step-00000037: step 7" in output and training_losses(run) == whole
     page = (run / "report.md").read_text()
-    assert "a searched ticket of it is trained first, then the full network" in page
-    assert "| widen | give the cut heads and neurons back" in page and "| stack |" not in page
-    report = json.loads((run / "report.json").read_text())
-    assert (
-        report["dense_stage"] == "search"
-        and report["network"]["heads"] == [4, 4]
-        and report["narrow"]["heads"] == [3, 3]
-    )
+    assert "| settle | train on without dropout |" in page and "| stack |" not in page
+    assert json.loads((run / "export" / "earlybert" / "config.json").read_text())["hidden_dropout_prob"] == 0.0
 
 
-def test_a_widened_network_is_exported_whole(widened: Path) -> None:
-    from transformers import BertForPreTraining
-
-    from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
-
-    exports = widened / "widened" / "export"
-    ours = EarlyBertForPreTraining.from_pretrained(exports / "earlybert").eval()
-    bert = BertForPreTraining.from_pretrained(exports / "bert").eval()
-    assert ours.config.kept_heads is None and ours.config.kept_neurons is None
-    ids = torch.randint(5, ours.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, found = ours(ids).prediction_logits, bert(ids).prediction_logits
-    torch.testing.assert_close(found, expected[..., : ours.config.vocab_size], rtol=0, atol=1e-5)
-
-
-def test_a_border_in_a_senseless_place_is_refused(widened: Path) -> None:
-    for plan, message in (
-        ("[phase1, widen, phase1]", "widen needs narrow before it"),
-        ("[search, widen, phase1]", "after search must come narrow or nothing, not widen"),
-        ("[search, narrow, phase1, phase1]", "phase 1 is one stage until the network is stacked or widened"),
-        ("[search, narrow, phase1, widen, phase2]", "a wide network is there to be trained, so after widen must"),
-        ("[search, narrow, phase1, widne, phase1]", 'did you mean "widen"?'),
+def test_a_border_in_a_senseless_place_is_refused(settled: Path) -> None:
+    for plan, dropout, message in (
+        ("[phase1, settle, phase1]", "0.0", "settle needs dropout"),
+        ("[search, settle, phase1]", "0.1", "after search must come narrow or nothing, not settle"),
+        ("[phase1, phase1]", "0.1", "phase 1 is one stage until the network is stacked or settled or widened"),
+        ("[phase1, settle, phase2]", "0.1", "without dropout is there to be trained, so after settle must"),
+        ("[phase1, setle, phase1]", "0.1", 'did you mean "settle"?'),
     ):
-        arguments = ("plan", "--config", "small.yaml", "--widen.until", "[0.5]", "--plan", plan)
+        arguments = ["plan", "--config", "small.yaml", "--settle.until", "[0.5]", "--plan", plan]
+        arguments += ["--model.hidden_dropout", dropout, "--model.attention_dropout", dropout]
         entry = [sys.executable, "-c", "from earlybert.core.cli import main; main()"]
-        process = start([*entry, *arguments], widened, PYTHONPATH=str(widened))
+        process = start([*entry, *arguments], settled, PYTHONPATH=str(settled))
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 2 and message in output, output
 
 
 # In the copy: what the exported network says of two texts, in our form and in plain BERT's.
 EXPORTED_ORDER = """
-import torch
 from transformers import BertForMaskedLM
 from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from earlybert.kernels.fold import fold_coefficients
-from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.depth import Copy, source_layers
 from earlybert.pretrain.network.parameters import (
     LAST_NORM,
@@ -51,14 +51,16 @@ def _rows_of(facts: ParameterFacts, axis: int, kept: Sequence[int], config: Netw
 
 
 def _for_each_unit_tensor(
-    weights: Weights, kept_units: KeptUnits, change: Callable[[Tensor, ParameterFacts, int, Sequence[int]], Tensor]
+    weights: Weights,
+    kept_units: KeptUnits,
+    change: Callable[[str, Tensor, ParameterFacts, int, Sequence[int]], Tensor],
 ) -> dict[str, Tensor]:
-    """Changes every tensor that holds units, given the axis that they lie along and those that its layer keeps."""
+    """Changes every tensor that holds units, given its name, their axis, and those that its layer keeps."""
     result = {}
     for name, tensor in weights.items():
         facts = facts_of(name)
         if facts.unit is not None and facts.unit_axis is not None:
-            tensor = change(tensor, facts, facts.unit_axis, getattr(kept_units, facts.unit)[layer_of(name)])
+            tensor = change(name, tensor, facts, facts.unit_axis, getattr(kept_units, facts.unit)[layer_of(name)])
         result[name] = tensor
     return result
 
@@ -70,23 +72,45 @@ def narrow_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnit
     biases, columns of the output projection; the output biases stay whole).
     """
 
-    def cut(tensor: Tensor, facts: ParameterFacts, axis: int, kept: Sequence[int]) -> Tensor:
+    def cut(name: str, tensor: Tensor, facts: ParameterFacts, axis: int, kept: Sequence[int]) -> Tensor:
         return tensor.index_select(axis, _rows_of(facts, axis, kept, config))
 
     return _for_each_unit_tensor(_without_coefficients(weights), kept_units, cut)
 
 
-def widen_weights(config: NetworkConfig, weights: Weights, kept_units: KeptUnits) -> dict[str, Tensor]:
+def widen_weights(
+    config: NetworkConfig, weights: Weights, kept_units: KeptUnits, new: Weights | None = None
+) -> dict[str, Tensor]:
     """The inverse of narrowing: every unit back in its place in the full network, zeros where one was cut.
 
     `config` is the full network's. A unit whose output columns are zero adds nothing, so the function stays the same.
+    Where there are tensors of the full network in `new`, the cut units are those of there.
     """
 
-    def pad(tensor: Tensor, facts: ParameterFacts, axis: int, kept: Sequence[int]) -> Tensor:
-        full = tensor.new_zeros(facts.shape(config, layer=0))
+    def pad(name: str, tensor: Tensor, facts: ParameterFacts, axis: int, kept: Sequence[int]) -> Tensor:
+        full = new[name].clone() if new else tensor.new_zeros(facts.shape(config, layer=0))
         return full.index_copy_(axis, _rows_of(facts, axis, kept, config), tensor)
 
     return _for_each_unit_tensor(weights, kept_units, pad)
+
+
+def silent_units(weights: Weights) -> dict[str, Tensor]:
+    """A full network's weights with zeros where heads and neurons lead out: no unit adds anything, all can learn."""
+    return {
+        name: torch.zeros_like(tensor) if facts_of(name).unit_axis == 1 else tensor for name, tensor in weights.items()
+    }
+
+
+def widen_network(
+    before: NetworkConfig, after: NetworkConfig, weights: Weights, new: Weights | None = None
+) -> dict[str, Tensor]:
+    """Tensors (weights or moments) of a narrow network as those of a wider one, which holds its units and more.
+
+    Every unit keeps its values. The others are those of the full network's tensors in `new`, zero without them.
+    """
+    dense, kept = dense_config(before), before.kept_units
+    full = dict(weights) if kept is None else widen_weights(dense, weights, kept, new)
+    return full if after.kept_units is None else narrow_weights(dense, full, after.kept_units)
 
 
 def _without_coefficients(weights: Weights) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
 from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
+from earlybert.pretrain.plan.borders.widen import Widen
+from earlybert.pretrain.plan.growth import with_growth
 from earlybert.pretrain.plan.schedule import Form
 from earlybert.pretrain.ticket.search import SearchConfig
 from earlybert.pretrain.ticket.ticket import TicketRule
@@ -143,8 +145,8 @@ class Recipe:
     Args:
         phase1: the first phase, short sequences.
         phase2: the second phase, long sequences.
-        plan: what runs, in order: search, narrow, phase1, phase2; stack between two parts of phase 1. With phases alone
-            it is dense training.
+        plan: what runs, in order: search, narrow, phase1, phase2; stack and widen between two parts of phase 1. With
+            phases alone it is dense training.
         seed: everything random derives from it.
         precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
         matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
@@ -161,6 +163,9 @@ class Recipe:
         draw: how much the ticket prunes.
         narrow: how the narrow network starts.
         stack: how the network grows in depth.
+        widen: how a narrow network gets its cut units back.
+        grow: how phase 1 grows, a list of parts such as {until: 0.5, layers: 6, width: full} (`Growth`); it makes the
+            plan's words and the numbers of stack and widen.
         schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
         losses: parts of the loss that are trained, by name; without any those that the corpus has labels for.
@@ -196,6 +201,8 @@ class Recipe:
     draw: TicketRule = field(default_factory=TicketRule)
     narrow: Narrow = field(default_factory=Narrow)
     stack: Stack = field(default_factory=Stack)
+    widen: Widen = field(default_factory=Widen)
+    grow: list[dict[str, Any]] = field(default_factory=list)
     schedule: Form = "poly"
     losses: list[str] = field(default_factory=list)
     masking: Literal["dynamic", "static"] = "dynamic"
@@ -308,7 +315,7 @@ def load_recipe(file: Path, overrides: list[str]) -> Recipe:
     if recipe.ticket:
         # A given ticket takes the place of the search.
         recipe = dataclasses.replace(recipe, plan=[name for name in recipe.plan if name != "search"])
-    return _with_absolute_paths(_with_corpus_lengths(recipe))
+    return _with_absolute_paths(_with_corpus_lengths(with_growth(recipe)))
 
 
 def _with_corpus_lengths(recipe: Recipe) -> Recipe:

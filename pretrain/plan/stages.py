@@ -17,14 +17,16 @@ class Stage:
     """A stretch of training with one network, one sequence length, one batch size and one schedule.
 
     `name` is a label, for people, files and metrics; what the stage is, the other fields say. `phase` is the recipe's
-    section that its numbers come from, `begin` says where its weights come from. `schedule.start` is also the step of
-    the phase's data where the stage begins: however often phase 1 is cut, every step has the samples of the dense run.
+    section that its numbers come from, `begin` says where its weights come from, as the border's occurrence number
+    `turn` in the plan. `schedule.start` is also the step of the phase's data where the stage begins: however often
+    phase 1 is cut, every step has the samples of the dense run.
     """
 
     name: str
     phase: str
     searching: bool
     begin: Border
+    turn: int
     length: int
     max_predictions: int
     global_batch: int
@@ -56,14 +58,15 @@ def build_stages(recipe: Recipe) -> list[Stage]:
         facts = STAGE_WORDS[word]
         if facts.phase == "phase2":
             start = 0
-        stages.append(_stage(recipe, index, facts, begin, start))
+        turn = max(0, recipe.plan[:index].count(begin.word) - 1)
+        stages.append(_stage(recipe, index, facts, begin, turn, start))
         # A ticket searched for before anything is trained starts over; one searched for on the way goes on.
         start = 0 if facts.searching and len(stages) == 1 else start + stages[-1].steps
         begin = Lengthen()
     return stages
 
 
-def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, start: int) -> Stage:
+def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, turn: int, start: int) -> Stage:
     """The stage of the plan's word number `index`, which begins at step `start` of its phase."""
     phase = recipe.phase(facts.phase)
     dense = facts.searching and index == 0  # then it has the curves of the full network in the full time
@@ -81,6 +84,7 @@ def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, start: i
         phase=facts.phase,
         searching=facts.searching,
         begin=begin,
+        turn=turn,
         length=phase.length,
         max_predictions=phase.max_predictions or predictions(max(recipe.mask_shares), phase.length),
         global_batch=phase.global_batch,

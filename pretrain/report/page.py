@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from earlybert.core.text import duration, markdown_table
 from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.network.work import count_parameters
+from earlybert.pretrain.plan.borders.widen import Widen
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import Outcome, StageOutcome
@@ -78,7 +79,7 @@ MASKS = (
 )
 TICKET = (
     "Which heads of each layer are kept, and how many neurons, in the network that was searched; where that was "
-    "stacked later, every copy of a layer keeps the same units."
+    "stacked later, every copy of a layer keeps the same units, and where it was widened later, cut ones came back."
 )
 
 
@@ -116,11 +117,14 @@ def what_is_trained(outcome: Outcome) -> str:
     """Which networks the plan trains, in words: cut, grown, wide again."""
     plan = outcome.plan
     depths = dict.fromkeys(planned.network.num_hidden_layers for planned in plan.stages)
-    grown = f", stacked from {' to '.join(map(str, depths))} layers," if len(depths) > 1 else ""
+    ways = [f"stacked from {' to '.join(map(str, depths))} layers"] if len(depths) > 1 else []
+    if any(isinstance(planned.stage.begin, Widen) for planned in plan.stages) and not outcome.ends_wide:
+        ways.append("widened in part")
+    grown = f", {' and '.join(ways)}," if ways else ""
     origins = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
     ticket = f"{origins[plan.ticket.source.kind if plan.ticket else 'search']} ticket of it"
     if outcome.ends_wide:
-        return f"{ticket} is trained first, then the full network{grown}"
+        return f"{ticket} is trained first, then the full network{grown.rstrip(',')}"
     if plan.stages[-1].stage.searching:
         return f"the full network{grown} is searched for a ticket"
     return f"{ticket if plan.stages[-1].narrow else 'the full network'}{grown} is trained to the end"

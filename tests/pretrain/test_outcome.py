@@ -8,6 +8,7 @@ import pytest
 
 from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
+from earlybert.pretrain.plan.borders.widen import Widen, Width
 from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
 from earlybert.pretrain.report.outcome import Outcome, Validation, savings, stage_outcome
@@ -22,6 +23,7 @@ PHASE1 = PhaseConfig(
     length=32, max_predictions=5, global_batch=16, micro_batch=16, steps=100, learning_rate=1e-3, warmup=0.1
 )
 PHASE2 = dataclasses.replace(PHASE1, global_batch=8, steps=40)
+WIDTHS: tuple[Width, ...] = ("full", "all_neurons")
 EARLYBERT = ["search", "narrow", "phase1", "phase2"]
 
 
@@ -158,6 +160,26 @@ def test_the_network_at_the_end_is_that_of_the_last_stage() -> None:
     deep = outcome(grown.with_ticket(shallow, "the ticket"), {})
     assert deep.narrow == deep.network and deep.network.heads == [2, 2] and deep.network.neurons == [3, 3]
     assert what_is_trained(deep) == "an all-keeping ticket of it, stacked from 1 to 2 layers, is trained to the end"
+    wide = [*EARLYBERT[:3], "stack", "phase1", "widen", *EARLYBERT[2:]]
+    whole, part = (
+        outcome(
+            planned(wide, stack=Stack(layers=[1], until=[0.2]), widen=Widen(until=[0.5], to=[to])).with_ticket(
+                shallow, "the ticket"
+            ),
+            {},
+        )
+        for to in WIDTHS
+    )
+    assert whole.ends_wide and whole.network == whole.plan.full and whole.narrow is not None
+    assert whole.narrow.heads == [2, 2] and whole.narrow.neurons == [3, 3]
+    assert what_is_trained(whole) == (
+        "an all-keeping ticket of it is trained first, then the full network, stacked from 1 to 2 layers"
+    )
+    assert not part.ends_wide and part.network == part.narrow
+    assert part.network.heads == [2, 2] and part.network.neurons == whole.network.neurons
+    assert what_is_trained(part) == (
+        "an all-keeping ticket of it, stacked from 1 to 2 layers and widened in part, is trained to the end"
+    )
     dense = outcome(planned(["phase1"]), {})
     assert dense.narrow is None and dense.network == dense.plan.full
     assert what_is_trained(dense) == "the full network is trained to the end"

@@ -117,7 +117,7 @@ def test_cutting_then_stacking_is_stacking_then_cutting(order: Copy) -> None:
     shallow, deep = small_config(), small_config(num_hidden_layers=6)
     weights, ticket = random_weights(shallow), unequal_ticket(shallow)
     narrow = narrow_config(shallow, ticket)
-    deep_narrow = Stack(layers=[3], copy=order).network(narrow, deep, None)
+    deep_narrow = Stack(layers=[3], copy=order).network(narrow, deep, None, 0)
     kept = deep_narrow.kept_units
     assert kept is not None and deep_narrow.heads == [[3, 1, 4][source] for source in ORDERS[order]]
     one = narrow_weights(deep, stacked(weights, 6, order), kept)

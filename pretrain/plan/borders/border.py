@@ -63,8 +63,8 @@ class Border:
         """What a plan with its word begins with, in place of `full`."""
         return full
 
-    def network(self, before: NetworkConfig, full: NetworkConfig, ticket: Ticket | None) -> NetworkConfig:
-        """The network after it; `full` is the one that all of the plan's are parts of."""
+    def network(self, before: NetworkConfig, full: NetworkConfig, ticket: Ticket | None, turn: int) -> NetworkConfig:
+        """The network after its occurrence number `turn`; `full` is the one that all of the plan's are parts of."""
         return before
 
     def begin(

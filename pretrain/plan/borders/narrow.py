@@ -58,7 +58,7 @@ class Narrow(Border):
     def budget(self) -> float:
         return self.step_factor
 
-    def network(self, before: NetworkConfig, full: NetworkConfig, ticket: Ticket | None) -> NetworkConfig:
+    def network(self, before: NetworkConfig, full: NetworkConfig, ticket: Ticket | None, turn: int) -> NetworkConfig:
         assert ticket is not None
         return narrow_config(before, ticket)
 

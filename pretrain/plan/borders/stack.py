@@ -93,10 +93,9 @@ class Stack(Border):
     def first_network(self, full: NetworkConfig) -> NetworkConfig:
         return dataclasses.replace(full, num_hidden_layers=self.layers[0])
 
-    def network(self, before: NetworkConfig, full: NetworkConfig, ticket: Ticket | None) -> NetworkConfig:
+    def network(self, before: NetworkConfig, full: NetworkConfig, ticket: Ticket | None, turn: int) -> NetworkConfig:
         """The next depth; every copy of a layer keeps the units that the layer keeps."""
-        depths = [*self.layers, full.num_hidden_layers]
-        depth = depths[depths.index(before.num_hidden_layers) + 1]
+        depth = [*self.layers, full.num_hidden_layers][turn + 1]
         sources = source_layers(before.num_hidden_layers, depth, self.copy)
         deeper = dataclasses.replace(before, num_hidden_layers=depth)
         if (kept := before.kept_units) is None:

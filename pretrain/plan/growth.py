@@ -1,0 +1,182 @@
+"""How phase 1 grows, as one list: which depth and width the network has up to which share of the phase.
+
+The list is a way to write a plan. It becomes the plan's words and the numbers of its borders, which do all the rest.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from earlybert.core.arguments import alternatives
+from earlybert.core.errors import UserError, require
+
+if TYPE_CHECKING:
+    from earlybert.pretrain.plan.recipe import Recipe
+
+GrownWidth = Literal["ticket", "all_heads", "all_neurons", "full"]
+WIDTHS: tuple[GrownWidth, ...] = get_args(GrownWidth)
+# What a plan says beside the list: whether there are a search, a ticket and a second phase.
+FRAME = ("search", "narrow", "phase1", "phase2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """A part of phase 1. What is left out stays as it was; the first part has all layers then, and the plan's width.
+
+    Args:
+        until: share of phase 1's steps at which the part ends; the last one ends at 1.
+        layers: depth, which must divide the next one.
+        width: units of each layer, "ticket" for those of the ticket, "all_heads" or "all_neurons" for all of one kind
+            and the ticket's of the other, or "full".
+        learning_rate: at the part's end, straight lines between; all parts have one, or none has.
+    """
+
+    until: float = 1.0
+    layers: int | None = None
+    width: GrownWidth | None = None
+    learning_rate: float | None = None
+
+
+def read_growth(entry: Any, name: str) -> Growth:
+    """An entry of a recipe's list, called `name` in errors; raises UserError."""
+    fields = [field.name for field in dataclasses.fields(Growth)]
+    if not isinstance(entry, dict):
+        raise UserError(f"{name} is {entry!r}; it must be a mapping with some of {', '.join(fields)}")
+    for key, value in entry.items():
+        if key not in fields:
+            raise UserError(f"{name}.{key} is no field of a part{alternatives(str(key), fields)}")
+        if key == "width":
+            require(value in WIDTHS, f"{name}.{key}", value, f"one of {', '.join(WIDTHS)}")
+        elif key == "layers":
+            require(type(value) is int and value >= 1, f"{name}.{key}", value, "a whole number, at least 1")
+        else:
+            require(type(value) in (int, float) and value > 0, f"{name}.{key}", value, "a number above 0")
+    return Growth(**entry)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of phase 1 with nothing left out."""
+
+    name: str
+    until: float
+    layers: int
+    width: GrownWidth
+
+
+def with_growth(recipe: "Recipe") -> "Recipe":
+    """The recipe whose plan, stack and widen say what its list `grow` says; unchanged without one. Raises UserError."""
+    if not recipe.grow:
+        return recipe
+    growths = [read_growth(entry, f"grow[{number}]") for number, entry in enumerate(recipe.grow)]
+    parts = _complete(recipe, growths)
+    changes = list(pairwise(parts))
+    stacks = [(before, after) for before, after in changes if before.layers != after.layers]
+    widens = [(before, after) for before, after in changes if after.width not in (before.width, "ticket")]
+    stack = dataclasses.replace(
+        recipe.stack,
+        layers=[before.layers for before, _ in stacks],
+        until=[before.until for before, _ in stacks],
+        learning_rates=_learning_rates(growths, widens) or recipe.stack.learning_rates,
+    )
+    widen = dataclasses.replace(
+        recipe.widen, until=[before.until for before, _ in widens], to=[after.width for _, after in widens]
+    )
+    for section, made in (("stack", stack), ("widen", widen)):
+        _require_same_numbers(recipe, section, made)
+    return dataclasses.replace(recipe, plan=_plan(recipe, parts), stack=stack, widen=widen)
+
+
+def _complete(recipe: "Recipe", growths: Sequence[Growth]) -> list[_Part]:
+    """The parts with nothing left out; raises UserError for one that no border can make of the one before."""
+    ticket_first = "narrow" in recipe.plan[: recipe.plan.index("phase1")] if "phase1" in recipe.plan else False
+    last = _Part("", 0.0, recipe.model.num_layers, "ticket" if ticket_first else "full")
+    parts: list[_Part] = []
+    for number, growth in enumerate(growths):
+        name = f"grow[{number}]"
+        part = _Part(name, growth.until, growth.layers or last.layers, growth.width or last.width)
+        if not last.until < part.until <= 1:
+            raise UserError(f"{name}.until is {part.until:g}; it must be above {last.until:g} and at most 1")
+        if parts:
+            _check_change(last, part)
+        elif part.width not in ("ticket", "full"):
+            raise UserError(f"{name}.width is {part.width}; phase 1 must begin with ticket or full")
+        parts.append(part)
+        last = part
+    if last.until != 1 or last.layers != recipe.model.num_layers:
+        raise UserError(
+            f"{last.name} ends at {last.until:g} with {last.layers} layers; the last part must end at 1 with "
+            f"model.num_layers, {recipe.model.num_layers}"
+        )
+    return parts
+
+
+def _check_change(before: _Part, after: _Part) -> None:
+    deeper = before.layers != after.layers
+    if after.layers % before.layers:
+        raise UserError(
+            f"{after.name}.layers is {after.layers}; stacking makes multiples of the {before.layers} before it"
+        )
+    if before.width == after.width:
+        if not deeper:
+            raise UserError(f"{after.name} changes neither layers nor width; leave it out")
+        return
+    if after.width == "ticket":
+        if before.width != "full" or not deeper:
+            raise UserError(
+                f"{after.name}.width is ticket after {before.width}; a full network is cut where it grows in layers, "
+                "because its search follows a stack"
+            )
+    elif before.width == "full" or {before.width, after.width} == {"all_heads", "all_neurons"}:
+        raise UserError(f"{after.name}.width is {after.width} after {before.width}; widening only gives units back")
+    elif deeper:
+        raise UserError(f"{after.name} changes layers and width at once; give each change an entry of its own")
+
+
+def _learning_rates(growths: Sequence[Growth], widens: Sequence[object]) -> list[float]:
+    """Those at the ends of the parts; empty where there are none."""
+    rates = [growth.learning_rate for growth in growths]
+    given = [rate for rate in rates if rate is not None]
+    if not given:
+        return []
+    if len(given) < len(rates):
+        missing = rates.index(None)
+        raise UserError(f"grow[{missing}].learning_rate is missing; all entries must have one, or none")
+    if widens:
+        raise UserError("grow has learning_rate in entries that change the width; it works where only layers grow")
+    return given
+
+
+def _require_same_numbers(recipe: "Recipe", section: str, made: object) -> None:
+    """Raises UserError where the recipe's own section says something else than the list."""
+    given = getattr(recipe, section)
+    for field in dataclasses.fields(given):
+        said, wanted = getattr(given, field.name), getattr(made, field.name)
+        if said and said != wanted:
+            raise UserError(
+                f"{section}.{field.name} is {said}, but grow says {wanted}; leave {section}.{field.name} out"
+            )
+
+
+def _plan(recipe: "Recipe", parts: Sequence[_Part]) -> list[str]:
+    """The plan's words: phase 1 in as many parts, with what happens between them."""
+    given = recipe.plan
+    cut = ["narrow"] if recipe.ticket else ["search", "narrow"]
+    words = [*cut, "phase1"] if parts[0].width == "ticket" else ["phase1"]
+    for before, after in pairwise(parts):
+        if before.layers != after.layers:
+            words.append("stack")
+        if before.width != after.width:
+            words += cut if after.width == "ticket" else ["widen"]
+        words.append("phase1")
+    words += ["phase2"] * ("phase2" in given)
+    if "phase1" not in given or (given != words and not set(given) <= set(FRAME)):
+        raise UserError(f"plan is {given}, but grow makes it {words}; give grow a plan of the words {', '.join(FRAME)}")
+    wanted = next((part for part in parts if part.width == "ticket"), None)
+    if wanted is not None and not recipe.ticket and "search" not in given:
+        raise UserError(f"{wanted.name}.width is ticket, but plan is {given}; it needs search in it, or --ticket FILE")
+    if wanted is None and {"search", "narrow"} & set(given):
+        raise UserError(f"plan is {given}, but no entry of grow has the width ticket; leave search and narrow out")
+    return words
