@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError, require
+from earlybert.pretrain.plan.borders.widen import Width
 
 if TYPE_CHECKING:
     from earlybert.pretrain.plan.recipe import Recipe
 
-GrownWidth = Literal["ticket", "all_heads", "all_neurons", "full"]
-WIDTHS: tuple[GrownWidth, ...] = get_args(GrownWidth)
+GrownWidth = Literal["ticket"] | Width
+WIDTHS: tuple[GrownWidth, ...] = ("ticket", *get_args(Width))
 # What a plan says beside the list: whether there are a search, a ticket and a second phase.
 FRAME = ("search", "narrow", "phase1", "phase2")
 
@@ -74,16 +75,18 @@ def with_growth(recipe: "Recipe") -> "Recipe":
     parts = _complete(recipe, growths)
     changes = list(pairwise(parts))
     stacks = [(before, after) for before, after in changes if before.layers != after.layers]
-    widens = [(before, after) for before, after in changes if after.width not in (before.width, "ticket")]
+    widens: list[tuple[float, Width]] = [
+        (before.until, after.width)
+        for before, after in changes
+        if after.width != "ticket" and after.width != before.width
+    ]
     stack = dataclasses.replace(
         recipe.stack,
         layers=[before.layers for before, _ in stacks],
         until=[before.until for before, _ in stacks],
         learning_rates=_learning_rates(growths, widens) or recipe.stack.learning_rates,
     )
-    widen = dataclasses.replace(
-        recipe.widen, until=[before.until for before, _ in widens], to=[after.width for _, after in widens]
-    )
+    widen = dataclasses.replace(recipe.widen, until=[until for until, _ in widens], to=[width for _, width in widens])
     for section, made in (("stack", stack), ("widen", widen)):
         _require_same_numbers(recipe, section, made)
     return dataclasses.replace(recipe, plan=_plan(recipe, parts), stack=stack, widen=widen)
