@@ -4,7 +4,7 @@ The list is a way to write a plan. It becomes the plan's words and the numbers o
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -40,11 +40,9 @@ class Growth:
     learning_rate: float | None = None
 
 
-def read_growth(entry: Any, name: str) -> Growth:
+def read_growth(entry: Mapping[str, Any], name: str) -> Growth:
     """An entry of a recipe's list, called `name` in errors; raises UserError."""
     fields = [field.name for field in dataclasses.fields(Growth)]
-    if not isinstance(entry, dict):
-        raise UserError(f"{name} is {entry!r}; it must be a mapping with some of {', '.join(fields)}")
     for key, value in entry.items():
         if key not in fields:
             raise UserError(f"{name}.{key} is no field of a part{alternatives(str(key), fields)}")
@@ -176,7 +174,10 @@ def _plan(recipe: "Recipe", parts: Sequence[_Part]) -> list[str]:
         words.append("phase1")
     words += ["phase2"] * ("phase2" in given)
     if "phase1" not in given or (given != words and not set(given) <= set(FRAME)):
-        raise UserError(f"plan is {given}, but grow makes it {words}; give grow a plan of the words {', '.join(FRAME)}")
+        raise UserError(
+            f"plan is {given}, but grow makes it {words}; give grow a plan of the words {', '.join(FRAME)}, or set "
+            "--grow '[]'"
+        )
     wanted = next((part for part in parts if part.width == "ticket"), None)
     if wanted is not None and not recipe.ticket and "search" not in given:
         raise UserError(f"{wanted.name}.width is ticket, but plan is {given}; it needs search in it, or --ticket FILE")

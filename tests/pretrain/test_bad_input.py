@@ -159,7 +159,7 @@ def test_another_recipe_in_the_same_run_directory(place: Path, capsys: pytest.Ca
         (["ticket", "random", "--out", "t.json"], ["--config"]),
         (
             ["ticket", "all", "--config", "quickstart_stacking", "--plan", "[phase1,stack,phase1]", "--out", "t.json"],
-            ["stack.layers is [1, 2]", "1"],
+            ["plan is ['phase1', 'stack', 'phase1'], but grow makes it", "--grow '[]'"],
         ),
         (["checkpoint", "verify", "nowhere"], ["nowhere", "no checkpoint"]),
         (["export", "nowhere", "--out", "x"], ["nowhere", "config.yaml"]),
