@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN_DIR ?= runs/quickstart
 
-.PHONY: quickstart test test-all test-slurm slurm-packages golden lint bench clean
+.PHONY: quickstart test test-all test-slurm slurm-packages golden lint bench gpu-carry clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --run-dir $(RUN_DIR)
@@ -42,6 +42,10 @@ bench: quickstart
 	$(BIN)/python benchmarks/layouts.py --phase1.global_batch 32 --phase1.micro_batch 16
 	$(BIN)/python benchmarks/ticket_vs_random.py $(RUN_DIR)
 	$(BIN)/python benchmarks/start_up.py $(RUN_DIR)
+
+# What benchmarks/gpu_check.py needs on a machine with a GPU and without a network, in .gpu/.
+gpu-carry: $(INSTALLED)
+	PYTHON=$(BIN)/python benchmarks/gpu/carry.sh
 
 $(INSTALLED): setup.py constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)

@@ -28,12 +28,13 @@ from typing import Any, Literal
 from unittest import mock
 
 MODELS = {
+    "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 192},
     "mini": {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "intermediate_size": 1024},
     "small": {"hidden_size": 512, "num_layers": 4, "num_heads": 8, "intermediate_size": 2048},
     "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096},
 }
-SEQUENCES = {"mini": 16, "small": 8, "base": 4, "large": 32}
+SEQUENCES = {"tiny": 4, "mini": 16, "small": 8, "base": 4, "large": 32}
 VOCABULARY = 30522
 BATCHES = 4
 
@@ -42,6 +43,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="mini")
     parser.add_argument("--text", nargs="+", help="text files as `earlybert prepare --source text` takes them")
+    parser.add_argument("--data", type=Path, help="a prepared corpus instead of text")
     parser.add_argument("--vocabulary", help="WordPiece vocab.txt; without one a vocabulary is trained")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--sequences", type=int, help="sequences a step; default 16, 8, 4 and 32 by size of the model")
@@ -49,6 +51,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name and precision contain one of these")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="the rows of a GPU on a CPU, compiled ones by aot_eager"
+    )
     parser.add_argument("--out", type=Path, help="JSON of the table")
     found = parser.parse_args()
     found.sequences = found.sequences or SEQUENCES[found.model]
@@ -67,6 +72,7 @@ from earlybert.core.devices import synchronize  # noqa: E402
 from earlybert.core.files import write_json  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
+from earlybert.data_prep.samples.corpus import Corpus  # noqa: E402
 from earlybert.kernels import cross_entropy, dropout, extension, packed_attention  # noqa: E402
 from earlybert.pretrain.cost.hardware import measured_peak  # noqa: E402
 from earlybert.pretrain.network.batch import Batch  # noqa: E402
@@ -99,6 +105,9 @@ class Row:
     setting: Callable[[], contextlib.AbstractContextManager[Any]]
     config: NetworkConfig
     seconds: list[float]
+    # Until the host has issued a step, and memory that it takes beyond what is always there; of a GPU.
+    issued: list[float] = dataclasses.field(default_factory=list)
+    peak_bytes: int = 0
 
     @property
     def median(self) -> float:
@@ -121,17 +130,15 @@ def make_recipe() -> Recipe:
 
 def real_batches(recipe: Recipe, folder: Path) -> list[Batch]:
     """A few steps' batches, masked, as a run would load them."""
-    corpus = prepare(
-        CorpusConfig(
-            source="text" if OPTIONS.text else "pydocs",
-            files=OPTIONS.text or [],
-            tokenizer=OPTIONS.vocabulary,
-            vocab_size=8192,
-            max_megabytes=4,
-            lengths=[OPTIONS.length],
-        ),
-        folder / "corpus",
+    config = CorpusConfig(
+        source="text" if OPTIONS.text else "pydocs",
+        files=OPTIONS.text or [],
+        tokenizer=OPTIONS.vocabulary,
+        vocab_size=8192,
+        max_megabytes=4,
+        lengths=[OPTIONS.length],
     )
+    corpus = Corpus.open(OPTIONS.data) if OPTIONS.data else prepare(config, folder / "corpus")
     loader = StepLoader(
         corpus,
         "train",
@@ -162,7 +169,7 @@ def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = Fals
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=fused or None)
     network.train()
     if compiled:
-        network.compile(dynamic=True)
+        network.compile(dynamic=True, backend=engine.COMPILER)
 
     def step(batch: Batch) -> None:
         inputs = batch.padded(pad_token_id=0)
@@ -180,17 +187,21 @@ def theirs(recipe: Recipe, *, autocast: bool, fused: bool, compiled: bool = Fals
     return step
 
 
-def ours(recipe: Recipe, config: NetworkConfig, precision: Precision) -> Callable[[Batch], None]:
+def ours(
+    recipe: Recipe, config: NetworkConfig, precision: Precision, compiled: bool = False
+) -> Callable[[Batch], None]:
     """A step as a run makes it."""
+    recipe = dataclasses.replace(recipe, precision=precision, compile=compiled)
     stage = build_stages(recipe)[0]
     state = TrainingState(initial_weights(config, recipe.seed))
     file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))
-    built = engine.StageEngine(config, state, stage, dataclasses.replace(recipe, precision=precision), file, DEVICE)
+    built = engine.StageEngine(config, state, stage, recipe, file, DEVICE)
     built.set_learning_rate(1e-4)
     built.engine.train()
 
     def step(batch: Batch) -> None:
-        forward_and_backward(built, [batch], Work.of(batch), seeds=[0])
+        search = recipe.search if config.searching else None
+        forward_and_backward(built, [batch], Work.of(batch), [0], search)
 
     return step
 
@@ -274,8 +285,10 @@ def make_rows(recipe: Recipe) -> list[Row]:
         make = functools.cache(lambda: theirs(recipe, **options))
         return lambda batch: make()(batch)
 
-    def ours_when_needed(config: NetworkConfig, precision: Precision) -> Callable[[Batch], None]:
-        make = functools.cache(lambda: ours(recipe, config, precision))
+    def ours_when_needed(
+        config: NetworkConfig, precision: Precision, compiled: bool = False
+    ) -> Callable[[Batch], None]:
+        make = functools.cache(lambda: ours(recipe, config, precision, compiled))
         return lambda batch: make()(batch)
 
     default = theirs_when_needed(autocast=False, fused=False)
@@ -298,7 +311,7 @@ def make_rows(recipe: Recipe) -> list[Row]:
         Row("  padding computed", HALF, lambda batch: half(padding_computed(batch)), settings, dense, []),
         Row("  loss not in chunks", HALF, half, plain_loss, dense, []),
     ]
-    if DEVICE.type == "cpu":
+    if DEVICE.type == "cpu" and not OPTIONS.rehearse:
         rows += [
             Row("  attention by its definition", HALF, half, lambda: settings(attention="reference"), dense, []),
             Row("  dropout from Bernoulli draws", HALF, half, bernoulli_dropout, dense, []),
@@ -307,11 +320,26 @@ def make_rows(recipe: Recipe) -> list[Row]:
         ]
     else:
         compiled = theirs_when_needed(autocast=True, fused=True, compiled=True)
+        searching = dataclasses.replace(dense, searching=True)
         rows += [
+            Row("ours, searching", HALF, ours_when_needed(searching, HALF), settings, searching, []),
+            Row("ours, dense, torch.compile", HALF, ours_when_needed(dense, HALF, True), settings, dense, []),
             Row("transformers, autocast, torch.compile", HALF, compiled, settings, dense, []),
             Row("  no CUDA kernels", HALF, half, no_kernels, dense, []),
         ]
     return [row for row in rows if any(part in f"{row.name} {row.precision}" for part in OPTIONS.only)]
+
+
+def memory_now() -> int:
+    """Bytes of a GPU that tensors have at present; from now on their peak is measured."""
+    if DEVICE.type == "cpu":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_memory() -> int:
+    return 0 if DEVICE.type == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def measure(rows: list[Row], batches: list[Batch]) -> None:
@@ -320,11 +348,15 @@ def measure(rows: list[Row], batches: list[Batch]) -> None:
         for row in rows:
             with row.setting():
                 synchronize(DEVICE)
+                before = memory_now()
                 began = CLOCK()
                 row.step(batches[turn % BATCHES])
+                issued = CLOCK() - began
                 synchronize(DEVICE)
             if turn:
                 row.seconds.append(CLOCK() - began)
+                row.issued.append(issued)
+                row.peak_bytes = max(row.peak_bytes, peak_memory() - before)
         print(f"round {turn} of {OPTIONS.rounds}", file=sys.stderr, flush=True)
 
 
@@ -360,6 +392,7 @@ def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
         )
         found["rows"].append(
             {"name": row.name.strip(), "precision": row.precision, "seconds": row.seconds, "utilisation": rate}
+            | {"issued": row.issued, "step_peak_bytes": row.peak_bytes}
         )
     by_name = {(row.name, row.precision): row for row in rows}
     pairs = {
@@ -386,6 +419,8 @@ def report(rows: list[Row], batches: list[Batch]) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(OPTIONS.threads)
+    if OPTIONS.rehearse:
+        engine.COMPILER = "aot_eager"
     distributed.start()
     recipe = make_recipe()
     with tempfile.TemporaryDirectory() as folder:

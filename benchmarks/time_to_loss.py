@@ -3,11 +3,11 @@
     python benchmarks/time_to_loss.py --budget 60 --seeds 0
     python benchmarks/time_to_loss.py --budget 60 --seeds 0 1 2 --arms dense EarlyBERT "random ticket"
 
-Needs EARLYBERT_DATA. A machine with a GPU races BERT-Base, unless the environment has DS_ACCELERATOR=cpu. Every arm is
-a run of its own; a call that its budget of minutes ends, or that is interrupted, is taken up by the next one. Then the
-steps of all shapes are timed in turn, and a table, a JSON file and a picture say what came out: validation loss and
-accuracy against steps, FLOPs and seconds, and after which share of the dense run's seconds its final loss was met, the
-search and everything else included. `--FIELD VALUE` changes the recipe of all.
+Needs EARLYBERT_DATA, or --data CORPUS. A machine with a GPU races BERT-Base, unless the environment has
+DS_ACCELERATOR=cpu. Every arm is a run of its own; a call that its budget of minutes ends, or that is interrupted, is
+taken up by the next one. Then the steps of all shapes are timed in turn, and a table, a JSON file and a picture say
+what came out: validation loss and accuracy against steps, FLOPs and seconds, and after which share of the dense run's
+seconds its final loss was met, the search and everything else included. `--FIELD VALUE` changes the recipe of all.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", help="names of arms; default: all, without experiments")
     parser.add_argument("--experiments", action="store_true", help="on CPUs: race/experiments.yaml instead of the arms")
+    parser.add_argument("--data", type=Path, help="a prepared corpus of the recipe's length, instead of EARLYBERT_DATA")
     parser.add_argument("--work-dir", type=Path, help="default: runs/time_to_loss-DEVICE")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of timing the shapes in turn")
     parser.add_argument("--out", type=Path, help="JSON of the results; default: in the work folder")
@@ -81,7 +82,7 @@ def main() -> None:
     work_dir: Path = given.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * given.budget
-    corpus = make_corpus(given.device, work_dir)
+    corpus = given.data.resolve() if given.data else make_corpus(given.device, work_dir)
     recipe = write_recipe(given.device, work_dir, changes)
     todo = [
         (name, seed, out)
