@@ -31,8 +31,10 @@ def generators(seed: int, purpose: str, positions: Iterable[Sequence[int]]) -> I
     """For each position what `generator` gives, in a tenth of the time: it is one, set anew when the next is taken."""
     philox = np.random.Philox(key=_key(seed, purpose))
     shared, state = np.random.Generator(philox), philox.state
+    counter = state["state"]["counter"]
     for position in positions:
-        state["state"]["counter"][1 : 1 + len(position)] = position
+        for word, value in enumerate(position, start=1):
+            counter[word] = value
         philox.state = state
         yield shared
 

@@ -5,10 +5,10 @@ import mmap
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
@@ -24,9 +24,6 @@ from earlybert.pretrain.train.stopping import ignore_signals
 Result = TypeVar("Result")
 # Micro-batches that are being made or wait for the training, for each process that makes them.
 AHEAD = 4
-# What a process that makes micro-batches works with.
-_loader: StepLoader
-_slabs: list[Tensor]
 
 
 def prefetched_steps(loader: StepLoader, position: int, workers: int = 0) -> Generator[StepBatches, None, None]:
@@ -80,8 +77,8 @@ class _Thread:
 class _Processes:
     """Makes micro-batches in other processes, which leave them in memory that is shared with this one.
 
-    Only a few numbers go through a pipe: tensors would take a file descriptor each, and a process that dies while it
-    writes more into a pipe than this takes at once would leave its reader waiting.
+    Only a few numbers go through pipes: tensors would take a file descriptor each, and most of the time of the thread
+    that trains.
     """
 
     def __init__(self, loader: StepLoader, workers: int) -> None:
@@ -90,75 +87,97 @@ class _Processes:
         words = SlabLayout(tokens, tokens, tokens, tokens).words
         shared = torch.frombuffer(mmap.mmap(-1, 8 * words * AHEAD * workers), dtype=torch.int64)
         self._slabs = list(shared.split(words))
-        self._others = set(multiprocessing.active_children())
         # Forked, as the samples and the shared memory are there then.
         context = multiprocessing.get_context("fork")
-        self._executor = ProcessPoolExecutor(workers, context, _start, (loader, self._slabs))
+        self._processes, self._pipes = [], []
+        for _ in range(workers):
+            pipe, theirs = context.Pipe()
+            self._processes.append(context.Process(target=_serve, args=(loader, self._slabs, theirs), daemon=True))
+            self._processes[-1].start()
+            # The other process has the only one, so that its end is the end of the pipe.
+            theirs.close()
+            self._pipes.append(pipe)
+        self._asked = itertools.count()
+        self._answers: dict[int, Any] = {}
 
     def work(self, position: int) -> Callable[[], Work]:
-        return partial(self._result, self._submit(_make_work, position))
+        return self._ask(None, position)
 
     def batch(self, number: int, position: int, turn: int) -> Callable[[], Batch]:
-        # When this number is called for, the batch that had the slab before has been taken.
+        # When this number is asked for, the batch that had the slab before has been taken.
         slab = number % len(self._slabs)
-        return partial(self._read, slab, self._submit(_make_batch, slab, position, turn))
+        answer = self._ask(slab, position, turn)
+        return lambda: _copied(self._slabs[slab], answer())
 
-    def _read(self, slab: int, made: Future[SlabLayout]) -> Batch:
-        layout = self._result(made)
-        return Batch.read(self._slabs[slab][: layout.words].clone(), layout)
+    def _ask(self, slab: int | None, *place: int) -> Callable[[], Any]:
+        number = next(self._asked)
+        pipe = self._pipes[number % len(self._pipes)]
+        with _alive():
+            pipe.send((number, slab, *place))
+        return partial(self._answer, number, pipe)
 
-    def _submit(self, function: Callable[..., Result], *arguments: int) -> Future[Result]:
-        with _failing_in_one_sentence():
-            return self._executor.submit(function, *arguments)
-
-    def _result(self, made: Future[Result]) -> Result:
-        with _failing_in_one_sentence():
-            return made.result()
+    def _answer(self, number: int, pipe: "Connection[Any, Any]") -> Any:
+        with _alive():
+            while number not in self._answers:
+                answered, answer = pipe.recv()
+                self._answers[answered] = answer
+        answer = self._answers.pop(number)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
     def close(self) -> None:
-        for process in set(multiprocessing.active_children()) - self._others:
+        for process in self._processes:
             process.kill()
-        self._executor.shutdown(cancel_futures=True)
+            process.join()
 
 
-def _start(loader: StepLoader, slabs: list[Tensor]) -> None:
-    global _loader, _slabs
-    _loader, _slabs = loader, slabs
+def _serve(loader: StepLoader, slabs: list[Tensor], pipe: "Connection[Any, Any]") -> None:
+    """What one of the processes does until it is killed."""
     start_worker()
     # A run that is asked to stop ends its step first.
     ignore_signals()
     torch.set_num_threads(1)
+    while True:
+        number, slab, *place = pipe.recv()
+        try:
+            answer: Any = loader.work(*place) if slab is None else _written(loader.batch(*place), slabs[slab])
+        except UserError as error:
+            answer = error
+        except Exception as error:
+            answer = UserError(
+                f"a process that loads training data failed ({type(error).__name__}: {error}); "
+                "run the same command again to resume"
+            )
+        pipe.send((number, answer))
 
 
-def _make_work(position: int) -> Work:
-    return _loader.work(position)
+def _written(batch: Batch, slab: Tensor) -> SlabLayout:
+    layout = batch.layout
+    batch.write(slab[: layout.words])
+    return layout
 
 
-def _make_batch(slab: int, position: int, turn: int) -> SlabLayout:
-    batch = _loader.batch(position, turn)
-    batch.write(_slabs[slab][: batch.layout.words])
-    return batch.layout
+def _copied(slab: Tensor, layout: SlabLayout) -> Batch:
+    return Batch.read(slab[: layout.words].clone(), layout)
 
 
 @contextmanager
-def _failing_in_one_sentence() -> Iterator[None]:
+def _alive() -> Iterator[None]:
+    """For what asks another process."""
     try:
         yield
-    except UserError:
-        raise
-    except BrokenProcessPool:
-        problem = "was killed, probably because memory ran out"
-    except Exception as error:
-        problem = f"failed ({type(error).__name__}: {error})"
-    else:
-        return
-    raise UserError(f"a process that loads training data {problem}; run the same command again to resume")
+    except (EOFError, OSError):
+        raise UserError(
+            "a process that loads training data was killed, probably because memory ran out; "
+            "run the same command again to resume"
+        ) from None
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Micro-batches where they are computed; a GPU copies each while it computes the one before."""
+    """Micro-batches where they are computed; a GPU copies each while it computes the one before it."""
     on_gpu = device.type == "cuda"
-    copying = torch.cuda.Stream(device) if on_gpu else None
+    copying = _copying_stream(device) if on_gpu else None
     ahead: tuple[Batch, Any] | None = None
     for batch in batches:
         with torch.cuda.stream(copying) if on_gpu else nullcontext():
@@ -170,7 +189,13 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         yield _arrived(*ahead)
 
 
-def _arrived(batch: Batch, copied: "torch.cuda.Event | None") -> Batch:
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    # Memory that was allocated on one stream is not used again on others.
+    return torch.cuda.Stream(device)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event | None) -> Batch:
     """Has the stream that computes wait for a copy, and keeps its memory until that has read it."""
     if copied is not None:
         computing = torch.cuda.current_stream(batch.input_ids_T.device)
