@@ -14,19 +14,19 @@ from earlybert.kernels.packing import Packing
 
 
 class SlabLayout(NamedTuple):
-    """Sizes of a batch whose tensors lie one after the other in one, its slab."""
+    """What there is to know of a batch whose tensors lie one after the other in one, its slab."""
 
-    sequences: int
-    tokens: int
-    needed: int
+    lengths: tuple[int, ...]
+    needed_lengths: tuple[int, ...]
     predictions: int
     weight: float = 1.0
 
     @property
     def sizes(self) -> list[int]:
         """Elements of all tensors in the order of their fields, and of the bounds, which come last."""
-        sequences, tokens, needed, predictions, _ = self
-        return [tokens, tokens, tokens, needed, sequences, predictions, predictions, sequences, sequences + 1]
+        tokens, needed, sequences = sum(self.lengths), sum(self.needed_lengths), len(self.lengths)
+        each_token, each_prediction = [tokens] * 3, [self.predictions] * 2
+        return [*each_token, needed, sequences, *each_prediction, sequences, sequences + 1]
 
     @property
     def words(self) -> int:
@@ -106,8 +106,7 @@ class Batch:
     @property
     def layout(self) -> SlabLayout:
         """Of the slab that `write` makes of it."""
-        predictions = len(self.masked_labels_N)
-        return SlabLayout(len(self.tokens.lengths), self.tokens.tokens, self.needed.tokens, predictions, self.weight)
+        return SlabLayout(self.tokens.lengths, self.needed.lengths, len(self.masked_labels_N), self.weight)
 
     def write(self, slab: Tensor) -> None:
         """Puts all tensors into `slab`, int64 [`layout.words`] on the host, one after the other."""
@@ -127,22 +126,17 @@ class Batch:
 
     @staticmethod
     def read(slab: Tensor, layout: SlabLayout) -> "Batch":
-        """What was written into a slab; the tensors are parts of it."""
-        bounds = slab[-layout.sequences - 1 :].view(torch.int32).view(2, -1)
-        return Batch._over(slab, layout, *(tuple(lengths) for lengths in bounds.diff().tolist()))
-
-    @staticmethod
-    def _over(slab: Tensor, layout: SlabLayout, lengths: tuple[int, ...], needed: tuple[int, ...]) -> "Batch":
+        """What was written into a slab, wherever that lies now; the tensors are parts of it."""
         ids_T, types_T, positions_T, rows_M, firsts_B, predicted_N, labels_N, segments_B, bounds = slab.split(
             layout.sizes
         )
-        bounds_B, needed_bounds_B = bounds.view(torch.int32).split(layout.sequences + 1)
+        bounds_B, needed_bounds_B = bounds.view(torch.int32).chunk(2)
         return Batch(
-            tokens=Packing(lengths, bounds_B, max(lengths)),
+            tokens=Packing(layout.lengths, bounds_B, max(layout.lengths)),
             input_ids_T=ids_T,
             token_type_ids_T=types_T,
             position_ids_T=positions_T,
-            needed=Packing(needed, needed_bounds_B, max(needed)),
+            needed=Packing(layout.needed_lengths, needed_bounds_B, max(layout.needed_lengths)),
             needed_rows_M=rows_M,
             first_rows_B=firsts_B,
             predicted_rows_N=predicted_N,
@@ -158,7 +152,7 @@ class Batch:
         layout = self.layout
         slab = torch.empty(layout.words, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.write(slab)
-        return Batch._over(slab.to(device, non_blocking=True), layout, self.tokens.lengths, self.needed.lengths)
+        return Batch.read(slab.to(device, non_blocking=True), layout)
 
     def padded(self, pad_token_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask and token_type_ids, [B, S], as Hugging Face's models take them."""

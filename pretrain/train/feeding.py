@@ -82,9 +82,9 @@ class _Processes:
     """
 
     def __init__(self, loader: StepLoader, workers: int) -> None:
-        # No batch has as many words; what is not written to takes no memory.
-        tokens = loader.micro_batch * loader.stage.length
-        words = SlabLayout(tokens, tokens, tokens, tokens).words
+        # No batch has more, were every token a sequence and predicted; what is not written to takes no memory.
+        tokens = (1,) * (loader.micro_batch * loader.stage.length)
+        words = SlabLayout(tokens, tokens, len(tokens)).words
         shared = torch.frombuffer(mmap.mmap(-1, 8 * words * AHEAD * workers), dtype=torch.int64)
         self._slabs = list(shared.split(words))
         # Forked, as the samples and the shared memory are there then.
