@@ -32,6 +32,7 @@ def test_a_network_of_zeros_guesses() -> None:
     for part in network.parts:
         assert means[f"{part.name}_loss"] == pytest.approx(part.guessing(config), rel=1e-12)
     assert means["loss"] == pytest.approx(math.log(101) + math.log(2), rel=1e-12)
+    assert [part.guessing_by_frequency(config, 3.5) for part in network.parts] == [3.5, math.log(2)]
 
 
 def test_a_sequences_loss_is_fp32_under_bf16() -> None:
