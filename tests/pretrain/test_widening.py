@@ -2,7 +2,6 @@
 
 import dataclasses
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,6 +288,6 @@ def test_a_widen_without_sense_is_refused_in_one_sentence(plan: list[str], widen
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_unknown_width_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_width_is_refused() -> None:
     with pytest.raises(UserError, match=r"widen\.to"):
         load_recipe(recipe_path("bert_base"), ["--widen.to", "[wide]"])

@@ -19,7 +19,7 @@ from tests.in_process import train_here
 from tests.pretrain import patched_run
 from tests.pretrain.run_files import losses, metrics
 
-PLAN = "[search, narrow, phase1, stack, phase1, widen, phase1, phase2]"
+GROW = [{"until": 0.25, "layers": 2, "width": "ticket"}, {"until": 0.5, "layers": 4}, {"width": "full"}]
 STAGES = ["search", "phase1-2-layers", "phase1-narrow", "phase1", "phase2"]
 
 
@@ -27,11 +27,10 @@ STAGES = ["search", "phase1-2-layers", "phase1-narrow", "phase1", "phase2"]
 def place(workplace: Path) -> Path:
     """The folder of a recipe whose ticket of two layers grows to four, then gets all units back; dropout is on."""
     recipe = small_recipe(workplace / "text.txt")
-    recipe["plan"] = yaml.safe_load(PLAN)
+    recipe["grow"] = GROW
     recipe["model"]["num_layers"] = 4
     recipe["search"] = {"steps": 4, "snapshot_every": 2}
-    recipe["stack"] = {"layers": [2], "until": [0.25], "moments": "copied"}
-    recipe["widen"] = {"until": [0.5], "moments": "copied"}
+    recipe |= {"stack": {"moments": "copied"}, "widen": {"moments": "copied"}}
     recipe["phase2"]["steps"] = 4
     recipe["keep_checkpoints"] = 20
     (workplace / "wide.yaml").write_text(yaml.safe_dump(recipe))
@@ -137,8 +136,8 @@ def test_what_the_engine_starts_from_is_exact(place: Path, moments: str, stage: 
     (place / f"{name}.json").write_text(json.dumps(deepspeed | {"zero_optimization": {"stage": stage}}))
     launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port())
     arguments = ["--config", "wide.yaml", "--run-dir", name, "--deepspeed", f"{name}.json", "--export", "[]"]
-    arguments += ["--plan", "[search, narrow, phase1, widen, phase1]", "--widen.moments", moments]
-    arguments += ["--phase1.steps", "6", "--model.num_layers", "2"]
+    arguments += ["--plan", "[search, narrow, phase1]", "--grow", "[{until: 0.5}, {width: full}]"]
+    arguments += ["--phase1.steps", "6", "--model.num_layers", "2", "--widen.moments", moments]
     process = start([*launcher, patched_run.__file__, "checkpoint_after_surgery", *arguments], place)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

@@ -1,4 +1,7 @@
-"""A narrow network gets units back while it trains, and at first computes what it did (Chen et al. 2016, Net2Net)."""
+"""A narrow network gets cut units back while it trains, and at first computes what it did.
+
+Net2Net (Chen et al. 2016) keeps the function by copies; here nothing leads out of a new unit at first.
+"""
 
 import dataclasses
 from collections.abc import Sequence
