@@ -23,6 +23,8 @@ BIN = Path(sys.executable).parent
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything asks for the device: `pytest -m gpu` takes the GPU, all other tests the CPU."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.option.markexpr == "gpu" else "cpu")
+    # A deterministic run needs it from the first matrix product of the process on.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,12 @@ def test_the_stages_fit_into_one_call() -> None:
     assert sum(stage.seconds for stage in gpu_check.STAGES) <= 480
 
 
+def test_every_test_for_a_gpu_is_named() -> None:
+    files = (path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__))
+    marked = [str(path.relative_to(ROOT)) for path in files if "mark.gpu" in path.read_text()]
+    assert tuple(sorted(marked)) == gpu_check.ON_GPUS
+
+
 def row(name: str, milliseconds: float, utilisation: float) -> dict[str, Any]:
     shared = {"precision": "bf16", "issued": [0.01], "step_peak_bytes": 2**30}
     return {"name": name, "seconds": [milliseconds / 1e3], "utilisation": utilisation} | shared

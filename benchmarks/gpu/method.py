@@ -31,7 +31,8 @@ def interrupt(line: list[str], run_dir: Path, step: int, number: signal.Signals)
         time.sleep(0.02)
     if process.poll() is None:
         ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "RANK" in one.environ()]
-        ranks[-1].send_signal(number)
+        # Behind it stand only processes that it has started.
+        ranks[0].send_signal(number)
     process.wait()
 
 
