@@ -225,10 +225,16 @@ def _check_optimizer(section: dict[str, Any], path: Path) -> None:
             if value not in (None, "auto") and not (_is_number(value) and value > 0):
                 raise UserError(f'{path}: {key} is {value!r}; it must be a number above 0, null or "auto"')
         elif name == "momentum":
-            if value != "auto" and not (_is_number(value) and value < 1):
+            if value != "auto" and not _is_decay_rate(value):
                 raise UserError(f'{path}: {key} is {value!r}; it must be a number, at least 0 and below 1, or "auto"')
+        elif name == "betas":
+            pair = isinstance(value, list) and len(value) == 2 and all(map(_is_decay_rate, value))
+            if value != "auto" and not pair:
+                raise UserError(
+                    f'{path}: {key} is {value!r}; it must be two numbers, each at least 0 and below 1, or "auto"'
+                )
         else:
-            _check_number(path, key, value, pair=name == "betas")
+            _check_number(path, key, value)
 
 
 def _is_number(value: Any) -> bool:
@@ -236,13 +242,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-def _check_number(path: Path, name: str, value: Any, *, pair: bool = False) -> None:
-    """Refuses what is neither "auto" nor a number (with `pair`: two of them), none below 0."""
-    numbers = value if pair and isinstance(value, list) and len(value) == 2 else None if pair else [value]
-    if value == "auto" or (numbers is not None and all(map(_is_number, numbers))):
-        return
-    expected = "two numbers" if pair else "a number, at least 0,"
-    raise UserError(f'{path}: {name} is {value!r}; it must be {expected} or "auto"')
+def _is_decay_rate(value: Any) -> bool:
+    return _is_number(value) and value < 1
+
+
+def _check_number(path: Path, name: str, value: Any) -> None:
+    """Refuses what is neither "auto" nor a number from 0 on."""
+    if value != "auto" and not _is_number(value):
+        raise UserError(f'{path}: {name} is {value!r}; it must be a number, at least 0, or "auto"')
 
 
 def _check_values(content: dict[str, Any], path: Path) -> None:

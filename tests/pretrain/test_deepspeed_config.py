@@ -298,6 +298,10 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "parameters a list": ({"optimizer": {"type": "Lamb", "params": ["lr"]}}, ["optimizer.params"]),
     "parameters null": ({"optimizer": {"type": "Lamb", "params": None}}, ["optimizer.params"]),
     "betas a number": ({"optimizer": {"type": "Lamb", "params": {"betas": 0.9}}}, ["optimizer.params.betas is 0.9"]),
+    "betas for ever": (
+        {"optimizer": {"type": "Lamb", "params": {"betas": [0.9, 1.0]}}},
+        ["optimizer.params.betas is [0.9, 1.0]", "below 1"],
+    ),
     "eps a text": ({"optimizer": {"type": "Lamb", "params": {"eps": "tiny"}}}, ["optimizer.params.eps"]),
     "nvlamb a number": (
         {"optimizer": {"type": "Lamb", "params": {"nvlamb": 1}}},
