@@ -37,8 +37,8 @@ from earlybert.pretrain.train.feeding import prefetched_steps
 
 TURNS, STEPS = 5, 3
 MICRO_BATCHES = 64
-# Seconds that a micro-batch is computed, as far as the loader can tell.
-PAUSE = 0.015
+# Seconds between two micro-batches, more than it takes to prepare one.
+BUSY = 0.01
 GOAL = 30_000
 
 
@@ -90,22 +90,29 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def handed_over(loader: StepLoader) -> dict[str, float]:
-    """Seconds for one micro-batch: of the process that prepares it, and of the thread that takes it.
+def worker_seconds(loader: StepLoader) -> float:
+    """Of the process that prepares micro-batches, for each; they are taken as soon as they are there."""
+    before, taken = children_seconds(), 0
+    with closing(prefetched_steps(loader, 0, workers=1)) as steps:
+        for step in islice(steps, STEPS):
+            taken += len(list(step.batches))
+    return (children_seconds() - before) / taken
 
-    That finds it ready, as it does while a GPU is the slower one of the two.
-    """
-    before, taken = children_seconds(), []
+
+def training_thread_seconds(loader: StepLoader) -> float:
+    """Of the thread that takes micro-batches, for each; it is busy otherwise, and then finds the next one ready."""
+    taken = []
     with closing(prefetched_steps(loader, 0, workers=1)) as steps:
         for step in islice(steps, STEPS):
             batches = iter(step.batches)
             for _ in range(step.micro_batches):
-                time.sleep(PAUSE)
+                until = time.perf_counter() + BUSY
+                while time.perf_counter() < until:
+                    pass
                 began = time.thread_time()
                 next(batches)
                 taken.append(time.thread_time() - began)
-    preparing = (children_seconds() - before) / len(taken)
-    return {"worker": preparing, "training's thread": statistics.mean(taken[loader.accumulation :])}
+    return statistics.median(taken)
 
 
 def make_loader(corpus: Corpus, length: int, micro_batch: int, whole_words: bool) -> StepLoader:
@@ -136,8 +143,8 @@ def measure(corpus: Corpus, length: int, micro_batch: int, whole_words: bool) ->
     """Microseconds of processor time for one sequence."""
     loader = make_loader(corpus, length, micro_batch, whole_words)
     times = stage_times(loader)
-    turns = [handed_over(loader) for _ in range(TURNS)]
-    times |= {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    times["worker"] = statistics.median(worker_seconds(loader) for _ in range(TURNS))
+    times["training's thread"] = training_thread_seconds(loader)
     return {name: 1e6 * spent / micro_batch for name, spent in times.items()}
 
 

@@ -64,7 +64,7 @@ class Masking:
         positions_E, bounds_E = self._eligible(tokens_T, bounds)
         wanted_B = self._wanted(bounds, bounds_E)
         chosen, drawn, actions = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0)]
-        for rng, rows in self._choices(tokens_T[positions_E], positions_E, bounds_E, wanted_B, places):
+        for rng, rows in self._choices(tokens_T, positions_E, bounds_E, wanted_B, places):
             chosen.append(rows)
             drawn.append(rng.integers(self.vocab_size - len(self.special.ids), size=len(rows), dtype=np.int32))
             actions.append(rng.random(len(rows)))
@@ -84,7 +84,7 @@ class Masking:
         wanted_B = self._wanted(bounds, bounds_E)
         if self.continues_word is None:
             return wanted_B
-        choices = self._choices(tokens_T[positions_E], positions_E, bounds_E, wanted_B, places)
+        choices = self._choices(tokens_T, positions_E, bounds_E, wanted_B, places)
         return np.array([len(rows) for _, rows in choices], dtype=np.int64)
 
     def _eligible(self, tokens_T: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,7 @@ class Masking:
 
     def _choices(
         self,
-        tokens_E: np.ndarray,
+        tokens_T: np.ndarray,
         positions_E: np.ndarray,
         bounds_E: np.ndarray,
         wanted_B: np.ndarray,
@@ -115,7 +115,7 @@ class Masking:
             for rng, (first, end), wanted in zip(streams, limits, wanted_B.tolist(), strict=True):
                 yield rng, first + rng.choice(end - first, size=wanted, replace=False, shuffle=False)
             return
-        goes_on_E = self.continues_word[tokens_E] & (np.diff(positions_E, prepend=-2) == 1)
+        goes_on_E = self.continues_word[tokens_T[positions_E]] & (np.diff(positions_E, prepend=-2) == 1)
         goes_on_E[bounds_E[:-1][np.diff(bounds_E) > 0]] = False
         words = np.append(np.flatnonzero(~goes_on_E), len(positions_E))
         limits = pairwise(np.searchsorted(words, bounds_E).tolist())

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -77,8 +77,8 @@ class _Thread:
 class _Processes:
     """Makes micro-batches in other processes, which leave them in memory that is shared with this one.
 
-    Only a few numbers go through pipes: tensors would take a file descriptor each, and most of the time of the thread
-    that trains.
+    Only a few numbers go through pipes, as tensors would take a file descriptor each. A thread takes the batches out of
+    the shared memory, so that the one that trains finds them ready.
     """
 
     def __init__(self, loader: StepLoader, workers: int) -> None:
@@ -97,39 +97,34 @@ class _Processes:
             # The other process has the only one, so that its end is the end of the pipe.
             theirs.close()
             self._pipes.append(pipe)
-        self._asked = itertools.count()
-        self._answers: dict[int, Any] = {}
+        self._turns = itertools.cycle(self._pipes)
+        self._taker = ThreadPoolExecutor(1)
 
     def work(self, position: int) -> Callable[[], Work]:
         return self._ask(None, position)
 
     def batch(self, number: int, position: int, turn: int) -> Callable[[], Batch]:
         # When this number is asked for, the batch that had the slab before has been taken.
-        slab = number % len(self._slabs)
-        answer = self._ask(slab, position, turn)
-        return lambda: _copied(self._slabs[slab], answer())
+        return self._ask(number % len(self._slabs), position, turn)
 
     def _ask(self, slab: int | None, *place: int) -> Callable[[], Any]:
-        number = next(self._asked)
-        pipe = self._pipes[number % len(self._pipes)]
+        pipe = next(self._turns)
         with _alive():
-            pipe.send((number, slab, *place))
-        return partial(self._answer, number, pipe)
+            pipe.send((slab, *place))
+        return self._taker.submit(self._answer, pipe, slab).result
 
-    def _answer(self, number: int, pipe: "Connection[Any, Any]") -> Any:
+    def _answer(self, pipe: "Connection[Any, Any]", slab: int | None) -> Any:
         with _alive():
-            while number not in self._answers:
-                answered, answer = pipe.recv()
-                self._answers[answered] = answer
-        answer = self._answers.pop(number)
+            answer = pipe.recv()
         if isinstance(answer, UserError):
             raise answer
-        return answer
+        return answer if slab is None else Batch.read(self._slabs[slab][: answer.words].clone(), answer)
 
     def close(self) -> None:
         for process in self._processes:
             process.kill()
             process.join()
+        self._taker.shutdown(cancel_futures=True)
 
 
 def _serve(loader: StepLoader, slabs: list[Tensor], pipe: "Connection[Any, Any]") -> None:
@@ -139,7 +134,7 @@ def _serve(loader: StepLoader, slabs: list[Tensor], pipe: "Connection[Any, Any]"
     ignore_signals()
     torch.set_num_threads(1)
     while True:
-        number, slab, *place = pipe.recv()
+        slab, *place = pipe.recv()
         try:
             answer: Any = loader.work(*place) if slab is None else _written(loader.batch(*place), slabs[slab])
         except UserError as error:
@@ -149,17 +144,13 @@ def _serve(loader: StepLoader, slabs: list[Tensor], pipe: "Connection[Any, Any]"
                 f"a process that loads training data failed ({type(error).__name__}: {error}); "
                 "run the same command again to resume"
             )
-        pipe.send((number, answer))
+        pipe.send(answer)
 
 
 def _written(batch: Batch, slab: Tensor) -> SlabLayout:
     layout = batch.layout
     batch.write(slab[: layout.words])
     return layout
-
-
-def _copied(slab: Tensor, layout: SlabLayout) -> Batch:
-    return Batch.read(slab[: layout.words].clone(), layout)
 
 
 @contextmanager
