@@ -1,4 +1,4 @@
-"""How soon is the same model there? Dense training, tickets, growth and both together, raced on the same text.
+"""How soon is the same model there? Dense training, tickets, growth, Muon and Hugging Face, raced on the same text.
 
     python benchmarks/time_to_loss.py --budget 60 --seeds 0
     python benchmarks/time_to_loss.py --budget 60 --seeds 0 1 2 --arms dense EarlyBERT "random ticket"
@@ -6,8 +6,9 @@
 Needs EARLYBERT_DATA, or --data CORPUS. A machine with a GPU races BERT-Base, unless the environment has
 DS_ACCELERATOR=cpu. Every arm is a run of its own; a call that its budget of minutes ends, or that is interrupted, is
 taken up by the next one. Then the steps of all shapes are timed in turn, and a table, a JSON file and a picture say
-what came out: validation loss and accuracy against steps, FLOPs and seconds, and after which share of the dense run's
-seconds its final loss was met, the search and everything else included. `--FIELD VALUE` changes the recipe of all.
+what came out. The table has the shares of the seconds after which the final losses of dense training with LAMB and with
+Muon, and of Hugging Face's Trainer, were met, search and everything else included. Of three learning rates the one that
+ends lowest counts. `--FIELD VALUE` changes the recipe of all.
 """
 
 import argparse
@@ -15,19 +16,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from provenance import measured_on
-from race.arms import arms, command, experiments, make_corpus, run_dir, write_recipe
-from race.outcome import curve, figure, race, rows
+from race.arms import SHALLOW, arms, command, experiments, make_corpus, references, run_dir, write_recipe
+from race.outcome import best, curve, figure, race, rows, verdicts
 from race.step_times import measure, stage_shapes
 from rich.console import Console
 from rich.table import Table
 
 from earlybert.core.devices import device_type
 from earlybert.core.files import read_json, write_json
+from earlybert.data_prep.samples.corpus import Corpus
 
 # Not worth starting a run for.
 LEAST_SECONDS = 20
@@ -96,17 +99,18 @@ def main() -> None:
             break
         print(f"arm {number} of {len(todo)}: {name}, seed {seed}; {left / 60:.0f} minutes left", flush=True)
         train(command(given.arms[name], recipe, corpus, out, seed), left)
-    report(given, work_dir)
+    report(given, work_dir, Corpus.open(corpus).manifest["unigram_cross_entropy"])
 
 
-def report(given: argparse.Namespace, work_dir: Path) -> None:
-    """Table, JSON and picture of the arms that are done, those of earlier calls too; of experiments beside dense."""
-    done: dict[str, dict[int, Path]] = {}
-    for name in {"dense": None, **(given.arms if given.experiments else arms(given.device))}:
-        pattern = run_dir(work_dir, name, 0).name.removesuffix("0") + "*"
-        found = {int(path.name.rpartition("seed")[2]): path for path in work_dir.glob(pattern) if path.is_dir()}
-        done[name] = {seed: path for seed, path in found.items() if (path / "DONE").is_file()}
-    if not done["dense"]:
+def report(given: argparse.Namespace, work_dir: Path, unigram: float) -> None:
+    """Table, JSON and picture of the arms that are done, those of earlier calls too; of experiments beside references.
+
+    `unigram` is the validation text's cross-entropy when its tokens are guessed by their frequencies.
+    """
+    candidates = references(given.device)
+    compared = [name for names in candidates.values() for name in names]
+    done = finished_runs(work_dir, [*compared, *given.arms] if given.experiments else list(arms(given.device)))
+    if not any(done[name] for name in candidates["LAMB"]):
         sys.exit("time_to_loss: no dense run is done yet, which all are measured against; let that arm run")
     runs = [path for by_seed in done.values() for path in by_seed.values()]
     seconds = measured_seconds(runs, work_dir / "step_seconds.json", given.rounds)
@@ -117,15 +121,32 @@ def report(given: argparse.Namespace, work_dir: Path) -> None:
         }
         for name, by_seed in done.items()
     }
-    table = race(curves)
+    found = {title: name for title, names in candidates.items() if (name := best(curves, names)) is not None}
+    table = race(curves, found)
     recipe = yaml.safe_load((work_dir / "recipe.yaml").read_text())
-    results = measured_on("deepspeed") | {"recipe": recipe, "step_seconds": seconds, "arms": table, "curves": curves}
+    results = measured_on("deepspeed") | {"recipe": recipe, "step_seconds": seconds, "unigram_cross_entropy": unigram}
+    results |= {"references": found, "arms": table, "curves": curves}
     out = given.out or work_dir / ("experiments.json" if given.experiments else "results.json")
     write_json(out, results)
     picture = out.with_suffix(".png")
-    figure(curves, min(done["dense"])).savefig(picture, dpi=100, metadata={"Software": None})
-    print_table(rows(table))
-    print(f"shares of the dense run; curves: {picture}")
+    dense = found["LAMB"]
+    figure(curves, min(done[dense]), dense).savefig(picture, dpi=100, metadata={"Software": None})
+    print_table(rows(table, list(found), unigram))
+    print(f"FLOPs, seconds and clock: shares of {dense}; curves: {picture}")
+    for title, name in found.items():
+        print(f"to {title}'s loss: the final loss of {name}, as a share of its own seconds with the same seed")
+    for sentence in verdicts(table, unigram, dense, SHALLOW):
+        print(sentence)
+
+
+def finished_runs(work_dir: Path, names: Iterable[str]) -> dict[str, dict[int, Path]]:
+    """By arm and seed the folders of the runs that are done."""
+    done: dict[str, dict[int, Path]] = {}
+    for name in names:
+        pattern = run_dir(work_dir, name, 0).name.removesuffix("0") + "*"
+        found = {int(path.name.rpartition("seed")[2]): path for path in work_dir.glob(pattern) if path.is_dir()}
+        done[name] = {seed: path for seed, path in found.items() if (path / "DONE").is_file()}
+    return done
 
 
 def measured_seconds(runs: list[Path], path: Path, rounds: int) -> dict[str, float]:
@@ -145,7 +166,7 @@ def print_table(lines: list[list[str]]) -> None:
         table.add_column(column, justify="right" if index else "left")
     for line in body:
         table.add_row(*line)
-    Console(width=200).print(table)
+    Console(width=240).print(table)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,27 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from race.arms import write_recipe
-from race.outcome import curve, race, reached, spread
+import torch
+from race import hugging_face
+from race.arms import SHALLOW, Arm, arms, command, experiments, references, run_dir, write_recipe
+from race.outcome import EFFORTS, Curve, best, curve, race, reached, rows, spread, verdicts
+from race.step_times import measure, stage_shapes
 from time_to_loss import train
+
+from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.prepare import prepare
+from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.recipe import load_recipe
+from earlybert.pretrain.plan.stages import build_stages
+from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.train.batches import stage_loader
+from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+from tests.conftest import write_text
+from tests.in_process import train_here
 
 
 def test_a_loss_is_reached_between_two_validations() -> None:
@@ -48,20 +64,72 @@ def test_what_was_spent_before_counts(tmp_path: Path) -> None:
     assert found["clock"] == [1, 2, 3]
     write_run(tmp_path / "dense", {"phase1": (30, 100.0)}, [("phase1", 15, 6.5), ("phase1", 30, 5.5)])
     dense = curve(tmp_path / "dense", {"phase1": 1.0})
-    table = race({"dense": {0: dense, 1: dense}, "early": {0: found, 2: found}})
+    table = race({"dense": {0: dense, 1: dense}, "early": {0: found, 2: found}}, {"LAMB": "dense"})
     assert table["early"]["seed"] == [0]  # without a dense run of its seed there is nothing to compare
     assert table["early"]["flops"] == [pytest.approx(2400 / 3000)]
-    assert table["early"]["medians_to_dense_loss"] == [pytest.approx(22 / 30)]
-    assert table["early"]["flops_to_dense_loss"] == [pytest.approx(2050 / 3000)]
-    # After 26 seconds the dense run is 11 of the 15 steps from 6.5 to 5.5.
-    assert table["early"]["dense_loss_then"] == [pytest.approx(6.5 - 11 / 15)]
-    assert table["dense"]["medians_to_dense_loss"] == [1.0, 1.0]
+    assert table["early"]["medians_to_LAMB"] == [pytest.approx(22 / 30)]
+    assert table["early"]["flops_to_LAMB"] == [pytest.approx(2050 / 3000)]
+    assert table["dense"]["medians_to_LAMB"] == [1.0, 1.0]
 
 
 def test_never_reached_is_said() -> None:
     assert spread([None, None], ".2f") == "not reached"
     assert spread([0.5, None, 0.7], ".2f") == "0.60 ± 0.14 (2 of 3)"
     assert spread([0.5], ".2f") == "0.50"
+
+
+def made_up(seconds: list[float], losses: list[float]) -> Curve:
+    """A curve whose every effort is these seconds."""
+    return {**dict.fromkeys(EFFORTS, seconds), "loss": losses, "accuracy": [0.5] * len(losses)}
+
+
+def test_shares_are_of_each_reference() -> None:
+    """The plan meets LAMB's 5 at second 25 of 100, Muon's 4 at second 30 of 50, and never Hugging Face's 3.5."""
+    curves = {
+        "dense": {0: made_up([50, 100], [6.0, 5.0])},
+        "Muon": {0: made_up([25, 50], [5.0, 4.0])},
+        "Trainer": {0: made_up([100, 200], [6.0, 3.5]), 1: made_up([100], [3.0])},
+        "plan": {0: made_up([20, 30], [6.0, 4.0]), 1: made_up([30], [4.0])},
+    }
+    references = {"LAMB": "dense", "Muon": "Muon", "Hugging Face": "Trainer"}
+    table = race(curves, references)
+    assert table["plan"]["medians"] == [pytest.approx(30 / 100)]
+    assert table["plan"]["clock_to_LAMB"] == [pytest.approx(25 / 100)]
+    assert table["plan"]["medians_to_Muon"] == [pytest.approx(30 / 50)]
+    assert table["plan"]["medians_to_Hugging Face"] == [None]
+    header, *lines = rows(table, list(references), unigram=5.6)
+    line = dict(zip(header, lines[3], strict=True))
+    assert line["to LAMB's loss: seconds"] == "0.250"
+    assert line["to Hugging Face's loss: clock"] == "not reached"
+    assert line["below frequencies"] == "1.60"
+    assert dict(zip(header, lines[0], strict=True))["below frequencies"] == "0.60 (proves nothing)"
+
+
+def test_the_best_rate_is_that_of_common_seeds() -> None:
+    """The second rate's only low loss is of a seed that the first one has not run."""
+    curves = {
+        "one": {0: made_up([1], [5.0]), 1: made_up([1], [5.2])},
+        "two": {0: made_up([1], [5.3]), 1: made_up([1], [5.1]), 2: made_up([1], [1.0])},
+        "three": {},
+    }
+    assert best(curves, ["one", "two", "three"]) == "one"
+    assert best(curves, ["three"]) is None
+    with pytest.raises(SystemExit, match="no seed in common"):
+        best({"one": {0: made_up([1], [5.0])}, "two": {1: made_up([1], [5.0])}}, ["one", "two"])
+
+
+def test_what_the_table_does_not_prove_is_said() -> None:
+    """At 6.6 for word frequencies, 5.1 is just enough and 5.2 is not."""
+    deep = {"seed": [0, 1], "loss": [4.0, 4.4]}
+    table = {"dense": deep, "weak": {"seed": [0], "loss": [5.2]}, "enough": {"seed": [0], "loss": [5.1 - 1e-9]}}
+    (weak, missing) = verdicts(table, 6.6, "dense", "shallow")
+    assert weak.startswith("weak: ends less than 1.5 nats")
+    assert "has not been run" in missing
+    # On the seed that both have, 4.0 is below 4.1; the mean over all of the deep one's seeds is above it.
+    table = {"dense": deep, "shallow": {"seed": [0], "loss": [4.1]}}
+    assert verdicts(table, 6.6, "dense", "shallow") == []
+    (equal,) = verdicts(table | {"shallow": {"seed": [0], "loss": [4.0]}}, 6.6, "dense", "shallow")
+    assert "not above the 4.0000 of dense" in equal
 
 
 def test_an_arm_is_asked_to_stop_when_the_budget_ends() -> None:
@@ -80,3 +148,128 @@ def test_all_calls_have_one_recipe(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has another phase1 and phase2 and seed, and runs have begun with it"):
         write_recipe("cpu", tmp_path, {"phase1.steps": 30})
     assert "steps: 40" in path.read_text()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_arm_has_a_plan(device: str, tmp_path: Path) -> None:
+    """Fractions of the dense run's steps, what grows and on which curve; only the arms that say so differ in them."""
+    recipe = write_recipe(device, tmp_path, {})
+    found = {}
+    for name, arm in (arms(device) | (experiments() if device == "cpu" else {})).items():
+        if isinstance(arm, Arm) and arm.widths_of is None:
+            line = command(arm, recipe, tmp_path, tmp_path / "run", 0)
+            pairs = zip(line[2::2], line[3::2], strict=True)
+            overrides = [f"{field}={value}" for field, value in pairs if field not in ("--config", "--run-dir")]
+            found[name] = load_recipe(recipe, overrides)
+            check_recipe(found[name], 1)
+    dense, plan = found["dense"], found["best plan"]
+    stages = build_stages(plan)
+    assert sum(stage.steps for stage in stages) == dense.phase1.steps / 2
+    assert [plan.stack.layers[0], plan.model.num_layers] == [found[SHALLOW].model.num_layers, dense.model.num_layers]
+    assert (stages[0].masks.share_at(0), stages[-1].masks.last) == (0.3, 0.15)
+    assert plan.deepspeed is not None
+    assert DeepSpeedFile.load(Path(plan.deepspeed)).optimizer == "Muon"
+    assert found["dense, 0.7 of the rate"].phase1.learning_rate == pytest.approx(0.7 * dense.phase1.learning_rate)
+    assert found["ticket, grown"].widen.to == ["full"]
+    assert set().union(*references(device).values()) <= arms(device).keys()
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small corpus, and the recipe of a race of 12 steps on it."""
+    folder = tmp_path_factory.mktemp("race")
+    write_text(folder / "text.txt")
+    config = CorpusConfig(
+        source="text",
+        files=[str(folder / "text.txt")],
+        vocab_size=300,
+        lengths=[32],
+        objective="full-sentences",
+        validation_fraction=0.1,
+    )
+    prepare(config, folder / "corpus", workers=1)
+    phase = {"length": 32, "global_batch": 8, "micro_batch": 8, "steps": 12, "learning_rate": 1e-2, "warmup": 0.25}
+    shape = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32}
+    numbers: dict[str, Any] = {f"phase1.{name}": value for name, value in phase.items()}
+    numbers |= {f"model.{name}": value for name, value in shape.items()}
+    numbers |= {"validation.every": 4, "validation.samples": 20, "checkpoint_every": 6, "matmul_precision": "highest"}
+    write_recipe("cpu", folder, numbers)
+    return folder
+
+
+def run_arm(folder: Path, name: str) -> Path:
+    """Runs an arm with seed 0 in this process; returns its run directory."""
+    out = run_dir(folder, name, 0)
+    _, script, *arguments = command(arms("cpu")[name], folder / "recipe.yaml", folder / "corpus", out, 0)
+    if Path(script).name == "run.py":
+        status, output = train_here(folder, *arguments)
+        assert status == 0, output
+    else:
+        hugging_face.main(arguments)
+    return out
+
+
+def validation_losses(run: Path) -> dict[int, float]:
+    return {line["global_step"]: line["loss"] for line in of_kind(read_lines(run), "validation")}
+
+
+def test_an_arm_of_hugging_face_is_resumed_where_it_was(rehearsal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to stop after step 5 and called again, it is bit for bit where it would have been."""
+    name = "Hugging Face, AdamW 0.001"
+    whole = run_arm(rehearsal, name)
+    losses = validation_losses(whole)
+    assert list(losses) == [4, 8, 12]
+    assert (whole / "DONE").is_file()
+    whole.rename(rehearsal / "whole")
+    original = hugging_face.Watch.on_step_end
+
+    def asked_after_5(watch: hugging_face.Watch, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        watch.stop.signal = "SIGTERM" if state.global_step == 5 else None
+        original(watch, args, state, control, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hugging_face.Watch, "on_step_end", asked_after_5)
+        interrupted = run_arm(rehearsal, name)
+    assert list(validation_losses(interrupted)) == [4]
+    assert not (interrupted / "DONE").is_file()
+    assert validation_losses(run_arm(rehearsal, name)) == losses
+
+
+def test_hugging_face_predicts_the_same_tokens(rehearsal: Path) -> None:
+    """Its labels are the corpus's own tokens, and its validation is the mean that the model's own loss gives."""
+    changes = [f"--data={rehearsal / 'corpus'}", "--plan=[phase1]", "--seed=0"]
+    setting = hugging_face.Setting.of(rehearsal / "none", load_recipe(rehearsal / "recipe.yaml", changes))
+    loader = stage_loader(setting.corpus, "validation", setting.stage, setting.recipe, 20)
+    batches = loader.load(0).kept()
+    (batch,) = batches.batches
+    samples = loader.samples.rows(loader.sample_indices(0, 0))
+    inputs = setting.inputs(batch)
+    attended, labelled = inputs["attention_mask"].bool(), inputs["labels"] != -100
+    originals_T = torch.from_numpy(samples.input_ids.astype(np.int64))
+    assert torch.equal(inputs["labels"][labelled], originals_T[labelled[attended]])
+    assert torch.equal(inputs["input_ids"][~labelled & attended], originals_T[~labelled[attended]])
+    assert 0.1 < labelled.sum() / attended.sum() < 0.2
+    model = hugging_face.model_of(setting).eval()
+    with torch.no_grad():
+        expected = model(**inputs).loss.item()
+    assert hugging_face.validate(model, setting, batches)["masked_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_rehearsal_of_a_race(rehearsal: Path) -> None:
+    """Dense, the best plan (Muon, growth, masks) and Hugging Face: all stages are timed and end in one table."""
+    names = ["dense", "best plan", "Hugging Face, AdamW 0.0005"]
+    runs = {name: run_arm(rehearsal, name) for name in names}
+    seconds = measure(list(runs.values()), rounds=1)
+    # Muon's two shapes, whose shares of masked tokens differ as well, LAMB's and the Trainer's.
+    assert len(seconds) == 4
+    assert all(value > 0 for value in seconds.values())
+    curves = {
+        name: {0: curve(run, {stage: seconds[shape.key] for stage, shape in stage_shapes(run).items()})}
+        for name, run in runs.items()
+    }
+    assert curves["best plan"][0]["steps"][-1] == 6
+    table = race(curves, {"LAMB": "dense", "Hugging Face": names[2]})
+    assert table["dense"]["medians_to_LAMB"] == [1.0]
+    assert table[names[2]]["medians_to_Hugging Face"][0] <= 1.0
+    assert table["best plan"]["flops"][0] < 0.5

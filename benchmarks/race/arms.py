@@ -13,7 +13,8 @@ from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.prepare import prepare
 from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
 
-# On CPUs: 1,500 steps of 2,048 tokens; on a GPU BERT-Base on 6,000 steps of 32,768.
+# On CPUs: 3,000 steps of 4,096 tokens; on a GPU BERT-Base on 6,000 steps of 32,768. Without max_predictions: a limit
+# would cut the larger share of a falling one.
 RECIPES: dict[str, dict[str, Any]] = {
     "cpu": {
         "model": {
@@ -25,17 +26,16 @@ RECIPES: dict[str, dict[str, Any]] = {
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,
         },
-        "search": {"steps": 85, "snapshot_every": 5},
+        # Its learning rates add up to 0.24, as those of the paper's search do.
+        "search": {"steps": 120, "snapshot_every": 10},
         "draw": {"head_ratio": 0.25, "neuron_ratio": 0.3, "width_multiple": 32},
-        "stack": {"layers": [3], "until": [0.3]},
         "phase1": {
             "length": 64,
-            "max_predictions": 10,
-            "global_batch": 32,
-            "micro_batch": 32,
-            "steps": 1500,
+            "global_batch": 64,
+            "micro_batch": 64,
+            "steps": 3000,
             "learning_rate": 1e-2,
-            "warmup": 0.2843,
+            "warmup": 0.1,
         },
         "validation": {"every": 100, "samples": 800},
     },
@@ -43,20 +43,27 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "intermediate_size": 3072},
         "search": {"steps": 340, "snapshot_every": 20},
         "draw": {"head_ratio": 1 / 3, "neuron_ratio": 0.3, "width_multiple": 64},
-        "stack": {"layers": [3, 6], "until": [0.125, 0.3]},
         "phase1": {
             "length": 128,
-            "max_predictions": 20,
             "global_batch": 256,
             "micro_batch": 256,
             "steps": 6000,
             "learning_rate": 4e-3,
-            "warmup": 0.2843,
+            "warmup": 0.1,
         },
         "validation": {"every": 200, "samples": 4096},
     },
 }
-COMMON = {"checkpoint_every": 250, "keep_checkpoints": 1, "log_every": 1, "export": []}
+# Shares of the steps at which a part of the growth ends, and its layers.
+GROWTH = {"cpu": ((0.5, 2), (1.0, 6)), "cuda": ((0.125, 3), (0.3, 6), (1.0, 12))}
+ADAMW_RATES = {"cpu": (5e-4, 1e-3, 2e-3), "cuda": (1e-4, 2e-4, 4e-4)}
+REPOSITORY = Path(__file__).parent.parent.parent
+# Muon on the matrices between hidden states; LAMB's rate on the rest is lower then.
+MUON = {"deepspeed": str(REPOSITORY / "ds_configs" / "muon.json")}
+MUON_RATE = 0.7
+FALLING_MASKS = {"mask_probability": {"from": 0.3, "to": 0.15}}
+SHALLOW = "shallow network, same tokens"
+COMMON = {"schedule": "poly_continuous", "checkpoint_every": 250, "keep_checkpoints": 1, "log_every": 1, "export": []}
 
 
 @dataclass(frozen=True)
@@ -66,27 +73,54 @@ class Arm:
     plan: Sequence[str]
     settings: dict[str, Any] = field(default_factory=dict)
     step_factor: float = 1.0
+    rate_factor: float = 1.0
     widths_of: str | None = None
 
 
-def arms(device: str) -> dict[str, Arm]:
-    """All arms by name; the dense run comes first, and a random ticket after the one it imitates."""
-    grow = [word for _ in RECIPES[device]["stack"]["layers"] for word in ("phase1", "stack")]
-    searched = {"narrow.rewind": "searched"}
+@dataclass(frozen=True)
+class HuggingFaceArm:
+    """Hugging Face's BERT and Trainer, with AdamW at this peak rate."""
+
+    learning_rate: float
+
+
+def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
+    """All arms by name; a random ticket comes after the one it imitates."""
+    depths = [{"until": until, "layers": layers} for until, layers in GROWTH[device]]
+    shallow = depths[0]["layers"]
+    searching = ("search", "narrow", "phase1")
+    # The network of the ticket grows in layers, and has all its units for the last quarter of the steps.
+    widened = [depths[0] | {"width": "ticket"}, *depths[1:-1], depths[-1] | {"until": 0.75}, {"width": "full"}]
+    grown = {"grow": depths}
     return {
         "dense": Arm(("phase1",)),
+        "dense, 0.7 of the rate": Arm(("phase1",), rate_factor=0.7),
+        "dense, 1.3 of the rate": Arm(("phase1",), rate_factor=1.3),
+        "dense, Muon": Arm(("phase1",), MUON, rate_factor=MUON_RATE),
+        **{f"Hugging Face, AdamW {rate:g}": HuggingFaceArm(rate) for rate in ADAMW_RATES[device]},
+        SHALLOW: Arm(("phase1",), {"model.num_layers": shallow}),
         "dense, 80 % of the steps": Arm(("phase1",), step_factor=0.8),
         "dense, 60 % of the steps": Arm(("phase1",), step_factor=0.6),
-        "EarlyBERT": Arm(("search", "narrow", "phase1")),
+        "EarlyBERT": Arm(searching),
+        "EarlyBERT, Muon": Arm(searching, MUON, rate_factor=MUON_RATE),
         "random ticket": Arm(("narrow", "phase1"), widths_of="EarlyBERT"),
-        "EarlyBERT, not rewound": Arm(("search", "narrow", "phase1"), searched),
-        "stacking": Arm((*grow, "phase1")),
-        "ticket, then stacking": Arm(("search", "narrow", *grow, "phase1")),
-        "stacking, then ticket": Arm((*grow, "search", "narrow", "phase1"), searched),
+        "stacking": Arm(("phase1",), grown),
+        "ticket, grown": Arm(searching, {"grow": widened, "narrow.step_factor": 1.0}),
+        "falling masks": Arm(("phase1",), FALLING_MASKS),
+        "best plan": Arm(("phase1",), MUON | grown | FALLING_MASKS, step_factor=0.5, rate_factor=MUON_RATE),
     }
 
 
-def experiments() -> dict[str, Arm]:
+def references(device: str) -> dict[str, list[str]]:
+    """Whose final losses are to be reached: of each the arm that ends lowest, where there are several rates."""
+    return {
+        "LAMB": ["dense", "dense, 0.7 of the rate", "dense, 1.3 of the rate"],
+        "Muon": ["dense, Muon"],
+        "Hugging Face": [name for name, arm in arms(device).items() if isinstance(arm, HuggingFaceArm)],
+    }
+
+
+def experiments() -> dict[str, Arm | HuggingFaceArm]:
     """More arms, for one network of six layers: what was tried to be there sooner."""
     described = yaml.safe_load((Path(__file__).parent / "experiments.yaml").read_text())
     return {name: Arm(**fields) for name, fields in described.items()}
@@ -104,7 +138,7 @@ def make_corpus(device: str, work_dir: Path) -> Path:
     if not (source / "wikipedia").is_dir():
         sys.exit("time_to_loss: EARLYBERT_DATA must name the folder with wikipedia/ and novels/")
     small = device == "cpu"
-    pieces = (("wikipedia", "wiki-*.jsonl.xz", 12.0), ("novels", "eltec.jsonl.xz", 4.0))
+    pieces = (("wikipedia", "wiki-*.jsonl.xz", 60.0), ("novels", "eltec.jsonl.xz", 15.0))
     mix = [
         MixedSource(
             name=name, source="text", files=[str(source / name / files)], max_megabytes=megabytes if small else None
@@ -144,13 +178,16 @@ def write_recipe(device: str, work_dir: Path, changes: dict[str, Any]) -> Path:
     return path
 
 
-def command(arm: Arm, recipe: Path, corpus: Path, out: Path, seed: int) -> list[str]:
+def command(arm: Arm | HuggingFaceArm, recipe: Path, corpus: Path, out: Path, seed: int) -> list[str]:
     """The command line that runs, or goes on with, one arm."""
-    steps = yaml.safe_load(recipe.read_text())["phase1"]["steps"]
-    run = Path(__file__).parent.parent.parent / "pretrain" / "run.py"
-    found = [sys.executable, str(run), "--config", str(recipe), "--data", str(corpus), "--run-dir", str(out)]
-    found += ["--seed", str(seed), "--plan", f"[{', '.join(arm.plan)}]"]
-    found += ["--phase1.steps", str(round(arm.step_factor * steps))]
+    everybody = ["--config", str(recipe), "--data", str(corpus), "--run-dir", str(out), "--seed", str(seed)]
+    if isinstance(arm, HuggingFaceArm):
+        script = Path(__file__).parent / "hugging_face.py"
+        return [sys.executable, str(script), *everybody, "--learning_rate", str(arm.learning_rate)]
+    phase = yaml.safe_load(recipe.read_text())["phase1"]
+    found = [sys.executable, str(REPOSITORY / "pretrain" / "run.py"), *everybody, "--plan", f"[{', '.join(arm.plan)}]"]
+    found += ["--phase1.steps", str(round(arm.step_factor * phase["steps"]))]
+    found += ["--phase1.learning_rate", f"{arm.rate_factor * phase['learning_rate']:g}"]
     for name, value in arm.settings.items():
         found += [f"--{name}", str(value)]
     if arm.widths_of is not None:

@@ -1,11 +1,10 @@
-"""What came of the race: validation curves against every effort, and how soon the dense run's end is met."""
+"""What came of the race: validation curves against every effort, and how soon the references' ends are met."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from earlybert.core.files import read_json
@@ -19,8 +18,14 @@ EFFORTS = {
     "medians": "seconds, median steps",
 }
 
+# An arm that ends closer to the cross-entropy of guessing by word frequencies has hardly learnt to use the context.
+LEAST_NATS = 1.5
 
-def curve(run: Path, step_seconds: Mapping[str, float]) -> dict[str, list[float]]:
+Curve = dict[str, list[float]]
+Curves = Mapping[str, Mapping[int, Curve]]
+
+
+def curve(run: Path, step_seconds: Mapping[str, float]) -> Curve:
     """Validation loss and accuracy of a run with every measure of what was spent until then, searching included.
 
     `medians` counts every step at the median time of its shape, `step_seconds` by stage, and neither validation,
@@ -29,7 +34,7 @@ def curve(run: Path, step_seconds: Mapping[str, float]) -> dict[str, list[float]
     lines = read_lines(run)
     running = clock(lines)
     costs = {stage["name"]: stage["flops_per_step"] for stage in read_json(run / "plan.json")["stages"]}
-    found: dict[str, list[float]] = {name: [] for name in (*EFFORTS, "loss", "accuracy")}
+    found: Curve = {name: [] for name in (*EFFORTS, "loss", "accuracy")}
     before = {"flops": 0.0, "medians": 0.0}
     spent = dict(before)
     stage = ""
@@ -63,30 +68,72 @@ def reached(curve: Mapping[str, Sequence[float]], effort: str, loss: float) -> f
     return None
 
 
-def race(curves: Mapping[str, Mapping[int, dict[str, list[float]]]]) -> dict[str, Any]:
-    """Per arm, against the dense run of the same seed: final scores, what was spent, when the dense loss was met.
+def best(curves: Curves, names: Sequence[str]) -> str | None:
+    """Of these arms the one with the lowest mean final loss, over the seeds that all have that were run; None if none.
 
-    Every number is a list, one entry a seed. `dense_loss_then` is the dense run's loss after the seconds that the whole
-    arm took (medians).
+    Raises SystemExit where they have no seed in common.
+    """
+    run = {name: curves[name] for name in names if curves.get(name)}
+    if not run:
+        return None
+    seeds = set.intersection(*(set(by_seed) for by_seed in run.values()))
+    if not seeds:
+        raise SystemExit(f"time_to_loss: {', '.join(run)} have no seed in common; run them with the same --seeds")
+    return min(run, key=lambda name: statistics.fmean(run[name][seed]["loss"][-1] for seed in seeds))
+
+
+def race(curves: Curves, references: Mapping[str, str]) -> dict[str, Any]:
+    """Per arm: final scores, what was spent, and when each reference's final loss was met.
+
+    Every number is a list, one entry a seed. What was spent is a share of what the first reference spent with that
+    seed; `EFFORT_to_REFERENCE` is a share of that reference's own, None where its loss was never met.
     """
     table: dict[str, Any] = {}
+    base = curves[next(iter(references.values()))]
     for name, by_seed in curves.items():
         rows: dict[str, list[Any]] = {}
-        for seed, mine in sorted(by_seed.items()):
-            dense = curves["dense"].get(seed)
-            if dense is None:
-                continue
+        for seed in sorted(by_seed.keys() & base.keys()):
+            mine, first = by_seed[seed], base[seed]
             entry: dict[str, Any] = {"seed": seed, "loss": mine["loss"][-1], "accuracy": mine["accuracy"][-1]}
-            for effort in EFFORTS:
-                met = reached(mine, effort, dense["loss"][-1])
-                entry[effort] = mine[effort][-1] / dense[effort][-1]
-                entry[f"{effort}_to_dense_loss"] = None if met is None else met / dense[effort][-1]
-            entry["dense_loss_then"] = float(np.interp(mine["medians"][-1], dense["medians"], dense["loss"]))
+            entry |= {effort: mine[effort][-1] / first[effort][-1] for effort in EFFORTS}
+            for title, reference in references.items():
+                if (theirs := curves[reference].get(seed)) is not None:
+                    entry |= shares_to(mine, theirs, title)
             for key, value in entry.items():
                 rows.setdefault(key, []).append(value)
         if rows:
             table[name] = rows
     return table
+
+
+def shares_to(mine: Curve, theirs: Curve, title: str) -> dict[str, float | None]:
+    """Every effort until another curve's final loss is met, as a share of what that one spent."""
+    met = {effort: reached(mine, effort, theirs["loss"][-1]) for effort in EFFORTS}
+    return {
+        f"{effort}_to_{title}": None if spent is None else spent / theirs[effort][-1] for effort, spent in met.items()
+    }
+
+
+def verdicts(table: Mapping[str, Any], unigram: float, deep: str, shallow: str) -> list[str]:
+    """What the table does not prove, in sentences; `unigram` is the cross-entropy of guessing by word frequencies."""
+    means = {name: statistics.fmean(arm["loss"]) for name, arm in table.items()}
+    weak = [name for name, loss in means.items() if unigram - loss < LEAST_NATS]
+    said = [f"{name}: ends less than {LEAST_NATS} nats below word frequencies, so it proves nothing" for name in weak]
+    if shallow not in table:
+        return [*said, f"{shallow}: has not been run, so the table proves nothing about growth"]
+    seeds = set(table[deep]["seed"]) & set(table[shallow]["seed"])
+    ends = {
+        name: statistics.fmean(
+            loss for seed, loss in zip(table[name]["seed"], table[name]["loss"], strict=True) if seed in seeds
+        )
+        for name in (deep, shallow)
+    }
+    if ends[shallow] <= ends[deep]:
+        said.append(
+            f"{shallow}: ends at {ends[shallow]:.4f}, not above the {ends[deep]:.4f} of {deep}, so the table proves "
+            "nothing about growth"
+        )
+    return said
 
 
 def spread(values: Sequence[float | None], form: str) -> str:
@@ -100,27 +147,24 @@ def spread(values: Sequence[float | None], form: str) -> str:
     return text + (f" ({len(there)} of {len(values)})" if len(there) < len(values) else "")
 
 
-def rows(table: Mapping[str, Any]) -> list[list[str]]:
+def rows(table: Mapping[str, Any], references: Sequence[str], unigram: float) -> list[list[str]]:
     """The table that is printed; a header first."""
-    header = ["arm", "seeds", "loss", "accuracy", "FLOPs", "seconds", "clock", "to dense's loss: seconds", "clock"]
-    lines = [[*header, "dense's loss then"]]
+    lines = [["arm", "seeds", "loss", "below frequencies", "FLOPs", "seconds", "clock"]]
+    lines[0] += [f"to {title}'s loss: {unit}" for title in references for unit in ("seconds", "clock")]
     for name, arm in table.items():
-        lines.append(
-            [
-                name,
-                str(len(arm["seed"])),
-                spread(arm["loss"], ".4f"),
-                spread(arm["accuracy"], ".4f"),
-                *(spread(arm[effort], ".3f") for effort in ("flops", "medians", "clock")),
-                *(spread(arm[f"{effort}_to_dense_loss"], ".3f") for effort in ("medians", "clock")),
-                spread(arm["dense_loss_then"], ".4f"),
-            ]
-        )
+        below = unigram - statistics.fmean(arm["loss"])
+        line = [name, str(len(arm["seed"])), spread(arm["loss"], ".4f")]
+        line.append(f"{below:.2f}{' (proves nothing)' if below < LEAST_NATS else ''}")
+        line += [spread(arm[effort], ".3f") for effort in ("flops", "medians", "clock")]
+        for title in references:
+            shares = [arm.get(f"{effort}_to_{title}") for effort in ("medians", "clock")]
+            line += ["no such seed" if found is None else spread(found, ".3f") for found in shares]
+        lines.append(line)
     return lines
 
 
-def figure(curves: Mapping[str, Mapping[int, dict[str, list[float]]]], seed: int) -> Figure:
-    """Validation loss against every measure of effort, a line an arm, for one seed; dashed: the dense run's end."""
+def figure(curves: Curves, seed: int, reference: str) -> Figure:
+    """Validation loss against every measure of effort, a line an arm, for one seed; dotted: the reference's end."""
     picture = Figure(figsize=(13, 9), layout="constrained")
     shown = {name: by_seed[seed] for name, by_seed in curves.items() if seed in by_seed}
     for axes, (effort, label) in zip(picture.subplots(2, 2).flat, EFFORTS.items(), strict=True):
@@ -128,7 +172,7 @@ def figure(curves: Mapping[str, Mapping[int, dict[str, list[float]]]], seed: int
             # Ten colours, so a second round of them has another style.
             style = "--" if name == "random ticket" else "-" if number < 10 else "-."
             axes.plot(found[effort], found["loss"], style, color=f"C{number}", label=name, linewidth=1.2)
-        end = shown["dense"]["loss"][-1]
+        end = shown[reference]["loss"][-1]
         axes.axhline(end, color="C0", linestyle=":", linewidth=1)
         axes.set(xlabel=label, ylabel="validation loss, nats", ylim=(end - 0.1, end + 1.2))
         axes.grid(alpha=0.3)

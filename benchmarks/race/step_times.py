@@ -5,13 +5,16 @@ A shared machine is faster at one hour than at another; steps taken in turn shar
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from race.hugging_face import LOOP, RaceTrainer, Setting, is_hugging_face
 from rich.progress import track
 
 from earlybert.core import distributed
-from earlybert.core.devices import keep_freed_memory, set_matmul_precision, synchronize
+from earlybert.core.devices import device_type, keep_freed_memory, set_matmul_precision, synchronize
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.network.config import dense_config
 from earlybert.pretrain.network.initial import initial_weights
@@ -19,8 +22,8 @@ from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.plan.plan import run_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe, load_recipe
-from earlybert.pretrain.plan.stages import build_stages
-from earlybert.pretrain.train.batches import StepBatches, StepLoader
+from earlybert.pretrain.plan.stages import Stage, build_stages
+from earlybert.pretrain.train.batches import stage_loader
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.step import forward_and_backward
@@ -29,7 +32,7 @@ BATCHES = 4
 
 
 class TimedShape:
-    """One stage of a run: its network, and what its steps took."""
+    """One stage of a run: its network and optimizer, and what its steps took."""
 
     def __init__(self, run: Path, stage_index: int) -> None:
         self.recipe: Recipe = load_recipe(run / "config.yaml", [])
@@ -37,65 +40,109 @@ class TimedShape:
         self.corpus = Corpus.open(Path(self.recipe.data))
         plan = run_plan(run, self.recipe, self.corpus)
         self.stage, self.config = plan.stages[stage_index].stage, plan.network(stage_index)
+        self.file = DeepSpeedFile.load(Path(self.recipe.deepspeed or DEFAULT_DEEPSPEED))
         self.seconds: list[float] = []
 
     @property
     def key(self) -> str:
-        """Networks with equal keys take equally long."""
-        config = self.config
-        return f"heads {config.heads} neurons {config.neurons}{' searching' if config.searching else ''}"
+        """Steps with equal keys take equally long."""
+        config, masks = self.config, self.stage.masks.share_at(self.stage.schedule.start + self.stage.steps // 2)
+        network = f"heads {config.heads} neurons {config.neurons}{' searching' if config.searching else ''}"
+        return f"{network} {self.file.optimizer} masks {masks:.3f}"
 
-    def build(self, device: torch.device) -> None:
-        self.device = device
+    def build(self) -> None:
+        """Needs the process group."""
+        self.device = torch.device(device_type())
         full, kept = dense_config(self.config), self.config.kept_units
         weights = initial_weights(full, self.recipe.seed)
         if kept is not None:
             weights = narrow_weights(full, weights, kept)
-        file = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED))
-        self.engine = StageEngine(self.config, TrainingState(weights), self.stage, self.recipe, file, device)
+        self.engine = StageEngine(self.config, TrainingState(weights), self.stage, self.recipe, self.file, self.device)
         self.engine.set_learning_rate(1e-4)
         self.engine.engine.train()
+        loader = stage_loader(self.corpus, "train", self.stage, self.recipe, self.engine.micro_batch)
+        self.batches = [loader.load(position).kept() for position in spread_positions(self.stage)]
 
-    def batches(self) -> list[StepBatches]:
-        batch = self.stage.global_batch
-        loader = StepLoader(
-            self.corpus,
-            "train",
-            self.stage,
-            self.recipe,
-            global_batch=batch,
-            micro_batch=self.engine.micro_batch,
-            rank=0,
-            world_size=1,
-        )
-        return [loader.load(step * batch).kept() for step in range(BATCHES)]
-
-    def step(self, batches: StepBatches) -> None:
+    def step(self, turn: int) -> None:
         """One optimizer step, as the training loop makes it; loading the data is left out."""
+        batches = self.batches[turn % BATCHES]
         search = self.recipe.search if self.stage.searching else None
-        synchronize(self.device)
-        began = time.perf_counter()
-        forward_and_backward(self.engine, batches.batches, batches.work, range(batches.micro_batches), search)
-        synchronize(self.device)
-        self.seconds.append(time.perf_counter() - began)
+        with timed(self.seconds, self.device):
+            forward_and_backward(self.engine, batches.batches, batches.work, range(batches.micro_batches), search)
 
 
-def stage_shapes(run: Path) -> dict[str, TimedShape]:
+class TimedTrainer:
+    """The run of Hugging Face's Trainer: what one of its steps does, and what that took."""
+
+    key = LOOP
+
+    def __init__(self, run: Path) -> None:
+        self.setting = Setting.of(run, load_recipe(run / "config.yaml", []))
+        self.seconds: list[float] = []
+
+    def build(self) -> None:
+        """Before there is a process group, which the Trainer would join."""
+        self.trainer = RaceTrainer(self.setting, [])
+        self.optimizer = self.trainer.create_optimizer()
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-4
+        self.model = self.trainer.accelerator.prepare(self.trainer.model)
+        self.trainer.current_gradient_accumulation_steps = self.trainer.args.gradient_accumulation_steps
+        loader = stage_loader(self.setting.corpus, "train", self.stage, self.setting.recipe, self.setting.micro_batch)
+        steps = [loader.load(position).batches for position in spread_positions(self.stage)]
+        self.batches = [[self.setting.inputs(batch) for batch in batches] for batches in steps]
+
+    @property
+    def stage(self) -> Stage:
+        return self.setting.stage
+
+    def step(self, turn: int) -> None:
+        """One update, as the Trainer makes it; loading the data is left out."""
+        with timed(self.seconds, self.trainer.args.device):
+            for inputs in self.batches[turn % BATCHES]:
+                self.trainer.training_step(self.model, dict(inputs))
+            self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def spread_positions(stage: Stage) -> list[int]:
+    """Where in the data some steps of a stage begin, evenly over it: the share of masked tokens may change."""
+    steps = [(2 * number + 1) * stage.steps // (2 * BATCHES) for number in range(BATCHES)]
+    return [stage.first_position + step * stage.global_batch for step in steps]
+
+
+@contextmanager
+def timed(seconds: list[float], device: torch.device) -> Iterator[None]:
+    """Adds what happens inside to the list."""
+    synchronize(device)
+    began = time.perf_counter()
+    yield
+    synchronize(device)
+    seconds.append(time.perf_counter() - began)
+
+
+def stage_shapes(run: Path) -> dict[str, TimedShape | TimedTrainer]:
     """A run's stages by name."""
     stages = build_stages(load_recipe(run / "config.yaml", []))
+    if is_hugging_face(run):
+        return {stage.name: TimedTrainer(run) for stage in stages}
     return {stage.name: TimedShape(run, index) for index, stage in enumerate(stages)}
 
 
 def measure(runs: list[Path], rounds: int) -> dict[str, float]:
     """Median seconds of a step by shape, over all stages of these runs; the first round warms up."""
+    shapes = {shape.key: shape for run in runs for shape in stage_shapes(run).values()}
+    trainers = [shape for shape in shapes.values() if isinstance(shape, TimedTrainer)]
+    for trainer in trainers:
+        trainer.build()
     device = distributed.start()
     keep_freed_memory()
-    shapes = {timed.key: timed for run in runs for timed in stage_shapes(run).values()}
     set_matmul_precision("auto", device)
-    for timed in shapes.values():
-        timed.build(device)
-    batches = next(iter(shapes.values())).batches()
+    for shape in shapes.values():
+        if isinstance(shape, TimedShape):
+            shape.build()
     for turn in track(range(rounds + 1), f"timing {len(shapes)} shapes in turn"):
-        for timed in shapes.values():
-            timed.step(batches[turn % BATCHES])
-    return {key: statistics.median(timed.seconds[1:]) for key, timed in shapes.items()}
+        for shape in shapes.values():
+            shape.step(turn)
+    return {key: statistics.median(shape.seconds[1:]) for key, shape in shapes.items()}
