@@ -6,9 +6,10 @@
 Each stage is a process of its own with a time limit; one that fails or takes too long does not stop the others. After
 every stage OUT/gpu_check.json is written again, and a table comes last. CORPUS has the lengths 128 and 512; without one
 and without .gpu/corpus, Python's own documentation is prepared. `make gpu-carry` collects what a machine without a
-network needs. The second call, four minutes long, compiles our own network and races; a race goes on where it ended:
+network needs. The second call, four minutes long, compiles our own network and takes the largest micro-batches. What
+time is left is for the race, which resumes where it ended:
 
-    python benchmarks/gpu_check.py --only "compiled, ours"
+    python benchmarks/gpu_check.py --only "compiled, ours" "128 x 256" "512 x 32"
     python benchmarks/time_to_loss.py --budget 2 --data .gpu/corpus --phase1.steps 600 --search.steps 40
 """
 
@@ -117,7 +118,11 @@ STAGES = (
     Stage("compiled", 55, speed(128, 32, "transformers, autocast, torch.compile", "ours, dense bf16"), {}),
 )
 # What does not fit into the first call: run when named, and rehearsed.
-LATER = (Stage("compiled, ours", 120, speed(128, 32, "ours, dense"), {}),)
+LATER = (
+    Stage("compiled, ours", 120, speed(128, 32, "ours, dense"), {}),
+    Stage("128 x 256", 40, speed(128, 256, *HALF_ROWS), {}),
+    Stage("512 x 32", 40, speed(512, 32, *HALF_ROWS), {}),
+)
 
 
 def run(stage: Stage, out: Path, data: Path, rehearse: bool) -> dict[str, Any]:
