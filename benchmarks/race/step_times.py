@@ -83,10 +83,11 @@ class TimedTrainer:
     def build(self) -> None:
         """Before there is a process group, which the Trainer would join."""
         self.trainer = RaceTrainer(self.setting, [])
-        self.optimizer = self.trainer.create_optimizer()
-        for group in self.optimizer.param_groups:
+        optimizer = self.trainer.create_optimizer()
+        for group in optimizer.param_groups:
             group["lr"] = 1e-4
-        self.model = self.trainer.accelerator.prepare(self.trainer.model)
+        # Mixed precision, where the recipe has it, comes with this.
+        self.model, self.optimizer = self.trainer.accelerator.prepare(self.trainer.model, optimizer)
         self.trainer.current_gradient_accumulation_steps = self.trainer.args.gradient_accumulation_steps
         loader = stage_loader(self.setting.corpus, "train", self.stage, self.setting.recipe, self.setting.micro_batch)
         steps = [loader.load(position).batches for position in spread_positions(self.stage)]
