@@ -287,6 +287,7 @@ def test_a_border_in_a_senseless_place_is_refused(settled: Path) -> None:
 
 # In the copy: what the exported network says of two texts, in our form and in plain BERT's.
 EXPORTED_ORDER = """
+import torch
 from transformers import BertForMaskedLM
 from earlybert.pretrain.network.hugging_face import EarlyBertForPreTraining
 

@@ -121,7 +121,7 @@ def log_level(
     reached = level(loss, frequencies)
     if reached != before:
         values = f"validation loss {loss:.3f} nats, guessing by frequency {frequencies:.3f}"
-        say(f"{state.stage} {state.step}: masked tokens are {reached} ({values})", enabled=telemetry.enabled)
+        say(f"masked tokens are {reached} in step {state.step} of {state.stage} ({values})", enabled=telemetry.enabled)
     return reached
 
 

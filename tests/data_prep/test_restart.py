@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +27,18 @@ from tests.data_prep import small_steps
 DRIVER = Path(small_steps.__file__)
 
 
-@pytest.fixture(autouse=True)
-def small_steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (reading, "SMALLEST_UNIT"),
-        (text, "TOKENS_PER_BLOCK"),
-        (preparation, "TOKENS_PER_SHARD"),
-    ):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    small_steps.make_steps_small()
+@pytest.fixture(autouse=True, scope="module")
+def small_steps_here() -> Iterator[None]:
+    """Before any other fixture of this file; what comes after this file has the usual sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (reading, "SMALLEST_UNIT"),
+            (text, "TOKENS_PER_BLOCK"),
+            (preparation, "TOKENS_PER_SHARD"),
+        ):
+            patch.setattr(module, name, getattr(module, name))
+        small_steps.make_steps_small()
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,6 @@ def expected(config: CorpusConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     """The manifest of one worker that nobody disturbs. It holds the checksum of every file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "SMALLEST_UNIT", 0)
-        small_steps.make_steps_small()
         corpus = prepare(config, tmp_path_factory.mktemp("expected") / "corpus")
     files = list(corpus.manifest["files"])
     assert len([file for file in files if file.startswith("train/length-32/shard")]) > 3

@@ -142,7 +142,7 @@ def test_fp16_that_always_overflows_stops(finished_run: Path, workplace: Path) -
 def test_fp16_equals_fp32_to_its_precision(finished_run: Path, workplace: Path) -> None:
     status, output = run_patched(workplace, "fp16_on_cpu", "half", *STILL)
     assert status == 0, output
-    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "whole", *STILL)
+    status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "full", *STILL)
     assert status == 0, output
-    half, whole = (np.array([loss for _, loss in losses(workplace / name)]) for name in ("half", "whole"))
+    half, whole = (np.array([loss for _, loss in losses(workplace / name)]) for name in ("half", "full"))
     np.testing.assert_allclose(half, whole, rtol=1e-3)
