@@ -268,8 +268,8 @@ class Preparation:
     def _unknown_characters(self, vocabulary: Vocabulary) -> float:
         """Share of the held-out text's characters that become [UNK]."""
         documents = (unit.sentences_of(np.flatnonzero(held_out(unit.digests, self.config))) for unit in self.units)
-        encoder = Encoder(vocabulary.file)
-        share, hint = unknown_characters(chain.from_iterable(documents), encoder, vocabulary.special.unknown)
+        encoder, unknown = _encoder(vocabulary), vocabulary.special.unknown
+        share, hint = unknown_characters(chain.from_iterable(documents), encoder, unknown)
         if hint:
             say(hint)
         return share
