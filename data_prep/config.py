@@ -1,12 +1,12 @@
 """What a corpus is made from and how: every field of `earlybert prepare`."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self, get_args
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.sources.registry import check_source
-from earlybert.data_prep.sources.source import SourceConfig
+from earlybert.data_prep.sources.source import LATER, SourceConfig
 
 Objective = Literal["nsp", "sop", "full-sentences"]
 TokenizerKind = Literal["wordpiece", "unigram", "bpe"]
@@ -53,8 +53,11 @@ class CorpusConfig(SourceConfig):
             vocabulary is trained on a sample of the text.
         tokenizer_kind: What to train: `wordpiece` (BERT's), or SentencePiece's `unigram` or `bpe`.
         vocab_size: Entries of the vocabulary to train, special tokens included.
-        lowercase: Lowercase and strip accents; for a trained vocabulary and for a bare `vocab.txt` (other tokenizers
-            state it themselves).
+        lowercase: Lowercase the text; for a trained vocabulary and for a bare `vocab.txt` (other tokenizers state it
+            themselves).
+        strip_accents: Take accents and vowel signs off; for the same. Unless given, a trained vocabulary that is
+            lowercased takes them off text in which at most 1 % of the words have any, and a bare `vocab.txt` where its
+            tokens have hardly any.
         lengths: Sequence lengths to prepare, in tokens, special tokens included.
         objective: `nsp` (pairs of segments; the second is the next one or, every second time, one from another
             document), `sop` (pairs of neighbours; every second time swapped) or `full-sentences` (single segments of
@@ -75,6 +78,7 @@ class CorpusConfig(SourceConfig):
     tokenizer_kind: TokenizerKind = "wordpiece"
     vocab_size: int = 30522
     lowercase: bool = True
+    strip_accents: bool | None = field(default=None, metadata=LATER)
     lengths: list[int] = field(default_factory=lambda: [128, 512])
     objective: Objective = "nsp"
     short_sequence_probability: float = 0.1
@@ -93,8 +97,9 @@ class CorpusConfig(SourceConfig):
                 f"source is {self.source!r} and mix names {names}, but source mix needs at least one source and no "
                 "name twice, and other sources need mix to be empty."
             )
-        if self.source == MIX and (self.files or self.hub_name or self.max_megabytes):
-            raise UserError("files, hub_name and max_megabytes belong to the sources of a mix, not beside it.")
+        own: dict[str, Any] = {"files": [], "hub_name": None, "max_megabytes": None, "language": "en"}
+        if self.source == MIX and any(getattr(self, name) != default for name, default in own.items()):
+            raise UserError(f"{', '.join(own)} belong to the sources of a mix, not beside it.")
         for name, choices in (("objective", Objective), ("tokenizer_kind", TokenizerKind)):
             if (value := getattr(self, name)) not in get_args(choices):
                 raise UserError(f"{name} is {value!r}, but must be one of {', '.join(get_args(choices))}.")
@@ -122,3 +127,22 @@ class CorpusConfig(SourceConfig):
         """The sources in their order; a source that is no mix is one of weight 1, named like itself."""
         own = {field.name: getattr(self, field.name) for field in fields(SourceConfig)}
         return self.mix if self.source == MIX else [MixedSource(name=self.source, **own)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what older corpora do not know is left out where it says nothing, so equal corpora stay equal."""
+        content = _without_defaults(self)
+        return content | {"mix": [_without_defaults(source) for source in self.mix]}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """The inverse of `as_dict`."""
+        mix = [MixedSource(**source) for source in content["mix"]]
+        return cls(**content | {"mix": mix, "cleaning": CleaningConfig(**content["cleaning"])})
+
+
+def _without_defaults(config: SourceConfig) -> dict[str, Any]:
+    content = asdict(config)
+    for item in fields(config):
+        if item.metadata == LATER and content[item.name] == item.default:
+            del content[item.name]
+    return content

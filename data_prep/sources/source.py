@@ -1,5 +1,6 @@
 """What a source of text is: how a configuration describes it, what it is cut into, and what it can do."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from earlybert.data_prep.cleaning.counts import Counts
 
 # Fields that some kinds of source cannot do without, and what they must name.
 NEEDS = {"files": "at least one file or glob pattern", "hub_name": "the name or folder of a data set"}
+# Marks fields that older corpora do not have: these were made with their defaults.
+LATER = {"later": True}
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,7 @@ class SourceConfig:
         hub_name: For `hub`: name of the data set, or a local data set folder.
         hub_config: For `hub`: name of the data set's configuration, where it has several.
         hub_split: For `hub`: the split to read.
+        language: Code of the text's language (de, hi, zh): where sentences end depends on its abbreviations.
         max_megabytes: Stop reading after so much text (10**6 bytes of UTF-8); the text before it is read in order, so
             by one worker.
 
@@ -38,12 +43,15 @@ class SourceConfig:
     hub_name: str | None = None
     hub_config: str | None = None
     hub_split: str = "train"
+    language: str = field(default="en", metadata=LATER)
     max_megabytes: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without reading anything or knowing the sources."""
         if self.max_megabytes is not None and not self.max_megabytes > 0:
             raise UserError(f"max_megabytes is {self.max_megabytes}, but must be above 0.")
+        if not LANGUAGE.fullmatch(self.language):
+            raise UserError(f"language is {self.language!r}, but must be a code such as en, de, hi or zh.")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.sources.pydocs import PythonDocumentation
 from earlybert.data_prep.steps.unit_files import UnitFiles
-from earlybert.data_prep.tokens.tokenizer import Encoder
+from earlybert.data_prep.tokens.accents import MOST, count_words, losses
+from earlybert.data_prep.tokens.tokenizer import SETTINGS, Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # How much of the text is looked at, in characters.
 SAMPLE = 10**6
@@ -38,18 +43,42 @@ def unknown_characters(
     return share, hint if share > UNKNOWN else None
 
 
-def capitals_never_used(vocabulary: Path, *, lowercase: bool) -> str | None:
-    """Of a `vocab.txt` with capital letters that is used on lowercased text."""
-    if not lowercase or vocabulary.suffix != ".txt" or not vocabulary.is_file():
-        return None
-    tokens = vocabulary.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    # Special tokens are written in capitals everywhere.
-    capitals = [token for token in tokens if token != token.lower() and not token.startswith("[")]
-    if len(capitals) <= CAPITALS * len(tokens):
+def require_own_case(tokenizer: "PreTrainedTokenizerFast", path: str) -> None:
+    """Raises UserError where a cased vocabulary is used on lowercased text, so that many of its tokens never occur."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None or normalizer.normalize_str("A") == "A":
+        return
+    vocabulary = tokenizer.get_vocab()
+    # Special tokens are written in capitals everywhere, and letters below U+0180 may stand for bytes.
+    capitals = [
+        token
+        for token in vocabulary
+        if not token.startswith("[") and any(letter.isupper() and not "\x7f" < letter < "\u0180" for letter in token)
+    ]
+    if len(capitals) > CAPITALS * len(vocabulary):
+        bare = Path(path).suffix == ".txt"
+        fits = "--lowercase false fits it" if bare else f"its {SETTINGS} must say do_lower_case false"
+        raise UserError(
+            f"tokenizer: {len(capitals):,} of the {len(vocabulary):,} tokens of {path} have capital letters, for "
+            f"example {min(capitals)}, but it is used on lowercased text, where they never occur; {fits}."
+        )
+
+
+def marks_removed(units: Sequence[UnitFiles], encoder: Encoder) -> str | None:
+    """Of text whose accents or vowel signs the tokenizer takes off."""
+    words = Counter[str]()
+    for unit in units:
+        characters = 0
+        for sentences in unit.sentences_of():
+            words.update(count_words(sentences))
+            if (characters := characters + sum(map(len, sentences))) >= SAMPLE:
+                break
+    share, example = losses(words, encoder.normalise)
+    if share <= MOST:
         return None
     return (
-        f"Warning: {len(capitals):,} of the {len(tokens):,} tokens of {vocabulary} have capital letters, for example "
-        f"{capitals[0]}, but lowercase is true, so they never occur; --lowercase false fits this vocabulary."
+        f"Warning: {share:.1%} of the words lose accents or vowel signs, for example {example} becomes "
+        f"{encoder.normalise(example).strip()}; --strip_accents false, or a tokenizer that keeps them, fits the text."
     )
 
 

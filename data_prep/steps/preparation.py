@@ -30,14 +30,14 @@ import numpy as np
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json, whole_folder, write_json
 from earlybert.core.progress import say
-from earlybert.data_prep.cleaning.config import CleaningConfig
-from earlybert.data_prep.config import CorpusConfig, MixedSource
+from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.manifest import describe_file, write_manifest
 from earlybert.data_prep.samples.shards import TOKENS_PER_SHARD, SampleSet, make_samples, shard_folder
 from earlybert.data_prep.steps.hints import (
-    capitals_never_used,
+    marks_removed,
     one_sentence_documents,
     repeated_lines,
+    require_own_case,
     unknown_characters,
 )
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
@@ -77,9 +77,7 @@ def unfinished_config(directory: Path) -> CorpusConfig:
     path = work_folder(directory) / CONFIG
     if not path.is_file():
         raise UserError(f"{path} is missing: no part of the corpus {directory} has been prepared.")
-    fields = read_json(path)
-    mix = [MixedSource(**source) for source in fields.pop("mix")]
-    return CorpusConfig(mix=mix, cleaning=CleaningConfig(**fields.pop("cleaning")), **fields)
+    return CorpusConfig.from_dict(read_json(path))
 
 
 @cache
@@ -116,7 +114,7 @@ class Preparation:
         self.units = [UnitFiles(self.work / "units", unit) for unit in work_units(config)]
         path = work_folder(directory) / CONFIG
         if not path.is_file():
-            write_json(path, asdict(config))
+            write_json(path, config.as_dict())
         require_same(config, read_json(path), f"{path.parent} holds the unfinished work on a corpus")
 
     def forget_unless_begun(self) -> None:
@@ -126,7 +124,7 @@ class Preparation:
 
     def vocabulary(self) -> Vocabulary:
         """Load or train the tokenizer, or take up the one of the same file or text that is there already."""
-        path, lowercase = self.config.tokenizer, self.config.lowercase
+        path = self.config.tokenizer
         key = content_hash(_file_hashes(Path(path)) if path else [unit.unit.key for unit in _choose_units(self.units)])
         folder = self._tokenizer_folder(key)
         if folder.is_dir():
@@ -135,9 +133,7 @@ class Preparation:
             # Unlike load_tokenizer it does without importing PyTorch, as the kind of tokenizer does not matter here.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
-            if path and (hint := capitals_never_used(Path(path), lowercase=lowercase)):
-                say(hint)
-            tokenizer = load_tokenizer(path, lowercase=lowercase) if path else self._train_tokenizer()
+            tokenizer = self._load_tokenizer(path) if path else self._train_tokenizer()
             with whole_folder(folder) as temporary:
                 tokenizer.save_pretrained(temporary)
         return Vocabulary(key, folder / "tokenizer.json", vocabulary_size(tokenizer), special_tokens(tokenizer))
@@ -148,6 +144,12 @@ class Preparation:
     def tokens(self, vocabulary: Vocabulary) -> list[UnitTokens]:
         """Where the tokens of every unit are, or will be."""
         return [UnitTokens(self.work / f"tokens-{vocabulary.key[:16]}", unit) for unit in self.units]
+
+    def _load_tokenizer(self, path: str) -> Any:
+        lowercase, strip_accents = self.config.lowercase, self.config.strip_accents
+        tokenizer = load_tokenizer(path, lowercase=lowercase, strip_accents=strip_accents)
+        require_own_case(tokenizer, path)
+        return tokenizer
 
     def _train_tokenizer(self) -> Any:
         chosen = _choose_units(self.units)
@@ -163,6 +165,7 @@ class Preparation:
                 kind=self.config.tokenizer_kind,
                 vocab_size=self.config.vocab_size,
                 lowercase=self.config.lowercase,
+                strip_accents=self.config.strip_accents,
             )
 
     def _no_text(self) -> UserError:
@@ -241,7 +244,7 @@ class Preparation:
         held_out_counts = counts["splits"]["validation"]
         unknown = int(frequencies["validation"][vocabulary.special.unknown])
         content = {
-            "config": asdict(self.config),
+            "config": self.config.as_dict(),
             "vocabulary": {
                 "size": vocabulary.size,
                 "special_tokens": asdict(vocabulary.special),
@@ -259,6 +262,7 @@ class Preparation:
         for hint in (
             one_sentence_documents(self.config, counts["splits"]["train"]),
             repeated_lines(_choose_units(self.units)),
+            marks_removed(_choose_units(self.units), _encoder(vocabulary)),
         ):
             if hint:
                 say(hint)
@@ -277,11 +281,11 @@ class Preparation:
 
 def require_same(config: CorpusConfig, existing: dict[str, Any], what: str) -> None:
     """Raise UserError that names the first field in which a configuration differs from the one that exists."""
+    wanted, defaults = config.as_dict(), asdict(CorpusConfig())
     for name, value in asdict(config).items():
-        if existing.get(name) != value:
-            raise UserError(
-                f"{what} with {name} {existing.get(name)!r}, not {value!r}; name another directory or remove it."
-            )
+        if existing.get(name) != wanted.get(name):
+            there = existing.get(name, defaults[name])
+            raise UserError(f"{what} with {name} {there!r}, not {value!r}; name another directory or remove it.")
 
 
 def _check_splits(config: CorpusConfig, counts: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class UnitFiles:
                 for name in ("digests", "copies", "words", "characters", "bands")
             )
             for document in read_unit(self.unit, config, counts):
-                lines = split_sentences(document.text)
+                lines = split_sentences(document.text, self.unit.source.language)
                 if not lines:
                     counts.drop("document: no sentence", document.text)
                     continue

@@ -5,17 +5,20 @@ from pathlib import Path
 
 import sentencex
 
-# sentencex shares its full stops, question marks and list rules among languages; the code picks the abbreviations.
-LANGUAGE = "en"
 CHARACTERS_PER_BATCH = 1 << 20
 
 
-def split_sentences(document: str) -> list[str]:
-    """The sentences of a document, white space normalised; a sentence never crosses a line (paragraph) end."""
+def split_sentences(document: str, language: str = "en") -> list[str]:
+    """The sentences of a document, white space normalised; a sentence never crosses a line (paragraph) end.
+
+    Args:
+        document: A paragraph a line.
+        language: Its code picks abbreviations and the like; full stops and question marks are those of all languages.
+    """
     sentences = []
     for paragraph in document.split("\n"):
         # Normalised first: sentencex takes runs of white space for sentences of their own.
-        sentences += sentencex.segment(LANGUAGE, " ".join(paragraph.split()))
+        sentences += sentencex.segment(language, " ".join(paragraph.split()))
     return [stripped for sentence in sentences if (stripped := sentence.strip())]
 
 

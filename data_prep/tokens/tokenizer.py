@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from earlybert.core.errors import UserError
+from earlybert.core.files import read_json
+from earlybert.data_prep.tokens.accents import MOST, marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,6 +25,8 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+# Beside a vocabulary it says what happens to capitals and accents.
+SETTINGS = "tokenizer_config.json"
 # SentencePiece and byte-level BPE write the space before a word as the beginning of its first token.
 WORD_BEGINNINGS = SENTENCEPIECE_SPACE, BYTE_LEVEL_SPACE = ("▁", "Ġ")
 # A code point that Unicode keeps free for such use inside programs.
@@ -47,30 +51,48 @@ class SpecialTokens:
         return tuple(sorted((self.pad, self.unknown, self.cls, self.sep, self.mask)))
 
 
-def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
+def bert_tokenizer(
+    vocabulary: dict[str, int] | None, lowercase: bool, strip_accents: bool
+) -> "PreTrainedTokenizerFast":
+    """BERT's tokenizer with the tokens of a vocabulary and their numbers, or with its special tokens only."""
+    from transformers import BertTokenizer
+
+    # None follows lowercase, as in the files of published tokenizers.
+    return BertTokenizer(
+        vocab=vocabulary,
+        do_lower_case=lowercase,
+        strip_accents=None if strip_accents == lowercase else strip_accents,
+    )
+
+
+def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = None) -> "PreTrainedTokenizerFast":
     """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json` or a folder with a fast tokenizer.
 
     Args:
         path: The file or folder.
-        lowercase: Only for `vocab.txt`, which does not say.
+        lowercase: Only for a `vocab.txt` without a `tokenizer_config.json` beside it, which does not say.
+        strip_accents: The same. None: where the text is lowercased and the vocabulary has hardly any accents.
 
     Raises:
         UserError: Nothing is there, it cannot be read, or a special token is missing.
     """
-    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     file = Path(path)
     if not file.exists():
         raise UserError(f"tokenizer: there is no file or folder {path}.")
+    bare = not file.is_dir() and file.suffix != ".json"
+    if strip_accents is not None and not (bare and not file.with_name(SETTINGS).is_file()):
+        raise UserError(
+            f"strip_accents is {strip_accents}, but the tokenizer {path} says itself what it does; leave it out."
+        )
     try:
         if file.is_dir():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         elif file.suffix == ".json":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=path)
         else:
-            vocabulary = _vocabulary(file)
-            _check_special_tokens(SPECIAL_TOKENS.values(), vocabulary, path)
-            tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+            tokenizer = _load_vocabulary(file, lowercase, strip_accents)
     except UserError:
         raise
     # The Rust library raises plain Exception for a file that it cannot parse.
@@ -84,6 +106,20 @@ def load_tokenizer(path: str, *, lowercase: bool) -> "PreTrainedTokenizerFast":
     _check_special_tokens(missing.values(), tokenizer.get_vocab(), path)
     tokenizer.add_special_tokens(missing)
     return tokenizer
+
+
+def _load_vocabulary(file: Path, lowercase: bool, strip_accents: bool | None) -> "PreTrainedTokenizerFast":
+    """A WordPiece vocabulary, with what is written beside it of case and accents, else with what the user says."""
+    vocabulary = _vocabulary(file)
+    _check_special_tokens(SPECIAL_TOKENS.values(), vocabulary, str(file))
+    if (beside := file.with_name(SETTINGS)).is_file():
+        settings = read_json(beside)
+        lowercase = settings.get("do_lower_case", lowercase)
+        stated = settings.get("strip_accents")
+        strip_accents = lowercase if stated is None else stated
+    elif strip_accents is None:
+        strip_accents = lowercase and sum(map(bool, map(marks, vocabulary))) <= MOST * len(vocabulary)
+    return bert_tokenizer(vocabulary, lowercase, strip_accents)
 
 
 def _vocabulary(file: Path) -> dict[str, int]:
@@ -182,6 +218,11 @@ class Encoder:
         ids = self._ids([self._text(sentences[first : first + step]) for first in range(0, len(sentences), step)])
         is_end = ids == self._end
         return ids[~is_end].astype(dtype), np.diff(np.flatnonzero(is_end), prepend=-1) - 1
+
+    def normalise(self, text: str) -> str:
+        """What becomes of a text before it is cut into tokens."""
+        normalizer = self._tokenizer.normalizer
+        return normalizer.normalize_str(text) if normalizer else text
 
     def unknown_texts(self, sentences: list[str], unknown: int) -> Iterator[str]:
         """Every stretch of the sentences that becomes [UNK], whose id is `unknown`."""

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from earlybert.core.errors import UserError
+from earlybert.core.progress import say
 from earlybert.data_prep.config import TokenizerKind
-from earlybert.data_prep.tokens.tokenizer import SPECIAL_TOKENS
+from earlybert.data_prep.tokens.accents import MOST, count_words, losses, without_marks
+from earlybert.data_prep.tokens.tokenizer import SPECIAL_TOKENS, bert_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, normalizers
@@ -24,7 +26,7 @@ LONGEST_LINE = 1 << 16
 
 
 def train_tokenizer(
-    sentences_file: Path, *, kind: TokenizerKind, vocab_size: int, lowercase: bool
+    sentences_file: Path, *, kind: TokenizerKind, vocab_size: int, lowercase: bool, strip_accents: bool | None = None
 ) -> "PreTrainedTokenizerFast":
     """Train a tokenizer.
 
@@ -32,28 +34,44 @@ def train_tokenizer(
         sentences_file: A sentence a line; blank lines between documents.
         kind: `wordpiece` is BERT's; `unigram` and `bpe` are SentencePiece's.
         vocab_size: Entries of the vocabulary, special tokens included; little text may give fewer.
-        lowercase: Lowercase and strip accents.
+        lowercase: Lowercase the text.
+        strip_accents: Take accents and vowel signs off. None: where the text is lowercased and has hardly any, as
+            English BERT does.
 
     Raises:
         UserError: There is too little text, or the vocabulary is too small for its characters.
     """
+    if strip_accents is None:
+        strip_accents = lowercase and not _needs_accents(sentences_file)
     if kind == "wordpiece":
-        return _train_wordpiece(sentences_file, vocab_size, lowercase)
-    return _train_sentencepiece(sentences_file, kind, vocab_size, lowercase)
+        return _train_wordpiece(sentences_file, vocab_size, lowercase, strip_accents)
+    return _train_sentencepiece(sentences_file, kind, vocab_size, _sentencepiece_normalizer(lowercase, strip_accents))
 
 
-def _train_wordpiece(sentences_file: Path, vocab_size: int, lowercase: bool) -> "PreTrainedTokenizerFast":
+def _needs_accents(sentences_file: Path) -> bool:
+    """Whether so many words have accents that a vocabulary must keep them, which the user is told."""
+    with sentences_file.open(encoding="utf-8", newline="\n") as lines:
+        share, example = losses(count_words(lines), without_marks)
+    if share > MOST:
+        say(
+            f"{share:.1%} of the words have accents or vowel signs, for example {example}; the vocabulary keeps them "
+            "(--strip_accents true takes them off)"
+        )
+    return share > MOST
+
+
+def _train_wordpiece(
+    sentences_file: Path, vocab_size: int, lowercase: bool, strip_accents: bool
+) -> "PreTrainedTokenizerFast":
     """A WordPiece vocabulary with BERT's normalisation.
 
     Left alone, the trainer numbers characters by the order of a hash table and breaks ties by these numbers, so no two
     runs agree (huggingface/tokenizers issue 1794). Tokens that are named to it beforehand have fixed numbers: a first
     pass finds the alphabet, and the second learns the pieces.
     """
-    from transformers import BertTokenizer
-
     special = list(SPECIAL_TOKENS.values())
     # An untrained BertTokenizer brings normaliser and pre-tokeniser as BERT has them.
-    backend = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
+    backend = bert_tokenizer(None, lowercase, strip_accents).backend_tokenizer
     counts = _count_characters(sentences_file, backend.normalizer)
     alphabet, letters = _letters(sentences_file, backend, special, counts, vocab_size)
     _require_coverage(alphabet, counts, vocab_size)
@@ -61,7 +79,7 @@ def _train_wordpiece(sentences_file: Path, vocab_size: int, lowercase: bool) -> 
     vocabulary = _train_vocabulary(
         sentences_file, backend, vocab_size=vocab_size, first=special + inside_words, alphabet=alphabet
     )
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+    return bert_tokenizer(vocabulary, lowercase, strip_accents)
 
 
 def _train_vocabulary(
@@ -136,7 +154,10 @@ def _count_characters(sentences_file: Path, normalizer: "normalizers.Normalizer"
 
 
 def _train_sentencepiece(
-    sentences_file: Path, kind: Literal["unigram", "bpe"], vocab_size: int, lowercase: bool
+    sentences_file: Path,
+    kind: Literal["unigram", "bpe"],
+    vocab_size: int,
+    normalizer: "normalizers.Normalizer",
 ) -> "PreTrainedTokenizerFast":
     """SentencePiece (Kudo and Richardson 2018), trained by its own library and turned into a fast tokenizer.
 
@@ -145,7 +166,6 @@ def _train_sentencepiece(
     import sentencepiece
     from transformers import PreTrainedTokenizerFast
 
-    normalizer = _sentencepiece_normalizer(lowercase)
     special = list(SPECIAL_TOKENS.values())
     with tempfile.TemporaryDirectory(dir=sentences_file.parent) as folder:
         model = Path(folder) / "tokenizer"
@@ -186,10 +206,11 @@ def _train_sentencepiece(
     return PreTrainedTokenizerFast(tokenizer_object=fast, model_input_names=inputs, **SPECIAL_TOKENS)
 
 
-def _sentencepiece_normalizer(lowercase: bool) -> "normalizers.Normalizer":
+def _sentencepiece_normalizer(lowercase: bool, strip_accents: bool) -> "normalizers.Normalizer":
     from tokenizers import Regex, normalizers
 
-    folding = [normalizers.Lowercase(), normalizers.NFD(), normalizers.StripAccents()] if lowercase else []
+    folding: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
+    folding += [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
     spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     return normalizers.Sequence([normalizers.NFKC(), *folding, *spaces])
 

@@ -1,6 +1,5 @@
 """The corpus of a run: the prepared folder it names, else one prepared from the recipe, once, under `corpora/`."""
 
-import dataclasses
 import glob
 import time
 from pathlib import Path
@@ -56,4 +55,4 @@ def _identity(config: CorpusConfig) -> str:
     patterns = [pattern for source in config.sources for pattern in source.files]
     files = sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
     states = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
-    return content_hash([dataclasses.asdict(config), states])
+    return content_hash([config.as_dict(), states])

@@ -1,5 +1,7 @@
 """Every field that can be wrong is named, with its value."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.config import CorpusConfig, MixedSource
+from earlybert.data_prep.steps.preparation import require_same
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,8 @@ from earlybert.data_prep.config import CorpusConfig, MixedSource
         ({"validation_fraction": float("nan")}, ["validation_fraction", "nan"]),
         ({"duplicates": 0}, ["duplicates", "0"]),
         ({"seed": -1}, ["seed", "-1"]),
+        ({"language": "german"}, ["language", "'german'", "de"]),
+        ({"source": "mix", "mix": [MixedSource(name="a")], "language": "de"}, ["language", "mix"]),
         ({"source": "books"}, ["files", "books"]),
         ({"source": "mix"}, ["mix", "at least one"]),
         ({"mix": [MixedSource(name="a")]}, ["source is 'pydocs'", "['a']"]),
@@ -67,3 +72,19 @@ def test_one_source_is_a_mix_of_itself() -> None:
 
 def test_smallest_length_is_allowed() -> None:
     assert CorpusConfig(lengths=[8]).lengths == [8]
+
+
+def test_corpora_of_older_versions_have_equal_configurations() -> None:
+    """Fields that came later stand in a manifest only where they say something."""
+    later = {"language", "strip_accents"}
+    plain = CorpusConfig(source="mix", mix=[MixedSource(name="a"), MixedSource(name="b", weight=2)])
+    assert not later & plain.as_dict().keys() and not later & plain.as_dict()["mix"][0].keys()
+    assert CorpusConfig.from_dict(json.loads(json.dumps(plain.as_dict()))) == plain
+    told = CorpusConfig(source="mix", mix=[MixedSource(name="a", language="de")], strip_accents=False)
+    assert told.as_dict()["strip_accents"] is False and told.as_dict()["mix"][0]["language"] == "de"
+    assert CorpusConfig.from_dict(json.loads(json.dumps(told.as_dict()))) == told
+    require_same(plain, json.loads(json.dumps(plain.as_dict())), "It is there")
+    with pytest.raises(UserError, match="It is there with strip_accents None, not False"):
+        require_same(replace(plain, strip_accents=False), plain.as_dict(), "It is there")
+    with pytest.raises(UserError, match="It is there with language 'de', not 'en'"):
+        require_same(CorpusConfig(), CorpusConfig(language="de").as_dict(), "It is there")

@@ -79,15 +79,87 @@ def test_training_twice_gives_the_same_tokenizer(kind: TokenizerKind, much_text:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lowercase_decides_about_case_and_accents(kind: TokenizerKind, sentences_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("lowercase", "strip_accents", "expected"),
+    [
+        (True, True, "naive"),
+        (True, False, "näive"),
+        (False, True, "Naive"),
+        (False, False, "Näive"),
+        # One word in 23 has an accent: so many that they stay.
+        (True, None, "näive"),
+        (False, None, "Näive"),
+    ],
+)
+def test_case_and_accents_are_decided_apart(
+    kind: TokenizerKind, lowercase: bool, strip_accents: bool | None, expected: str, sentences_file: Path
+) -> None:
     size = 128 if kind == "wordpiece" else 60
-    pieces = {
-        lowercase: "".join(
-            train_tokenizer(sentences_file, kind=kind, vocab_size=size, lowercase=lowercase).tokenize("Näive")
-        ).strip("▁")
-        for lowercase in (True, False)
-    }
-    assert {case: text.replace("##", "") for case, text in pieces.items()} == {True: "naive", False: "Näive"}
+    tokenizer = train(sentences_file, kind=kind, vocab_size=size, lowercase=lowercase, strip_accents=strip_accents)
+    assert "".join(tokenizer.tokenize("Näive")).strip("▁").replace("##", "") == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_accents_are_taken_off_as_english_bert_does(kind: TokenizerKind, much_text: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(much_text.read_text() + "\nNaïve entries.")
+    default, stripped = (
+        train(tmp_path / "text", kind=kind, vocab_size=700, lowercase=True, strip_accents=strip)
+        for strip in (None, True)
+    )
+    assert default.backend_tokenizer.to_str() == stripped.backend_tokenizer.to_str()
+    assert "".join(default.tokenize("Naïve")).strip("▁").replace("##", "") == "naive"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_tokenizer_keeps_accents(kind: TokenizerKind, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    line = "से बुखार और खांसी für die Ärztin"
+    (tmp_path / "text").write_text(f"{line}\n" * 20)
+    size = 128 if kind == "wordpiece" else 50
+    train(tmp_path / "text", kind=kind, vocab_size=size, lowercase=True).save_pretrained(tmp_path / "saved")
+    loaded: Any = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    (tokens,) = encode([line], loaded, tmp_path)
+    text = "".join(loaded.convert_ids_to_tokens(tokens)).replace("##", "").replace("▁", "")
+    assert text == line.lower().replace(" ", "")
+
+
+GERMAN = ["für", "die", "ärztin", "##nen", "fur", "arztin"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "settings", "lowercase", "strip_accents", "expected"),
+    [
+        (GERMAN, None, True, None, "für die ärztin"),
+        (GERMAN, None, True, True, "fur die arztin"),
+        (["die", "fur", "arztin"], None, True, None, "fur die arztin"),
+        (GERMAN, {"do_lower_case": True, "strip_accents": False}, True, None, "für die ärztin"),
+        # As published: null follows the case.
+        (GERMAN, {"do_lower_case": True, "strip_accents": None}, True, None, "fur die arztin"),
+        (["für", "Die", "Ärztin"], {"do_lower_case": False}, True, None, "für Die Ärztin"),
+    ],
+)
+def test_vocabulary_says_what_happens_to_accents(
+    tokens: list[str],
+    settings: dict[str, Any] | None,
+    lowercase: bool,
+    strip_accents: bool | None,
+    expected: str,
+    tmp_path: Path,
+) -> None:
+    path = write_vocabulary(tmp_path, [*SPECIAL, *tokens])
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(path, lowercase=lowercase, strip_accents=strip_accents)
+    assert " ".join(tokenizer.tokenize("für Die Ärztin")) == expected
+
+
+def test_accents_of_a_tokenizer_that_states_them_are_not_the_users(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path, [*SPECIAL, *GERMAN])
+    load_tokenizer(path, lowercase=True).save_pretrained(tmp_path / "folder")
+    assert load_tokenizer(str(tmp_path / "folder"), lowercase=True).tokenize("Für") == ["für"]
+    with pytest.raises(UserError, match=r"strip_accents is True, but the tokenizer .*folder says itself"):
+        load_tokenizer(str(tmp_path / "folder"), lowercase=True, strip_accents=True)
 
 
 def test_written_special_token_is_text(sentences_file: Path, tmp_path: Path) -> None:
