@@ -2,10 +2,11 @@
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from earlybert.core.errors import UserError
 
@@ -55,14 +56,42 @@ class ArgumentParser(argparse.ArgumentParser):
 def parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str]) -> Any:
     """What a jsonargparse parser (with exit_on_error=False) makes of the arguments, its classes instantiated.
 
-    Raises UserError.
+    A list may also be written as several words or as one: `--files a.txt b.txt`. Raises UserError.
     """
     from jsonargparse import ArgumentError
 
     try:
-        return parser.instantiate(parser.parse_args(with_underscores(argv)))
+        return parser.instantiate(parser.parse_args(_with_lists(with_underscores(argv), parser)))
     except ArgumentError as error:
         raise UserError(_one_sentence(error, parser)) from None
+
+
+def _with_lists(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """`--files a b` as `--files=["a", "b"]`; a word in brackets is a list already."""
+    written: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        item = _item_type(parser._option_string_actions.get(option))
+        values = [value] if equals else []
+        while item and not equals and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if not item or not values:
+            written.append(word)
+        elif len(values) == 1 and re.fullmatch(r"\[.*\]", values[0], re.DOTALL):
+            written.append(f"{option}={values[0]}")
+        else:
+            # Names of files may hold what YAML takes for something else.
+            listed = map(json.dumps, values) if item is str else values
+            written.append(f"{option}=[{', '.join(listed)}]")
+    return written
+
+
+def _item_type(action: object) -> type | None:
+    """Of an option that takes a list, what is in it."""
+    hint = getattr(action, "_typehint", None)
+    return get_args(hint)[0] if get_origin(hint) is list else None
 
 
 def _one_sentence(error: Exception, parser: argparse.ArgumentParser) -> str:

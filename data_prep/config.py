@@ -49,8 +49,8 @@ class CorpusConfig(SourceConfig):
     Args:
         mix: For source `mix`: the sources, each with a name and a weight.
         cleaning: What is dropped from the text.
-        tokenizer: A `vocab.txt`, a `tokenizer.json` or a folder with a fast Hugging Face tokenizer. Without one a
-            vocabulary is trained on a sample of the text.
+        tokenizer: A `vocab.txt`, a `tokenizer.json`, a folder with a fast Hugging Face tokenizer, or the name of a
+            model on the hub. Without one a vocabulary is trained on a sample of the text.
         tokenizer_kind: What to train: `wordpiece` (BERT's), or SentencePiece's `unigram` or `bpe`.
         vocab_size: Entries of the vocabulary to train, special tokens included.
         lowercase: Lowercase the text; for a trained vocabulary and for a bare `vocab.txt` (other tokenizers state it

@@ -1,10 +1,12 @@
 """What every rule of reading and cleaning dropped: how much, and a few examples."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
+NO_TEXT = "row: no text"
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Counts:
     def __init__(self) -> None:
         """Nothing was dropped yet."""
         self.rules: dict[str, Rule] = {}
+        # How many rows were looked at, for the share of those without text.
+        self.rows = 0
 
     def drop(self, rule: str, text: str) -> None:
         """Count a piece of text that a rule drops."""
@@ -36,6 +40,13 @@ class Counts:
         entry.characters += len(text)
         if text and len(entry.examples) < EXAMPLES:
             entry.examples.append(text[:EXAMPLE_CHARACTERS])
+
+    def skip_row(self, place: Callable[[], str]) -> None:
+        """Count a row without text; its example is its place."""
+        entry = self.rules.setdefault(NO_TEXT, Rule())
+        entry.dropped += 1
+        if len(entry.examples) < EXAMPLES:
+            entry.examples.append(place())
 
     def add(self, other: "Counts") -> None:
         """Add what another part counted; parts are to be added in the order of their units."""

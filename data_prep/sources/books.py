@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from earlybert.data_prep.sources.file_source import FileSource
 from earlybert.data_prep.sources.input_files import file_fragment, read_lines
-from earlybert.data_prep.sources.source import Fragment
+from earlybert.data_prep.sources.source import Fragment, InputPath
 
 # Lines of a wrapped paragraph are at most so long; a longer line is a paragraph of its own.
 WRAPPED = 100
@@ -44,7 +43,7 @@ class Books(FileSource):
         "chapters become documents"
     )
 
-    def plain_fragments(self, file: Path) -> list[Fragment]:
+    def plain_fragments(self, file: InputPath) -> list[Fragment]:
         """The file, whole."""
         return [file_fragment(file)]
 

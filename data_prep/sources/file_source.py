@@ -2,14 +2,15 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.sources.input_files import content_ending, file_fragments, find_files, line_name, read_lines
 from earlybert.data_prep.sources.parquet import PARQUET, parquet_fragments, read_parquet
-from earlybert.data_prep.sources.source import Fragment, Source, SourceConfig
+from earlybert.data_prep.sources.rows import row_texts
+from earlybert.data_prep.sources.source import Fragment, InputPath, Source, SourceConfig
 
 PLAIN, JSON_LINES = ".txt", ".jsonl"
 
@@ -30,7 +31,7 @@ class FileSource(Source):
             for fragment in self._file_fragments(file, config)
         ]
 
-    def _file_fragments(self, file: Path, config: SourceConfig) -> list[Fragment]:
+    def _file_fragments(self, file: InputPath, config: SourceConfig) -> list[Fragment]:
         if content_ending(file) == PARQUET:
             return parquet_fragments(file, config.text_field)
         return self.plain_fragments(file) if content_ending(file) == PLAIN else file_fragments(file)
@@ -43,10 +44,10 @@ class FileSource(Source):
             yield from self.read_plain(fragment)
         else:
             rows = read_parquet if ending == PARQUET else _read_json_lines
-            for text in rows(fragment, config.text_field):
+            for text in row_texts(rows(fragment, config.text_field), config, counts):
                 yield from self.read_row(text)
 
-    def plain_fragments(self, file: Path) -> list[Fragment]:
+    def plain_fragments(self, file: InputPath) -> list[Fragment]:
         """A plain file in fragments."""
         return file_fragments(file)
 
@@ -59,7 +60,7 @@ class FileSource(Source):
         """The documents in the text of a row."""
 
 
-def _read_json_lines(fragment: Fragment, text_field: str) -> Iterator[str]:
+def _read_json_lines(fragment: Fragment, text_field: str) -> Iterator[tuple[object, Callable[[], str]]]:
     for offset, line in read_lines(fragment):
         if fragment.end is not None and offset >= fragment.end:
             return
@@ -72,6 +73,4 @@ def _read_json_lines(fragment: Fragment, text_field: str) -> Iterator[str]:
             raise UserError(f"{named} is not JSON ({error.msg} at column {error.colno}).") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{line_name(fragment, offset)} is JSON that cannot be read ({error}).") from None
-        if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-            raise UserError(f"{line_name(fragment, offset)} has no text in the field {text_field!r} (see text_field).")
-        yield row[text_field]
+        yield row.get(text_field) if isinstance(row, dict) else None, partial(line_name, fragment, offset)

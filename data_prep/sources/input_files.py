@@ -4,14 +4,15 @@ import glob
 import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 from backports import zstd
 
 from earlybert.core.errors import UserError
-from earlybert.data_prep.sources.source import Fragment
+from earlybert.data_prep.sources.remote import find_remote, is_url
+from earlybert.data_prep.sources.source import Fragment, InputPath
 from earlybert.data_prep.sources.streams import OPENERS
 
 UNPACKING_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError)
@@ -20,21 +21,23 @@ UNPACKED = 4
 STRETCH = 1 << 20
 
 
-def find_files(patterns: Iterable[str], endings: tuple[str, ...]) -> list[Path]:
-    """The files that match, sorted, each once.
+def find_files(names: Iterable[str], endings: tuple[str, ...]) -> list[InputPath]:
+    """The files that are named, sorted, each once.
 
     Args:
-        patterns: File names or glob patterns.
+        names: Files, folders or glob patterns, on disk or behind URLs. Of a folder all files with one of the endings
+            are taken, however deep.
         endings: What a name may end in, before the ending of its compression.
 
     Raises:
-        UserError: A pattern matches no file, or a file has another ending.
+        UserError: Nothing is there, a file has another ending, or a place cannot be looked at.
     """
-    files: set[Path] = set()
-    for pattern in patterns:
-        matches = [file for file in _named(pattern) if file.is_file()]
+    files: set[InputPath] = set()
+    for name in names:
+        matches = files_of(name, lambda file: content_ending(file) in endings)
         if not matches:
-            raise UserError(f"files: no file matches {pattern}.")
+            folder = f"no file in the folder {name} ends in {' or '.join(endings)}"
+            raise UserError(f"files: {folder if Path(name).is_dir() else f'no file matches {name}'}.")
         files.update(matches)
     for file in files:
         if content_ending(file) not in endings:
@@ -43,41 +46,53 @@ def find_files(patterns: Iterable[str], endings: tuple[str, ...]) -> list[Path]:
     return sorted(files)
 
 
-def _named(pattern: str) -> list[Path]:
-    """What is there under a name, whatever characters it has, or under a pattern."""
-    path = Path(pattern)
+def files_of(name: str, in_folder: Callable[[PurePath], bool] = lambda _: True) -> list[InputPath]:
+    """What is there under a name, whatever characters it has, or under a pattern; of a folder those that are wanted."""
+    if is_url(name):
+        return [*find_remote(name, in_folder)]
+    path = Path(name)
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file() and in_folder(file)]
     if path.exists():
         return [path]
-    folder = glob.escape(str(path.parent)) if path.parent.is_dir() else str(path.parent)
-    return [Path(name) for name in glob.glob(f"{folder}/{path.name}", recursive=True)]
+    # Brackets in the folders that are there are no pattern, nor others where no file matches them as one.
+    there = next(parent for parent in path.parents if parent.is_dir())
+    pattern = str(path.relative_to(there))
+    for rest in (pattern, pattern.replace("[", "[[]")):
+        found = [there / match for match in glob.glob(rest, root_dir=there, recursive=True)]
+        if matches := [match for match in found if match.is_file()]:
+            return [*matches]
+    return []
 
 
-def content_ending(file: Path) -> str:
+def content_ending(file: PurePath) -> str:
     """The ending of a file's name without that of its compression, and without the page numbers of a dump's part."""
     ending = file.with_suffix("").suffix if file.suffix in OPENERS else file.suffix
     return re.sub(r"-p\d+p\d+$", "", ending)
 
 
-def file_fragment(file: Path) -> Fragment:
+def file_fragment(file: InputPath) -> Fragment:
     """A file as one fragment."""
     state = file.stat()
     size = state.st_size * UNPACKED if file.suffix in OPENERS else state.st_size
     return Fragment(file, size, modified=state.st_mtime_ns)
 
 
-def file_fragments(file: Path) -> list[Fragment]:
-    """A file as one fragment when it is packed, otherwise cut into stretches."""
+def file_fragments(file: InputPath) -> list[Fragment]:
+    """A file as one fragment when it is packed or its server has no parts of it, otherwise cut into stretches."""
     whole = file_fragment(file)
-    if file.suffix in OPENERS:
+    if file.suffix in OPENERS or not (isinstance(file, Path) or file.has_parts):
         return [whole]
     size, modified = whole.bytes, whole.modified
     starts = range(0, max(size, 1), STRETCH)
     return [Fragment(file, min(STRETCH, size - start), start, start + STRETCH, modified) for start in starts]
 
 
-def open_file(file: Path) -> Any:
+def open_file(file: InputPath) -> Any:
     """Open for reading bytes, unpacked where the ending says so."""
-    return OPENERS.get(file.suffix, open)(file, "rb")
+    if file.suffix not in OPENERS:
+        return file.open("rb")
+    return OPENERS[file.suffix](file if isinstance(file, Path) else file.open(), "rb")
 
 
 def read_lines(fragment: Fragment) -> Iterator[tuple[int, str]]:

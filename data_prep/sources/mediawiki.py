@@ -7,7 +7,6 @@ stretches of it are unpacked apart. A plain dump is cut at its pages. Other pack
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import BinaryIO, cast
 from xml.etree import ElementTree
 
@@ -22,7 +21,7 @@ from earlybert.data_prep.sources.input_files import (
     open_file,
 )
 from earlybert.data_prep.sources.namespaces import FILES_AND_CATEGORIES
-from earlybert.data_prep.sources.source import Fragment, Source, SourceConfig
+from earlybert.data_prep.sources.source import Fragment, InputPath, Source, SourceConfig
 from earlybert.data_prep.sources.streams import OPENERS
 
 CHUNK = 1 << 16
@@ -61,16 +60,16 @@ class MediaWiki(Source):
         return read_articles(fragment, counts)
 
 
-def _index_file(file: Path) -> Path | None:
+def _index_file(file: InputPath) -> InputPath | None:
     """Beside `x-multistream1.xml-p1p9.bz2` lies `x-multistream-index1.txt-p1p9.bz2`, unpacked perhaps."""
     if file.suffix != ".bz2" or "multistream" not in file.name:
         return None
     name = file.name.replace("multistream", "multistream-index").replace(".xml", ".txt")
     candidates = (file.with_name(name), file.with_name(name.removesuffix(".bz2")))
-    return next(filter(Path.is_file, candidates), None)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _stream_fragments(file: Path, index: Path) -> list[Fragment]:
+def _stream_fragments(file: InputPath, index: InputPath) -> list[Fragment]:
     """One fragment for each stream; what stands before the first (the head of the XML) makes one too."""
     size, modified = file.stat().st_size, file.stat().st_mtime_ns
     starts = [0]
@@ -226,13 +225,13 @@ def _next_page(file: BinaryIO, start: int) -> int:
     return start
 
 
-def _dropped_namespaces(file: Path) -> frozenset[str]:
+def _dropped_namespaces(file: InputPath) -> frozenset[str]:
     """Lowercase prefixes of files and categories: the large wikis' names, and this wiki's own."""
     return FILES_AND_CATEGORIES | {name for name, key in _namespaces(file).items() if key in DROPPED_NAMESPACES}
 
 
 @lru_cache
-def _namespaces(file: Path) -> dict[str, str]:
+def _namespaces(file: InputPath) -> dict[str, str]:
     """Number of each namespace by its lowercase name, from the head of the dump."""
     try:
         with open_file(file) as stream:

@@ -1,11 +1,12 @@
 """Parquet files, read by row groups: a large file by many workers, each with a few rows in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earlybert.core.errors import UserError
-from earlybert.data_prep.sources.source import Fragment
+from earlybert.data_prep.sources.source import Fragment, InputPath
 from earlybert.data_prep.sources.streams import OPENERS
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ ROWS_PER_BATCH = 64
 READ_BYTES = 1 << 20
 
 
-def parquet_fragments(file: Path, column: str) -> list[Fragment]:
+def parquet_fragments(file: InputPath, column: str) -> list[Fragment]:
     """A fragment for each row group; row groups are what `start` and `end` count.
 
     Raises:
@@ -36,11 +37,11 @@ def parquet_fragments(file: Path, column: str) -> list[Fragment]:
     ]
 
 
-def read_parquet(fragment: Fragment, column: str) -> Iterator[str]:
-    """The text of each row.
+def read_parquet(fragment: Fragment, column: str) -> Iterator[tuple[object, Callable[[], str]]]:
+    """The text of each row, None where the column is null, and what names the row: its row group and place, from 0.
 
     Raises:
-        UserError: The file cannot be read, or a row has no text; the message names row group and row, from 0.
+        UserError: The file cannot be read.
     """
     assert fragment.path and fragment.end is not None
     with _open(fragment.path, column) as parquet:
@@ -51,23 +52,30 @@ def read_parquet(fragment: Fragment, column: str) -> Iterator[str]:
                     ROWS_PER_BATCH, row_groups=[group], columns=[column], use_threads=False
                 ):
                     for value in batch.column(0):
-                        if (text := value.as_py()) is None:
-                            raise UserError(f"the column {column!r} is null")
-                        yield text
+                        yield value.as_py(), partial(_place, fragment, group, row)
                         row += 1
-            # Both pyarrow's ArrowInvalid and text that is no UTF-8 are ValueErrors, and so is UserError.
+            except UserError:
+                raise
+            # Both pyarrow's ArrowInvalid and text that is no UTF-8 are ValueErrors.
             except (OSError, ValueError) as error:
-                message = f"{fragment.path}: row {row} of row group {group} has no text that can be read"
+                message = f"{_place(fragment, group, row)} has no text that can be read"
                 raise UserError(f"{message} ({_one_line(error)}).") from None
 
 
-def _open(file: Path, column: str) -> "ParquetFile":
+def _place(fragment: Fragment, group: int, row: int) -> str:
+    return f"{fragment.path}: row {row} of row group {group}"
+
+
+def _open(file: InputPath, column: str) -> "ParquetFile":
     """Open a file that has text in the column."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
+    if not (isinstance(file, Path) or file.has_parts):
+        raise UserError(f"files: {file} lies on a server that has no parts of files, which Parquet needs; download it.")
     try:
-        parquet = ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+        opened = file if isinstance(file, Path) else file.open()
+        parquet = ParquetFile(opened, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"files: {file} cannot be read as Parquet ({_one_line(error)}).") from None
     schema = parquet.schema_arrow

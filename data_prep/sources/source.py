@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
+from earlybert.data_prep.sources.remote import RemotePath
 
+InputPath = Path | RemotePath
 # Fields that some kinds of source cannot do without, and what they must name.
 NEEDS = {"files": "at least one file or glob pattern", "hub_name": "the name or folder of a data set"}
 # Marks fields that older corpora do not have: these were made with their defaults.
@@ -23,13 +25,16 @@ class SourceConfig:
 
     Args:
         source: The kind of source, of those at the end of `earlybert prepare --help`; `mix` is several, see `mix`.
-        files: Files or glob patterns. `.txt`, `.jsonl` and `.xml` may be compressed as `.gz`, `.bz2`, `.xz` or `.zst`.
+        files: Files, folders or glob patterns, on disk or as URLs (s3://, gs://, https://). `.txt`, `.jsonl` and `.xml`
+            may be compressed as `.gz`, `.bz2`, `.xz` or `.zst`.
         text_field: The field (`.jsonl`, `hub`) or column (`.parquet`) with a row's text, one paragraph a line;
             --text_column is the same option.
         hub_name: For `hub`: name of the data set, or a local data set folder.
         hub_config: For `hub`: name of the data set's configuration, where it has several.
         hub_split: For `hub`: the split to read.
         language: Code of the text's language (de, hi, zh): where sentences end depends on its abbreviations.
+        max_rows_without_text: Rows without text are skipped and counted. More than this share of the rows that are
+            read together is an error.
         max_megabytes: Stop reading after so much text (10**6 bytes of UTF-8); the text before it is read in order, so
             by one worker.
 
@@ -44,12 +49,15 @@ class SourceConfig:
     hub_config: str | None = None
     hub_split: str = "train"
     language: str = field(default="en", metadata=LATER)
+    max_rows_without_text: float = field(default=0.05, metadata=LATER)
     max_megabytes: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without reading anything or knowing the sources."""
         if self.max_megabytes is not None and not self.max_megabytes > 0:
             raise UserError(f"max_megabytes is {self.max_megabytes}, but must be above 0.")
+        if not 0 <= self.max_rows_without_text <= 1:
+            raise UserError(f"max_rows_without_text is {self.max_rows_without_text}, but must be from 0 to 1.")
         if not LANGUAGE.fullmatch(self.language):
             raise UserError(f"language is {self.language!r}, but must be a code such as en, de, hi or zh.")
 
@@ -68,7 +76,7 @@ class Fragment:
             shall not be taken for this fragment.
     """
 
-    path: Path | None
+    path: InputPath | None
     bytes: int
     start: int = 0
     end: int | None = None

@@ -15,6 +15,7 @@ from earlybert.data_prep.cleaning.near_duplicates import check_library, minhash_
 from earlybert.data_prep.cleaning.rules import clean
 from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.sources.registry import source_of
+from earlybert.data_prep.sources.rows import check_rows
 from earlybert.data_prep.sources.source import Fragment
 
 # About so many units a source, so that work spreads evenly over many workers and an interruption costs little; but
@@ -131,7 +132,8 @@ def read_unit(unit: WorkUnit, config: CorpusConfig, counts: Counts) -> Iterator[
         else:
             counts.drop("document: weight of its source", cleaned)
         if size >= limit:
-            return
+            break
+    check_rows(unit.source, counts)
 
 
 def _texts(unit: WorkUnit, counts: Counts) -> Iterator[str]:

@@ -65,6 +65,28 @@ def bert_tokenizer(
     )
 
 
+def local_tokenizer(name: str) -> str:
+    """Where a tokenizer lies: the file or folder of this name, or a copy of the Hugging Face hub's tokenizer.
+
+    Raises:
+        UserError: There is neither.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(name).exists():
+        return name
+    try:
+        # The ones without which transformers cannot tell which class it is.
+        return snapshot_download(name, allow_patterns=["*token*", "*vocab*", "merges.txt", "*.model", "config.json"])
+    # What can go wrong here is the library's and the network's: no list would be complete.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"tokenizer: there is no file or folder {name}, and none of this name on the Hugging Face hub can be "
+            f"loaded ({reason})."
+        ) from error
+
+
 def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = None) -> "PreTrainedTokenizerFast":
     """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json` or a folder with a fast tokenizer.
 

@@ -1,6 +1,5 @@
 """The corpus of a run: the prepared folder it names, else one prepared from the recipe, once, under `corpora/`."""
 
-import glob
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.data_prep.sources.input_files import files_of
 from earlybert.pretrain.plan.recipe import Recipe
 
 CORPORA = Path("corpora")
@@ -51,8 +51,7 @@ def run_corpus(run_dir: Path, recipe: Recipe) -> Corpus:
 
 
 def _identity(config: CorpusConfig) -> str:
-    """Changes with the recipe's corpus section and, for local files, with the files."""
-    patterns = [pattern for source in config.sources for pattern in source.files]
-    files = sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})
-    states = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
+    """Changes with the recipe's corpus section and with the files that it names."""
+    files = {file for source in config.sources for name in source.files for file in files_of(name)}
+    states = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return content_hash([config.as_dict(), states])

@@ -1,10 +1,13 @@
 """`earlybert prepare verify` and `stats`."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +100,54 @@ def test_bad_argument_is_one_sentence(arguments: list[str], words: list[str], tm
         main([str(tmp_path / argument) if argument in ("x", "absent") else argument for argument in arguments])
     assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("style", ["words", "repeated", "literal", "folder", "pattern"])
+def test_lists_are_written_as_one_likes(style: str, tmp_path: Path) -> None:
+    folder = tmp_path / "de [1]"
+    folder.mkdir()
+    for name in ("a: b.txt", "b.txt"):
+        (folder / name).write_text("\n\n".join(f"Here is text {number} of {name}." for number in range(60)))
+    names = [str(folder / "a: b.txt"), str(folder / "b.txt")]
+    files, lengths = {
+        "words": (["--files", *names], ["--lengths", "16", "32"]),
+        "repeated": (["--files+", names[0], "--files+", names[1]], ["--lengths=[16,32]"]),
+        "literal": (["--files", json.dumps(names)], ["--lengths", "[16, 32]"]),
+        "folder": (["--files", str(folder)], ["--lengths", "16", "32"]),
+        "pattern": ([f"--files={folder}/*.txt"], ["--lengths", "16", "32"]),
+    }[style]
+    main([*files, *lengths, "--source", "text", "--vocab_size", "200", "--out", str(tmp_path / "corpus")])
+    corpus = Corpus.open(tmp_path / "corpus")
+    assert corpus.lengths == [16, 32]
+    assert sum(split["documents"] for split in corpus.manifest["counts"].values()) == 120
+
+
+def test_private_data_sets_are_asked_for_with_the_token(tmp_path: Path) -> None:
+    """A server in the hub's place gets the token, and its refusal is one sentence."""
+    tokens = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tokens.append(self.headers.get("Authorization"))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_ofthetest", "HF_HUB_OFFLINE": "0"}
+    options = ["--source", "hub", "--hub_name", "someone/private", "--out", str(tmp_path / "corpus")]
+    run = [sys.executable, "-c", "from earlybert.core.cli import main; main()", "prepare", *options]
+    environment = os.environ | hub | {"HF_HOME": str(tmp_path / "home")}
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    assert result.returncode == 2 and "Bearer hf_ofthetest" in tokens, result.stderr
+    assert "hub_name: the data set someone/private cannot be loaded" in result.stderr.splitlines()[-1]
 
 
 LIMITED = """

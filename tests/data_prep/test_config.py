@@ -30,6 +30,7 @@ from earlybert.data_prep.steps.preparation import require_same
         ({"validation_fraction": float("nan")}, ["validation_fraction", "nan"]),
         ({"duplicates": 0}, ["duplicates", "0"]),
         ({"seed": -1}, ["seed", "-1"]),
+        ({"max_rows_without_text": 1.5}, ["max_rows_without_text", "1.5"]),
         ({"language": "german"}, ["language", "'german'", "de"]),
         ({"source": "mix", "mix": [MixedSource(name="a")], "language": "de"}, ["language", "mix"]),
         ({"source": "books"}, ["files", "books"]),
@@ -76,7 +77,7 @@ def test_smallest_length_is_allowed() -> None:
 
 def test_corpora_of_older_versions_have_equal_configurations() -> None:
     """Fields that came later stand in a manifest only where they say something."""
-    later = {"language", "strip_accents"}
+    later = {"language", "strip_accents", "max_rows_without_text"}
     plain = CorpusConfig(source="mix", mix=[MixedSource(name="a"), MixedSource(name="b", weight=2)])
     assert not later & plain.as_dict().keys() and not later & plain.as_dict()["mix"][0].keys()
     assert CorpusConfig.from_dict(json.loads(json.dumps(plain.as_dict()))) == plain

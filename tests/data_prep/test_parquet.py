@@ -2,6 +2,7 @@
 
 import gzip
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,17 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
         read_texts(config_for(path))
 
 
-def test_null_is_named_by_its_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("allowed", "fails"), [(0.05, True), (0.1, False)])
+def test_null_is_skipped_up_to_a_share_and_named_by_its_row(tmp_path: Path, allowed: float, fails: bool) -> None:
     write(tmp_path / "a.parquet", [*TEXTS[:7], None, *TEXTS[8:]], row_group_size=5)
-    with pytest.raises(UserError, match=r"a\.parquet: row 2 of row group 1 .*\(the column 'text' is null\)\.$"):
-        read_texts(config_for(tmp_path / "a.parquet"))
+    config = replace(config_for(tmp_path / "a.parquet"), max_rows_without_text=allowed)
+    if not fails:
+        assert read_texts(config) == [*TEXTS[:7], *TEXTS[8:]]
+        return
+    with pytest.raises(
+        UserError, match=r"a\.parquet: row 2 of row group 1 has no text .* 1 of 10 rows have none, .* 0\.05\.$"
+    ):
+        read_texts(config)
 
 
 @pytest.mark.parametrize(

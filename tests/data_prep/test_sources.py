@@ -7,6 +7,7 @@ import lzma
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.sources import input_files
+from earlybert.data_prep.sources import rows as row_module
 from earlybert.data_prep.steps import reading
 from earlybert.data_prep.steps.reading import read_unit, work_units
 from tests.data_prep.reading import read_texts, read_units
@@ -181,11 +183,22 @@ def test_bad_line_in_a_late_stretch_has_its_number_in_the_file(tmp_path: Path, m
     assert len(work_units(config)) > 10 and len(failed) == 1 and "a.jsonl:71 is not JSON" in failed[0]
 
 
-@pytest.mark.parametrize("name", ["a [1].txt", "set[ab]/x*.txt", "set[ab]/x[1].txt", "*.txt", "what?.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a [1].txt",
+        "set[ab]/x*.txt",
+        "set[ab]/**/x*.txt",
+        "set[ab]/deep[1]/[x]*.txt",
+        "set[ab]/x[1].txt",
+        "*.txt",
+        "what?.txt",
+    ],
+)
 def test_names_come_before_patterns(name: str, tmp_path: Path) -> None:
     """Names with characters that mean something in patterns; where no file has the name, it is a pattern."""
-    literal = tmp_path / name.replace("x*", "x1")
-    literal.parent.mkdir(exist_ok=True)
+    literal = tmp_path / name.replace("**/", "").replace("x*", "x1").replace("[x]*", "[x]1")
+    literal.parent.mkdir(parents=True, exist_ok=True)
     literal.write_text("This is the text of the file.")
     (unit,) = work_units(text_config(tmp_path / name))
     assert [fragment.path for fragment in unit.fragments] == [literal]
@@ -194,6 +207,76 @@ def test_names_come_before_patterns(name: str, tmp_path: Path) -> None:
 def test_pattern_without_a_match_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file matches .*nothing-\*\.txt"):
         work_units(text_config(tmp_path / "nothing-*.txt"))
+
+
+def test_a_folder_is_all_its_files_of_a_known_ending(tmp_path: Path) -> None:
+    for name in ("b.txt", "sub/a.jsonl", "sub/deep/c.txt.gz", "README.md", "sub/picture.png"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        content = (
+            b'{"text": "A document from sub/a.jsonl."}' if "jsonl" in name else f"A document from {name}.".encode()
+        )
+        (tmp_path / "set" / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    expected = [f"A document from {name}." for name in ("b.txt", "sub/a.jsonl", "sub/deep/c.txt.gz")]
+    assert read_texts(text_config(tmp_path / "set")) == expected
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no file in the folder .*empty ends in \.txt or \.jsonl or \.parquet"):
+        work_units(text_config(tmp_path / "empty"))
+
+
+def test_rows_without_text_are_counted_and_skipped_up_to_a_share(tmp_path: Path) -> None:
+    rows: list[object] = [{"text": f"This is document number {number}."} for number in range(100)]
+    for number, row in ((3, {"text": None}), (40, {"body": "x"}), (41, [1]), (77, {"text": 3}), (99, {"text": ""})):
+        rows[number] = row
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config, counts = text_config(tmp_path / "a.jsonl"), Counts()
+    (unit,) = work_units(config)
+    assert len(list(read_unit(unit, config, counts))) == 95
+    # The empty text is one: as a document it is too short.
+    assert (counts.rules["row: no text"].dropped, counts.rules["document: short"].dropped) == (4, 1)
+    assert counts.rules["row: no text"].examples == [f"{tmp_path}/a.jsonl:{line}" for line in (4, 41, 42)]
+    strict = replace(config, max_rows_without_text=0.039)
+    with pytest.raises(UserError, match=r"a\.jsonl:4 has no text in the field 'text' .* 4 of 100 rows .* is 0\.039"):
+        read_texts(strict)
+
+
+def test_wrong_field_is_told_before_all_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_module, "FIRST_ROWS", 10)
+    (tmp_path / "a.jsonl").write_text('{"body": "One."}\n' * 10 + "this is not JSON")
+    with pytest.raises(UserError, match=r"a\.jsonl:1 has no text .* 10 of 10 rows have none"):
+        read_texts(text_config(tmp_path / "a.jsonl"))
+
+
+def test_saved_data_sets_and_single_files(tmp_path: Path) -> None:
+    import datasets
+
+    texts = [f"Row {number} of the data set." for number in range(9)]
+    data = datasets.Dataset.from_dict({"body": [*texts[:8], None, texts[8]]})
+    data.save_to_disk(tmp_path / "saved", num_shards=3)
+    datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "splits")
+    data.to_csv(tmp_path / "one.csv")
+    data.to_json(tmp_path / "one.jsonl")
+    data.to_parquet(tmp_path / "one.parquet")
+    for name, split, units in (
+        ("saved", "train", 3),
+        ("splits", "test", 1),
+        ("one.csv", "train", 1),
+        ("one.jsonl", "train", 1),
+        ("one.parquet", "train", 1),
+    ):
+        config = CorpusConfig(
+            source="hub",
+            hub_name=str(tmp_path / name),
+            hub_split=split,
+            text_field="body",
+            max_rows_without_text=0.4,
+        )
+        found = read_units(config)
+        assert [document.text for unit in found for document in unit] == texts, name
+        assert len(found) == units, name
+    with pytest.raises(
+        UserError, match=r"splits cannot be loaded \(it has no split 'train', but test; see hub_split\)"
+    ):
+        work_units(CorpusConfig(source="hub", hub_name=str(tmp_path / "splits"), text_field="body"))
 
 
 def test_hub_streams_the_files_of_a_local_data_set_apart(tmp_path: Path) -> None:
@@ -205,7 +288,9 @@ def test_hub_streams_the_files_of_a_local_data_set_apart(tmp_path: Path) -> None
     config = CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), text_field="body")
     assert [[document.text for document in unit] for unit in read_units(config)] == [texts[:3], texts[3:6], texts[6:]]
 
-    with pytest.raises(UserError, match=r"row 0 in part 0 .* 'text'; its fields are body"):
+    with pytest.raises(
+        UserError, match=r"row 0 in part 0 .* fields body has no text in the field 'text'.* 3 of 3 rows"
+    ):
         read_texts(CorpusConfig(source="hub", hub_name=str(tmp_path / "set")))
     with pytest.raises(UserError, match=r"hub_name: the data set .* cannot be loaded .*nosplit"):
         work_units(CorpusConfig(source="hub", hub_name=str(tmp_path / "set"), hub_split="nosplit"))

@@ -17,6 +17,7 @@ from earlybert.data_prep.tokens.tokenizer import (
     SpecialTokens,
     continues_word,
     load_tokenizer,
+    local_tokenizer,
     special_tokens,
     token_dtype,
     vocabulary_size,
@@ -414,6 +415,27 @@ def test_tokenizer_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError) as raised:
             load_tokenizer(str(path), lowercase=True)
         assert f"{path} is not a tokenizer" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_tokenizer_of_the_hub_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier download has left in the hub's cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"^tokenizer: there is no file or folder some/model, and none of this name .*\.$"
+    ):
+        local_tokenizer("some/model")
+    kept = tmp_path / "models--some--model"
+    snapshot = kept / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    load_tokenizer(write_vocabulary(tmp_path, [*SPECIAL, *GERMAN]), lowercase=True).save_pretrained(snapshot)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0" * 40)
+    found = local_tokenizer("some/model")
+    assert load_tokenizer(found, lowercase=True).tokenize("Für") == ["für"]
+    assert local_tokenizer(str(snapshot)) == str(snapshot)
 
 
 @pytest.mark.skipif("EARLYBERT_DATA" not in os.environ, reason="EARLYBERT_DATA names no folder with real text")
