@@ -179,7 +179,7 @@ def test_a_source_is_one_file_and_one_line(tmp_path: Path) -> None:
         "corpus = Corpus.open(Path('corpus')); samples = corpus.samples('validation', 32)\n"
         "print(corpus.tokenizer.decode(samples.rows([0])[0].input_ids))"
     )
-    sentences = r"message number \d+ says gru(ß|ss)e to all of you. a second paragraph follows it here. \[SEP\]"
+    sentences = r"message number \d+ says grüße to all of you. a second paragraph follows it here. \[SEP\]"
     assert re.search(sentences, run_extended(folder, "-c", code))
     assert "archives of mailing lists" in " ".join(command(folder, "prepare", "--help").split())
 

@@ -50,10 +50,10 @@ def test_memory_of_fsspec(files: dict[str, bytes]) -> None:
     for name, content in files.items():
         memory.pipe(f"/remote-test/{name}", content)
     memory.pipe("/remote-test/notes.md", b"Not a text file.")
-    for name, units in (("a.txt", 4), ("a.txt.gz", 1), ("a.parquet", 4)):
+    for name, units in (("a.txt", -(-len(files["a.txt"]) // 500)), ("a.txt.gz", 1), ("a.parquet", 4)):
         found = read_units(text_config(f"memory://remote-test/{name}"))
         assert [document.text for unit in found for document in unit] == TEXTS, name
-        assert len(found) == units or name == "a.parquet", name
+        assert len(found) == units > 0, name
     assert read_texts(text_config("memory://remote-test/*.txt")) == TEXTS
     assert read_texts(text_config("memory://remote-test")) == TEXTS * 3, "of the folder what has a known ending"
     (before, *_) = work_units(text_config("memory://remote-test/a.txt"))
@@ -108,14 +108,16 @@ def serve(tmp_path: Path) -> Iterator[Callable[[type], str]]:
 
 
 def test_web_server_that_gives_parts(files: dict[str, bytes], serve: Callable[[type], str]) -> None:
+    pytest.importorskip("aiohttp")
     url = serve(WithParts)
     for name in files:
         found = read_units(text_config(f"{url}/{name}"))
         assert [document.text for unit in found for document in unit] == TEXTS, name
-        assert (len(found) > 1) == (name == "a.txt"), name
+        assert (len(found) > 1) == (name != "a.txt.gz"), name
 
 
 def test_web_server_that_gives_whole_files_only(files: dict[str, bytes], serve: Callable[[type], str]) -> None:
+    pytest.importorskip("aiohttp")
     url = serve(WithoutParts)
     for name in ("a.txt", "a.txt.gz"):
         found = read_units(text_config(f"{url}/{name}"))
