@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 
 from earlybert.core.arguments import parse
+from earlybert.core.devices import device_type, keep_freed_memory, set_matmul_precision
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.locks import sole_use
@@ -81,6 +83,8 @@ def main(argv: list[str]) -> None:
     what, settings = parse_arguments(argv)
     check_environment()
     warn_once()
+    keep_freed_memory()
+    set_matmul_precision("auto", torch.device(device_type()))
     transformers.logging.set_verbosity_error()
     out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])
     if data is not None and not data.is_dir():

@@ -3,7 +3,11 @@
 With all units kept these are `transformers.BertForSequenceClassification` and `BertForQuestionAnswering`, weight for
 weight.
 
-Shape suffixes: B sequences, S positions, H hidden size, C classes, 2 = start, end.
+They take padded batches, as Hugging Face's do, and compute without the padding, and no last hidden state that the head
+does not read.
+
+Shape suffixes: B sequences, S positions, T tokens of all sequences, M of them that the head reads,
+H hidden size, C classes, 2 = start, end.
 """
 
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from transformers.utils import ModelOutput
 
 from earlybert.kernels.dropout import dropout
+from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertModel
 from earlybert.pretrain.network.losses.masked import MaskedTokens
 from earlybert.pretrain.network.model import Encoder
@@ -48,7 +53,7 @@ class ClassifierOutput(TaskOutput):
 
 @dataclass
 class AnswerOutput(TaskOutput):
-    """`start_logits`, `end_logits`: [B, S]."""
+    """`start_logits`, `end_logits`: [B, S], minus infinity on padding."""
 
     start_logits: Tensor | None = None
     end_logits: Tensor | None = None
@@ -83,7 +88,8 @@ class EarlyBertForSequenceClassification(EarlyBertModel):
         num_items_in_batch: Tensor | int | None = None,
     ) -> ClassifierOutput:
         """Token ids are [B, S]; `labels`, [B], are classes, or numbers for a regression (squared error)."""
-        first_BH = self.network.encode_padded(input_ids, attention_mask, token_type_ids)[:, 0]
+        batch = Batch.of_padded(input_ids, attention_mask, token_type_ids)
+        first_BH = self.network.encode(batch)[batch.first_rows_B]
         pooled_BH = torch.tanh(self.pooler(first_BH))
         pooled_BH = dropout(pooled_BH, self.config.hidden_dropout_prob if self.training else 0.0)
         logits_BC = self.classifier(pooled_BH)
@@ -118,13 +124,14 @@ class EarlyBertForQuestionAnswering(EarlyBertModel):
 
         (Over padding, too, as in Hugging Face's BERT, it would depend on the longest row in the batch.)
         """
-        logits_BS2 = self.qa_outputs(self.network.encode_padded(input_ids, attention_mask, token_type_ids))
+        attended_BS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        batch = Batch.of_padded(input_ids, attended_BS, token_type_ids, predicted_BS=attended_BS.bool())
+        logits_T2 = self.qa_outputs(self.network.encode(batch))
+        logits_BS2 = logits_T2.new_full((*input_ids.shape, 2), -torch.inf)
+        logits_BS2[attended_BS.bool()] = logits_T2
         start_BS, end_BS = logits_BS2.unbind(-1)
         output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.network.penalties())
         if start_positions is not None and end_positions is not None:
-            if attention_mask is not None:
-                padding_BS = attention_mask == 0
-                start_BS, end_BS = (scores_BS.masked_fill(padding_BS, -torch.inf) for scores_BS in (start_BS, end_BS))
             loss = (_cross_entropy(start_BS, start_positions) + _cross_entropy(end_BS, end_positions)) / 2
             output.loss = _mean(loss, start_positions, num_items_in_batch)
         return output
@@ -143,9 +150,8 @@ class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
     ) -> TaskOutput:
         """`labels`, [B, S], are -100 where nothing is to be predicted."""
         assert labels is not None, "the masked tokens' own ids are what there is to learn"
-        masked_N = (labels != IGNORED).flatten().nonzero().flatten()
-        hidden_BSH = self.network.encode_padded(input_ids, attention_mask, token_type_ids)
-        score = MASKED_TOKENS.loss(self.network, hidden_BSH.flatten(0, 1)[masked_N], labels.flatten()[masked_N])
+        batch = Batch.of_padded(input_ids, attention_mask, token_type_ids, labels != IGNORED, labels)
+        score = MASKED_TOKENS.score(self.network, self.network.encode(batch), batch)
         loss = _mean(score.loss, labels, num_items_in_batch)
         return TaskOutput(loss=loss, **self.network.penalties())
 

@@ -54,6 +54,10 @@ def assemble(tokenizer: PreTrainedTokenizerFast, first: list[int], second: list[
     return Features(input_ids=ids, token_type_ids=types)
 
 
+def length(row: Features) -> int:
+    return len(row["input_ids"])
+
+
 def learnt(row: Features) -> int:
     """How many items the loss of a row sums over: one, or its masked tokens."""
     (target, *_) = (row[name] for name in TARGETS if name in row)  # type: ignore[literal-required]

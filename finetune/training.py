@@ -23,7 +23,7 @@ from earlybert.core.files import read_json
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
-from earlybert.finetune.text import Features, learnt, with_nothing_to_learn
+from earlybert.finetune.text import Features, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
 from earlybert.pretrain.network.parameters import is_coefficient
 from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
@@ -105,8 +105,10 @@ class TimedTrainer(Trainer):
         """This rank's micro-batches of the next update, and how much there is to learn in it on all ranks.
 
         Examples and masks are a pure function of seed and update, so no layout can change them, and the Trainer's own
-        loader only counts micro-batches. All ranks must make equally many: where an epoch's last update has too few
-        examples, some ranks get one with nothing to learn.
+        loader only counts micro-batches. Sorted by length, neighbours in a micro-batch need little padding where
+        attention computes them as a block; dealt out in turn, all micro-batches have about as many tokens. All ranks
+        must make equally many: where an epoch's last update has too few examples, some ranks get one with nothing to
+        learn.
         """
         size = self.settings.batch_size
         epoch, update = divmod(self.state.global_step, updates(len(self.rows), self.settings, 1))
@@ -114,9 +116,10 @@ class TimedTrainer(Trainer):
         rows = [self.rows[index] for index in indices]
         if self.masking:
             rows = [self.masking(row, epoch, index) for row, index in zip(rows, indices, strict=True)]
-        shares = np.array_split(np.arange(len(rows)), world_size() * num_batches)
-        own = shares[rank() * num_batches :][:num_batches]
-        batches = [[rows[place] for place in share] or [with_nothing_to_learn(rows[0])] for share in own]
+        rows.sort(key=length)
+        turns = world_size() * num_batches
+        own = range(turns)[rank() * num_batches :][:num_batches]
+        batches = [rows[turn::turns] or [with_nothing_to_learn(rows[0])] for turn in own]
         prepared: Any = [self._prepare_inputs(self.data_collator(batch)) for batch in batches]
         return prepared, torch.tensor(sum(map(learnt, rows)), device=device)
 
@@ -309,6 +312,11 @@ def train(trainer: TimedTrainer) -> Cost:
 
 
 def predictions(trainer: Trainer, rows: list[Features]) -> tuple[NDArray[np.float32], ...]:
-    """The network's scores for rows without labels: one array, or one for starts and one for ends."""
-    logits = trainer.predict(rows).predictions  # type: ignore[arg-type]
-    return logits if isinstance(logits, tuple) else (logits,)
+    """The network's scores for rows without labels: one array, or one for starts and one for ends.
+
+    They are computed in the order of lengths, the longest first.
+    """
+    longest_first = sorted(range(len(rows)), key=lambda index: -length(rows[index]))
+    logits = trainer.predict([rows[index] for index in longest_first]).predictions  # type: ignore[arg-type]
+    places = np.argsort(longest_first)
+    return tuple(array[places] for array in (logits if isinstance(logits, tuple) else (logits,)))

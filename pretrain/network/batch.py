@@ -95,6 +95,37 @@ class Batch:
         )
 
     @staticmethod
+    def of_padded(
+        input_ids_BS: Tensor,
+        attended_BS: Tensor | None,
+        token_type_ids_BS: Tensor | None,
+        predicted_BS: Tensor | None = None,
+        labels_BS: Tensor | None = None,
+    ) -> "Batch":
+        """The inverse of `padded`, where the ids lie: without the padding, on which `attended_BS` is 0.
+
+        `predicted_BS` is True where a last hidden state is needed beside every sequence's first; `labels_BS` has what
+        was hidden there.
+        """
+        # The lengths are needed on the host, so all of it is packed there and copied back at once.
+        device, input_ids_BS = input_ids_BS.device, input_ids_BS.cpu()
+        attended_BS = torch.ones_like(input_ids_BS) if attended_BS is None else attended_BS.cpu()
+        attended_BS = attended_BS.bool()
+        none_T = torch.zeros(0, dtype=torch.int64)
+        predicted_T = none_T if predicted_BS is None else predicted_BS.cpu()[attended_BS].nonzero().flatten()
+        batch = Batch.of(
+            attended_BS.sum(1).tolist(),
+            input_ids_BS[attended_BS],
+            torch.zeros_like(input_ids_BS[attended_BS])
+            if token_type_ids_BS is None
+            else token_type_ids_BS.cpu()[attended_BS],
+            predicted_T,
+            none_T if labels_BS is None else labels_BS.cpu()[attended_BS][predicted_T],
+            torch.zeros(len(input_ids_BS), dtype=torch.int64),
+        )
+        return batch.to(device)
+
+    @staticmethod
     def full(sequences: int, length: int, predictions: int, vocab_size: int) -> "Batch":
         """Made-up sequences of equal length, the longest that there are; what is in them means nothing."""
         starts_B1 = length * torch.arange(sequences)[:, None]

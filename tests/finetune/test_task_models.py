@@ -59,9 +59,12 @@ def labels(model: object) -> dict[str, Tensor]:
 
 
 def logits(model: PreTrainedModel) -> Tensor:
+    """All scores of a batch, those of padding left out, which Hugging Face's BERT gives, too."""
     with torch.no_grad():
         output = model.eval()(**batch())
-    return output.logits if "logits" in output else torch.stack((output.start_logits, output.end_logits), -1)
+    if "logits" in output:
+        return output.logits
+    return torch.stack((output.start_logits, output.end_logits), -1)[batch()["attention_mask"].bool()]
 
 
 def loss_over_own_tokens(theirs: PreTrainedModel) -> Tensor:
