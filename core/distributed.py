@@ -71,7 +71,9 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Rank 0's value, on every rank. A rank that is alone needs no process group for it."""
+    if world_size() == 1:
+        return value
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]

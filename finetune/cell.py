@@ -19,6 +19,7 @@ from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.pretrained import Pretrained, starting_weights, task_config
 from earlybert.finetune.saved import save_trained
+from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.task import Task, TaskData
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
@@ -51,12 +52,14 @@ class Cell:
     def result(self) -> Path:
         return self.folder / "result.json"
 
-    def run(self, pretrained: Pretrained, data: TaskData, rows: list[Features], settings: TaskSettings) -> None:
-        """Trains and scores it; goes on where an interrupted call was."""
+    def run(self, pretrained: Pretrained, data: TaskData, rows: list[Features], tries: list[TaskSettings]) -> None:
+        """Trains and scores it at the best of the learning rates; goes on where an interrupted call was."""
         if self.result.is_file():
             return
         began = time.monotonic()
         say(f"{self.task}, {self.method}, seed {self.seed}", enabled=rank() == 0)
+        tried = self._tried(pretrained, data, tries) if len(tries) > 1 else []
+        settings = tries[max(range(len(tried)), key=lambda index: tried[index]["score"], default=0)]
         full = task_config(pretrained, data.head, settings.dropout)
         ticket, searched = self._ticket(pretrained, full, data, rows, settings)
         full_weights = starting_weights(data.model_class, full, pretrained.weights, self.seed)
@@ -84,6 +87,7 @@ class Cell:
                 "examples": len(rows),
                 "epochs": epochs,
                 "learning_rate": learning_rate,
+                "tried": tried,
                 "dense_steps": updates(len(rows), settings, settings.epochs),
                 "search": dataclasses.asdict(searched) if searched else None,
                 "training": dataclasses.asdict(trained),
@@ -94,6 +98,23 @@ class Cell:
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             say(f"  {listed}  ({clock(time.monotonic() - began)})")
         wait_for_everyone()
+
+    def _tried(self, pretrained: Pretrained, data: TaskData, tries: list[TaskSettings]) -> list[dict[str, float]]:
+        """Each learning rate, and the main score on a held-out tenth of the training set after training on the rest.
+
+        All of the method is repeated for it, a search too; each try is a cell of its own.
+        """
+        tenth = data.held_out(tries[0].max_train_examples)
+        rows, tried = tenth.train(None), []
+        for number, settings in enumerate(tries, start=1):
+            cell = dataclasses.replace(self, folder=self.folder / "tries" / str(number))
+            say(f"learning rate {number} of {len(tries)}, on nine tenths of the training set", enabled=rank() == 0)
+            only_scores = dataclasses.replace(settings, predict=False, export=[], max_eval_examples=None)
+            cell.run(pretrained, tenth, rows, [only_scores])
+            result = read_json(cell.result)
+            score = result["scores"][TASKS[self.task].main_score]
+            tried.append({"learning_rate": result["learning_rate"], "score": score})
+        return tried
 
     def _ticket(
         self,

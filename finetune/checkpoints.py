@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, wait_for_everyone
+from accelerate.utils import wait_for_everyone
 from transformers import TrainerCallback
 
-from earlybert.core.distributed import rank
+from earlybert.core.distributed import broadcast_object, rank
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_entry, read_json, write_json
 from earlybert.core.progress import say
@@ -33,17 +33,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     Each newer one is named with what is wrong with it.
     """
-    found: list[Path | None] = [None]
+    found = None
     if rank() == 0:
         names = re.compile(r"checkpoint-(\d+)")
         numbered = {int(match[1]): path for path in folder.glob("*") if (match := names.fullmatch(path.name))}
         for _, checkpoint in sorted(numbered.items(), reverse=True):
             if (fault := _fault(checkpoint)) is None:
-                found = [checkpoint]
+                found = checkpoint
                 break
             say(f"{fault}; resuming from the checkpoint before it, or from the beginning")
-    broadcast_object_list(found)
-    return found[0]
+    return broadcast_object(found)
 
 
 def _fault(checkpoint: Path) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any
 import jsonargparse
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
 
+from earlybert.core import distributed
 from earlybert.core.arguments import parse
 from earlybert.core.devices import device_type, keep_freed_memory, set_matmul_precision
 from earlybert.core.errors import UserError
@@ -19,7 +20,7 @@ from earlybert.core.locks import sole_use
 from earlybert.core.ranks import check_environment, rank, warn_once
 from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
-from earlybert.finetune.config import METHODS, Settings
+from earlybert.finetune.config import LEARNING_RATES, METHODS, Settings
 from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
 from earlybert.finetune.tasks.registry import TASKS, require_known
@@ -43,13 +44,18 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--task", nargs="+", required=True, help=f"of {', '.join(TASKS)}")
     parser.add_argument("--method", nargs="+", default=["earlybert"], help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seed", nargs="+", type=int, default=[42], help="one result each")
-    parser.add_class_arguments(Settings, nested_key=None)
+    parser.add_class_arguments(Settings, nested_key=None, skip=set(LEARNING_RATES))
+    for name, help in LEARNING_RATES.items():
+        parser.add_argument(f"--{name}", nargs="+", type=float, help=help)
     return parser
 
 
 def parse_arguments(argv: list[str]) -> tuple[dict[str, Any], Settings]:
     """The six arguments that say what to compute, and the settings that say how; raises UserError."""
     parsed = parse(_parser(), argv)
+    for name in LEARNING_RATES:
+        if parsed[name] and len(parsed[name]) == 1:
+            (parsed[name],) = parsed[name]
     settings = Settings(**{field.name: parsed[field.name] for field in dataclasses.fields(Settings)})
     settings.check()
     what = {name: parsed[name] for name in WHAT}
@@ -83,6 +89,7 @@ def main(argv: list[str]) -> None:
     what, settings = parse_arguments(argv)
     check_environment()
     warn_once()
+    PartialState()  # where there are several ranks, they find each other
     keep_freed_memory()
     set_matmul_precision("auto", torch.device(device_type()))
     transformers.logging.set_verbosity_error()
@@ -91,35 +98,22 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--data is {data}, which is not a folder; it must hold GLUE's folders and SQuAD")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is {out}, which is not a folder; name a folder, or a new one")
-    settings_of = {task: settings.for_task(TASKS[task].defaults) for task in what["task"]}
+    tries_of = {task: settings.tries(TASKS[task].defaults) for task in what["task"]}
     pretrained = open_pretrained(what["model"])
-    for task_settings in settings_of.values():
-        layout(task_settings)
+    for first, *_ in tries_of.values():
+        layout(first)
         for method in what["method"]:
-            methods.require_usable(method, task_settings, pretrained)
-    opened = {task: open_task(TASKS[task], data, pretrained, own) for task, own in settings_of.items()}
+            methods.require_usable(method, first, pretrained)
+    opened = {task: open_task(TASKS[task], data, pretrained, tries[0]) for task, tries in tries_of.items()}
     # Whatever is wrong with the data has been found by now; nothing is written before.
     with ExitStack() as held:
-        hold(out, held)
+        distributed.on_rank_0(lambda: held.enter_context(sole_use(out, "--out")))
         require_same(out, {"model": what["model"], "data": what["data"]} | dataclasses.asdict(settings))
         for task, task_data in opened.items():
-            rows = task_data.train(settings_of[task].max_train_examples)
+            rows = task_data.train(settings.max_train_examples)
             for seed in what["seed"]:
                 for method in what["method"]:
                     cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
-                    cell.run(pretrained, task_data, rows, settings_of[task])
+                    cell.run(pretrained, task_data, rows, tries_of[task])
         if rank() == 0:
             print_tables(out)
-
-
-def hold(out: Path, held: ExitStack) -> None:
-    """Keeps other calls out of the folder for as long as `held` is open; raises UserError on all ranks."""
-    fault: list[str | None] = [None]
-    if rank() == 0:
-        try:
-            held.enter_context(sole_use(out, "--out"))
-        except UserError as error:
-            fault = [str(error)]
-    broadcast_object_list(fault)
-    if fault[0]:
-        raise UserError(fault[0])

@@ -2,13 +2,21 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from earlybert.core.errors import UserError
+from earlybert.finetune.rankings import RankingName
 from earlybert.finetune.text import SPECIAL_TOKENS
 from earlybert.pretrain.ticket.ticket import TicketRule
 
 Method = Literal["dense", "shortened", "earlybert", "random", "all", "layerdrop"]
+# The settings of which several values may be given, described.
+LEARNING_RATES = {
+    "learning_rate": "Peak learning rate of dense training, LayerDrop and the search; 2e-5, SQuAD 3e-5. Of several, "
+    "each method takes the one that scores best on a held-out tenth of the training set when trained on the rest.",
+    "ticket_learning_rate": "Peak learning rate with a ticket; 4e-5, SQuAD 3e-5. As many as learning_rate has: the "
+    "search has the one, what follows the other. Where that has several, they are in the proportion of the defaults.",
+}
 METHODS: tuple[Method, ...] = ("dense", "shortened", "earlybert", "random", "all", "layerdrop")
 
 
@@ -30,11 +38,13 @@ class Settings:
 
     Args:
         epochs: Passes over the data of dense training and of LayerDrop; 3, SQuAD 2.
-        learning_rate: Peak learning rate of dense training, LayerDrop and the search; 2e-5, SQuAD 3e-5.
+        learning_rate: See LEARNING_RATES.
         ticket_epochs: Passes over the data with a ticket; 2.
-        ticket_learning_rate: Peak learning rate with a ticket; 4e-5, SQuAD 3e-5.
+        ticket_learning_rate: See LEARNING_RATES.
         search_epochs: Part of dense training's passes, on its learning-rate curve, after which the ticket is drawn.
         search_objective: Search on the task's own loss, or on masked tokens of its texts (the paper's Appendix B).
+        ranking: What the search ranks heads and neurons by: the magnitude of their coefficients, their first-order
+            importance to the loss, or the norm of their weights.
         lambda_heads: Weight of the L1 term on head coefficients.
         lambda_neurons: Weight of the L1 term on neuron coefficients.
         draw: How much the ticket prunes.
@@ -60,11 +70,12 @@ class Settings:
     """
 
     epochs: float | None = None
-    learning_rate: float | None = None
+    learning_rate: float | list[float] | None = None
     ticket_epochs: float | None = None
-    ticket_learning_rate: float | None = None
+    ticket_learning_rate: float | list[float] | None = None
     search_epochs: float = 0.2
     search_objective: Literal["task", "mlm"] = "task"
+    ranking: RankingName = "coefficient"
     lambda_heads: float = 1e-4
     lambda_neurons: float = 1e-4
     draw: TicketRule = field(default_factory=lambda: TicketRule(neuron_ratio=0.4))
@@ -108,8 +119,9 @@ class Settings:
             "save_every",
         )
         for name in positive:
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise UserError(f"{name} is {value}; it must be above 0")
+            for value in _values(getattr(self, name)):
+                if value is not None and not value > 0:
+                    raise UserError(f"{name} is {value}; it must be above 0")
         for name in ("lambda_heads", "lambda_neurons", "weight_decay", "adam_eps"):
             if not (value := getattr(self, name)) >= 0:
                 raise UserError(f"{name} is {value}; it must not be negative")
@@ -117,8 +129,21 @@ class Settings:
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
 
+    def tries(self, defaults: TaskDefaults) -> list["TaskSettings"]:
+        """All numbers for one task, once for each learning rate; raises UserError where they do not go together."""
+        full, ticket = _values(self.learning_rate), _values(self.ticket_learning_rate)
+        if len(full) > 1 and self.ticket_learning_rate is None:
+            ticket = [rate * defaults.ticket_learning_rate / defaults.learning_rate for rate in full]
+        if len(full) != len(ticket):
+            raise UserError(
+                f"learning_rate has {len(full)} value(s) and ticket_learning_rate {len(ticket)}; "
+                "they are tried in pairs, so it must be as many"
+            )
+        pairs = (dict(zip(LEARNING_RATES, pair, strict=True)) for pair in zip(full, ticket, strict=True))
+        return [dataclasses.replace(self, **pair).for_task(defaults) for pair in pairs]
+
     def for_task(self, defaults: TaskDefaults) -> "TaskSettings":
-        """All numbers for one task; raises UserError where they do not go together."""
+        """Those for one learning rate."""
         chosen = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         for name, default in dataclasses.asdict(defaults).items():
             if chosen[name] is None:
@@ -145,3 +170,8 @@ class TaskSettings(Settings):
     ticket_learning_rate: float
     batch_size: int
     max_length: int
+
+
+def _values(value: Any) -> list[Any]:
+    """Of a setting that may have several."""
+    return value if isinstance(value, list) else [value]

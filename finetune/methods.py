@@ -15,18 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
-from earlybert.core.distributed import rank
+from earlybert.core.distributed import broadcast_object, rank
 from earlybert.core.files import file_hash
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import MASKED_TOKENS, EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.pretrained import Pretrained, starting_weights
+from earlybert.finetune.rankings import Recorder, make_ranking
 from earlybert.finetune.text import Features, masked
-from earlybert.finetune.training import Collate, Masking, Recorder, TrainerRun, draw_step, make_trainer, train
+from earlybert.finetune.training import Collate, Masking, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.hugging_face import EarlyBertConfig
@@ -168,17 +168,22 @@ def search(
     step = draw_step(len(rows), settings)
     history = MaskHistory(folder / "search", settings.draw, SearchConfig(), step)
     run = TrainerRun("search", folder, settings.epochs, settings.learning_rate, seed, stop_after=step)
-    trainer = make_trainer(model, rows, collate, settings, run, Recorder(history, step), masking)
+    ranking = make_ranking(settings.ranking, settings.lambda_heads, settings.lambda_neurons)
+    trainer = make_trainer(model, rows, collate, settings, run, Recorder(history, step, ranking), masking)
     cost = train(trainer)
     content = None
     if rank() == 0:
         path = snapshot_path(folder / "search", step)
         snapshot = load_snapshot(path)
         source = TicketSource(
-            kind="search", stage="finetune", step=step, seed=seed, coefficients_sha256=file_hash(path)
+            kind="search",
+            stage="finetune",
+            step=step,
+            seed=seed,
+            ranking=settings.ranking,
+            coefficients_sha256=file_hash(path),
         )
         ticket = draw(full_shape(network), snapshot.heads_LU, snapshot.neurons_LU, settings.draw, source)
         content = ticket.content() | {"sha256": ticket.sha256}
     # Every rank cuts by the same ticket; its hash is verified on the way in.
-    (content,) = broadcast_object_list([content])
-    return Ticket.from_content(content, "the ticket drawn by rank 0"), cost
+    return Ticket.from_content(broadcast_object(content), "the ticket drawn by rank 0"), cost

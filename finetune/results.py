@@ -134,6 +134,12 @@ def print_tables(out: Path) -> None:
                 costs.add_row(task, method, f"{results[0]['relative_flops']:.3f}", f"{saved.ratio:.3f}", *shares)
     if costs.row_count:
         console.print(costs)
+    rates = Table("task", "method", "learning rate by seed", title="best on a held-out tenth of the training set")
+    for (task, method), results in grouped.items():
+        if any(result.get("tried") for result in results):
+            rates.add_row(task, method, ", ".join(f"{result['learning_rate']:g}" for result in results))
+    if rates.row_count:
+        console.print(rates)
 
 
 def _score_table(grouped: Grouped, tasks: Sequence[str], methods: Sequence[str]) -> Table:

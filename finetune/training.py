@@ -23,17 +23,14 @@ from earlybert.core.files import read_json
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
+from earlybert.finetune.rankings import Recorder
 from earlybert.finetune.text import Features, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
-from earlybert.pretrain.network.parameters import is_coefficient
-from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
 from earlybert.pretrain.train.telemetry import StageProgress
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 # What becomes of a row when it is trained on: of (row, epoch, index).
 Masking = Callable[[Features, int, int], Features]
-
-RECORDINGS = 20
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,19 @@ def order(seed: int, epoch: int, examples: int) -> list[int]:
 
 
 class TimedTrainer(Trainer):
-    """Makes the loss that of the whole update, adds the L1 term to it, and has every update timed."""
+    """Makes the loss that of the whole update, adds the L1 term to it, and has every update timed and ranked by."""
 
     def __init__(
-        self, settings: TaskSettings, total: int, rows: list[Features], masking: Masking | None, **others: Any
+        self,
+        settings: TaskSettings,
+        total: int,
+        rows: list[Features],
+        masking: Masking | None,
+        recorder: Recorder | None,
+        **others: Any,
     ) -> None:
         super().__init__(train_dataset=rows, **others)
-        self.settings, self.total, self.rows, self.masking = settings, total, rows, masking
+        self.settings, self.total, self.rows, self.masking, self.recorder = settings, total, rows, masking, recorder
         # So the Trainer leaves dividing the loss to the model.
         self.model_accepts_loss_kwargs = True
 
@@ -97,6 +100,10 @@ class TimedTrainer(Trainer):
         self.clock.forward_begins(self.args.device)
         loss = super().training_step(*arguments, **keywords)
         self.clock.backward_ends()
+        if self.recorder and self.accelerator.sync_gradients:
+            assert self.model is not None
+            scaler = self.accelerator.scaler
+            self.recorder.ranking.after_backward(self.model, scaler.get_scale() if scaler else 1.0)
         return loss
 
     def get_batch_samples(
@@ -186,29 +193,6 @@ class StopAfter(TrainerCallback):
             control.should_training_stop = True
 
 
-class Recorder(TrainerCallback):
-    """Copies the coefficients after an update, some twenty times in a search and at its last step."""
-
-    def __init__(self, history: MaskHistory, last_step: int) -> None:
-        self.history, self.last_step = history, last_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        step = state.global_step
-        if step % max(1, self.last_step // RECORDINGS) == 0 or step == self.last_step:
-            if step not in self.history.steps:
-                self.history.add(snapshot(step, keywords["model"]))
-            if rank() == 0:
-                self.history.save()
-
-
-def snapshot(step: int, model: PreTrainedModel) -> Snapshot:
-    """The coefficients of a searching network as they are now."""
-    masters = {
-        name: parameter.detach().float().cpu() for name, parameter in model.named_parameters() if is_coefficient(name)
-    }
-    return Snapshot.from_masters(step, masters)
-
-
 @dataclass(frozen=True)
 class Layout:
     """How the work is laid out: where, in which precision, and how a batch is cut up on each rank."""
@@ -232,12 +216,32 @@ def layout(settings: TaskSettings) -> Layout:
     return Layout(device, device_precision(settings.precision, device), micro, share // micro)
 
 
-def _arguments(settings: TaskSettings, run: TrainerRun) -> TrainingArguments:
-    work = layout(settings)
+def trainer_arguments(checkpoints: Path, work: Layout, **own: Any) -> TrainingArguments:
+    """What all runs of the Trainer have in common, and `own` of one of them. It is silent: `ProgressLines` speaks."""
     arguments = TrainingArguments(
-        output_dir=str(run.checkpoints),
+        output_dir=str(checkpoints),
         per_device_train_batch_size=work.micro_batch,
         gradient_accumulation_steps=work.accumulation,
+        fp16=work.precision == "fp16",
+        bf16=work.precision == "bf16",
+        use_cpu=work.device.type == "cpu",
+        save_strategy="steps",
+        save_total_limit=KEPT,
+        disable_tqdm=True,
+        report_to=[],
+        log_level="error",
+        **own,
+    )
+    # One rank uses one GPU. The Trainer would take all that it sees, and give each of them a whole batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def run_arguments(settings: TaskSettings, run: TrainerRun) -> TrainingArguments:
+    work = layout(settings)
+    return trainer_arguments(
+        run.checkpoints,
+        work,
         per_device_eval_batch_size=2 * work.micro_batch,
         num_train_epochs=run.epochs,
         learning_rate=run.learning_rate,
@@ -246,24 +250,13 @@ def _arguments(settings: TaskSettings, run: TrainerRun) -> TrainingArguments:
         max_grad_norm=settings.max_grad_norm,
         adam_epsilon=settings.adam_eps,
         seed=run.seed,
-        fp16=work.precision == "fp16",
-        bf16=work.precision == "bf16",
-        use_cpu=work.device.type == "cpu",
-        save_strategy="steps",
         save_steps=settings.save_every,
-        save_total_limit=KEPT,
         restore_callback_states_from_checkpoint=True,
         logging_steps=10,
         remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=[],
-        log_level="error",
         dataloader_pin_memory=work.device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
-    # One rank uses one GPU. The Trainer would take all that it sees, and give each of them a whole batch.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
 
 
 def make_trainer(
@@ -275,22 +268,25 @@ def make_trainer(
     recorder: Recorder | None = None,
     masking: Masking | None = None,
 ) -> TimedTrainer:
-    """The Trainer of one run; the recorder takes the coefficients of a searching network."""
+    """The Trainer of one run; the recorder is a search's."""
     total = run.stop_after or updates(len(rows), settings, run.epochs)
-    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total), CloseCheckpoints()]
+    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total)]
+    if recorder:
+        callbacks.append(recorder)
+    # After everyone who puts a file into a checkpoint.
+    callbacks.append(CloseCheckpoints())
     if rank() == 0:
         callbacks.append(TensorBoardCallback(SummaryWriter(str(run.curves))))
     if run.stop_after:
         callbacks.append(StopAfter(run.stop_after))
-    if recorder:
-        callbacks.append(recorder)
     trainer = TimedTrainer(
         settings,
         total,
         rows,
         masking,
+        recorder,
         model=model,
-        args=_arguments(settings, run),
+        args=run_arguments(settings, run),
         data_collator=collate,
         callbacks=callbacks,
     )

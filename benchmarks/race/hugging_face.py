@@ -24,7 +24,8 @@ from transformers import BertConfig, BertForMaskedLM, PrinterCallback, Trainer, 
 from earlybert.core.devices import device_type
 from earlybert.core.files import read_json, write_json, write_text
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
+from earlybert.finetune.checkpoints import CloseCheckpoints, newest_checkpoint
+from earlybert.finetune.training import Layout, trainer_arguments
 from earlybert.pretrain.cost.hardware import device_name, device_precision
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.work import flops_per_sequence
@@ -95,33 +96,21 @@ def model_of(setting: Setting) -> BertForMaskedLM:
 def arguments(setting: Setting) -> TrainingArguments:
     """The Trainer's own defaults, and AdamW's, where the recipe has no number for them."""
     recipe, stage, device = setting.recipe, setting.stage, torch.device(device_type())
-    precision = device_precision(recipe.precision, device)
-    found = TrainingArguments(
-        output_dir=str(setting.run_dir / "checkpoints"),
-        per_device_train_batch_size=setting.micro_batch,
-        gradient_accumulation_steps=-(-stage.global_batch // setting.micro_batch),
+    micro_batches = -(-stage.global_batch // setting.micro_batch)
+    return trainer_arguments(
+        setting.run_dir / "checkpoints",
+        Layout(device, device_precision(recipe.precision, device), setting.micro_batch, micro_batches),
         max_steps=stage.steps,
         learning_rate=stage.schedule.peak,
         warmup_steps=round(stage.schedule.warmup * stage.steps),
         weight_decay=recipe.optimizer.weight_decay,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device.type == "cpu",
-        save_strategy="steps",
         save_steps=recipe.checkpoint_every,
-        save_total_limit=KEPT,
         # Which samples a step has depends on its number alone.
         ignore_data_skip=True,
         logging_strategy="no",
-        disable_tqdm=True,
-        report_to=[],
-        log_level="error",
     )
-    # One rank uses one GPU. The Trainer would take all that it sees, and give each of them a whole batch.
-    found._n_gpu = min(1, found.n_gpu)
-    return found
 
 
 class RaceTrainer(Trainer):

@@ -3,9 +3,12 @@
 Shape suffixes: N examples, C classes.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import EarlyBertForSequenceClassification
 from earlybert.finetune.tasks.metrics import Values
-from earlybert.finetune.tasks.task import Predict, Task
+from earlybert.finetune.tasks.task import Predict, Task, a_tenth
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids, truncate
 
 # What the paper gives GLUE (EarlyBERT sections 3.3, 4.1 and 4.2).
@@ -98,6 +101,10 @@ class Rows:
 
     def first(self, count: int | None) -> "Rows":
         return Rows([column[:count] for column in self.texts], self.labels and self.labels[:count])
+
+    def where(self, chosen: list[bool]) -> "Rows":
+        labels: Any = self.labels and list(compress(self.labels, chosen))
+        return Rows([list(compress(column, chosen)) for column in self.texts], labels)
 
 
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -245,6 +252,13 @@ class SentenceData:
 
     def train(self, count: int | None) -> list[Features]:
         return self.rows(self.train_rows.first(count))
+
+    def held_out(self, count: int | None) -> "SentenceData":
+        """A tenth of the examples."""
+        rows, part = self.train_rows.first(count), copy.copy(self)
+        held = a_tenth(len(rows.texts[0]))
+        part.train_rows, part.evaluated = rows.where([not own for own in held]), {"": rows.where(held)}
+        return part
 
     def _predicted(self, logits_NC: NDArray[np.float32]) -> Values:
         return logits_NC.argmax(1) if self.task.classes else logits_NC[:, 0].astype(np.float64)

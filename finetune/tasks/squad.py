@@ -3,6 +3,7 @@
 Shape suffixes: N windows, S positions.
 """
 
+import copy
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import EarlyBertForQuestionAnswering
 from earlybert.finetune.tasks.squad_scoring import score
-from earlybert.finetune.tasks.task import Predict, Task
+from earlybert.finetune.tasks.task import Predict, Task, a_tenth
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids
 
 HUB = "rajpurkar/squad"
@@ -280,6 +281,15 @@ class SquadData:
         """Rows of the first `count` questions whose answer stands where the file says."""
         windows = make_windows(self.train_questions[:count], self.tokenizer, self.rule)
         return [labelled(window) for of_question in windows.values() for window in of_question]
+
+    def held_out(self, count: int | None) -> "SquadData":
+        """The questions of a tenth of the contexts."""
+        questions, part = self.train_questions[:count], copy.copy(self)
+        contexts = list(dict.fromkeys(question.context for question in questions))
+        held = dict(zip(contexts, a_tenth(len(contexts)), strict=True))
+        part.train_questions = [question for question in questions if not held[question.context]]
+        part.dev_questions = [question for question in questions if held[question.context]]
+        return part
 
     def answers(self, predict: Predict, questions: list[Question]) -> dict[str, list[Answer]]:
         """The n best answers by question id."""

@@ -1,5 +1,6 @@
 """What a task is: how it is opened, trained on, scored and predicted for."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from earlybert.core.errors import UserError
+from earlybert.core.randomness import generator
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import TaskModel
 from earlybert.finetune.text import Features
@@ -34,11 +37,25 @@ class TaskData(Protocol):
     def train(self, count: int | None) -> list[Features]:
         """Rows to train on, of the first `count` examples."""
 
+    def held_out(self, count: int | None) -> "TaskData":
+        """The same task with a tenth of its first `count` training examples as its development set, trained on the
+        others; always the same ones."""
+
     def evaluate(self, predict: Predict, count: int | None) -> dict[str, float]:
         """Scores on the first `count` examples of the development set, by name."""
 
     def submit(self, predict: Predict, folder: Path) -> None:
         """Writes predictions in the form that the task's server or script wants."""
+
+
+def a_tenth(count: int) -> list[bool]:
+    """True for a tenth of so many things, rounded half up and at least one; always the same ones. Raises UserError."""
+    if count < 2:
+        raise UserError(
+            "learning_rate has several values, but the training set is too small to hold a tenth of it out; give one"
+        )
+    chosen = generator(0, "held-out tenth").permutation(count)[: max(1, math.floor(count / 10 + 0.5))]
+    return np.isin(np.arange(count), chosen).tolist()
 
 
 class Task(ABC):

@@ -8,7 +8,7 @@ def ticket_markdown(ticket: Ticket) -> str:
     """What the ticket keeps, layer by layer, and where it came from."""
     model, source = ticket.model, ticket.source
     origin = {
-        "search": f"drawn from the coefficients after {source.step} steps of the {source.stage}",
+        "search": f"drawn by {source.ranking or 'coefficient'} after {source.step} steps of the {source.stage}",
         "random": f"drawn by chance (seed {source.seed})",
         "all": "everything is kept",
     }[source.kind]

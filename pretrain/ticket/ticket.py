@@ -77,13 +77,22 @@ class TicketRule:
 
 @dataclass(frozen=True, kw_only=True)
 class TicketSource:
-    """Where a ticket came from: a search (stage, step, hash of the coefficient file), chance (seed), or nothing cut."""
+    """Where a ticket came from: a search (stage, step, hash of what it recorded), chance (seed), or nothing cut.
+
+    `ranking`: what a fine-tuning search ranked the units by; None is the magnitude of the coefficient.
+    """
 
     kind: Literal["search", "random", "all"]
     stage: str | None = None
     step: int | None = None
     seed: int | None = None
     coefficients_sha256: str | None = None
+    ranking: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """As JSON; a ticket without a ranking is as it was before there were several."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name != "ranking" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,7 @@ class Ticket:
             "rule": dataclasses.asdict(self.rule) | {"minimum_heads": 1, "minimum_neurons": self.rule.width_multiple},
             "requested": self.requested,
             "realised": self.realised,
-            "source": dataclasses.asdict(self.source),
+            "source": self.source.content(),
         }
 
     @property

@@ -6,17 +6,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from earlybert.core import cli
 from earlybert.finetune import command
+from earlybert.finetune.cell import open_task
+from earlybert.finetune.config import Settings
+from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import read_results, savings
+from earlybert.finetune.tasks.registry import TASKS
+from earlybert.finetune.text import Features
 from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import BIN, free_port
 from tests.finetune.made_up import save_tiny_bert, table, tiny_bert
 
 SMALL = ["--max-length", "48", "--doc-stride", "16", "--max-query-length", "8", "--draw.width_multiple", "8"]
+SHORT = Settings(max_length=64, doc_stride=16, max_query_length=8)
 FAST = ["--learning-rate", "3e-3", "--ticket-learning-rate", "3e-3", "--batch-size", "8", "--dropout", "0"]
 
 
@@ -66,6 +74,61 @@ def test_every_method_runs_on_answers_and_leaves_nothing_half_written(bert: Path
         assert not (cell / "checkpoints").exists()
 
 
+def test_the_best_learning_rate_is_taken_and_reported(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every method; what follows is trained on all examples, and a try is not repeated."""
+    arguments = ["--task", "SST-2", "--method", "dense", "earlybert", *FAST[4:], "--export", "[]", "--epochs", "6"]
+    arguments += [
+        "--ticket-epochs",
+        "5",
+        "--learning-rate",
+        "1e-7",
+        "3e-3",
+        "--ticket_learning_rate",
+        "2e-7",
+        "4e-3",
+        "--search-epochs",
+        "0.5",
+    ]
+    finetune(bert, data, tmp_path, *arguments)
+    for method, rates in {"dense": [1e-7, 3e-3], "earlybert": [2e-7, 4e-3]}.items():
+        (result,) = read_results(tmp_path)["SST-2", method]
+        assert [tried["learning_rate"] for tried in result["tried"]] == rates
+        assert result["tried"][0]["score"] < result["tried"][1]["score"]
+        assert (result["learning_rate"], result["examples"]) == (rates[1], 96)
+        folder = tmp_path / "SST-2" / method / "seed-42"
+        tries = [json.loads((folder / "tries" / number / "result.json").read_text()) for number in "12"]
+        assert [one["examples"] for one in tries] == [86, 86]
+        assert [one["scores"]["accuracy"] for one in tries] == [tried["score"] for tried in result["tried"]]
+    assert "best on a held-out tenth" in capsys.readouterr().out
+    tried = folder / "tries" / "1" / "result.json"
+    before = tried.stat().st_mtime_ns
+    (folder / "result.json").unlink()
+    finetune(bert, data, tmp_path, *arguments)
+    assert read_results(tmp_path)["SST-2", "earlybert"] and tried.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("task", "held"), [("SST-2", 10), ("SQuAD", 2)])
+def test_a_tenth_of_the_training_set_is_held_out(bert: Path, data: Path, task: str, held: int) -> None:
+    """Of texts or of contexts; the development set is not looked at."""
+    pretrained, (used,) = open_pretrained(str(bert)), SHORT.tries(TASKS[task].defaults)
+    whole = open_task(TASKS[task], data, pretrained, used)
+    asked: list[Features] = []
+
+    def zeros(rows: list[Features]) -> tuple[Any, ...]:
+        asked.extend(rows)
+        shape = (len(rows), 64 if task == "SQuAD" else 2)
+        return tuple(np.zeros(shape, dtype=np.float32) for _ in range(2 if task == "SQuAD" else 1))
+
+    part = whole.held_out(None)
+    part.evaluate(zeros, None)
+    all_rows, kept, out = (
+        sorted(row["input_ids"] for row in rows) for rows in (whole.train(None), part.train(None), asked)
+    )
+    assert len(out) == held and sorted([*kept, *out]) == all_rows
+
+
 def test_our_own_runs_and_exports_are_fine_tuned(finished_run: Path, data: Path, tmp_path: Path) -> None:
     """A run directory and its narrow export are the same network; the narrow one is not cut again."""
     arguments = ["--task", "SST-2", "--method", "dense", "--export", "[]", "--max-train-examples", "32"]
@@ -102,6 +165,13 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--search-epochs", "0"], "search_epochs is 0.0; it must be above 0"),
         (["--search-epochs", "many"], "search_epochs is many; expected a float"),
         (["--epochs", "many"], "epochs is many; expected float"),
+        (["--learning-rate", "1e-5", "many"], "learning_rate is many; expected a float"),
+        (["--learning-rate", "1e-5", "-1"], "learning_rate is -1.0; it must be above 0"),
+        (
+            ["--learning-rate", "1e-5", "2e-5", "--ticket-learning-rate", "1e-5"],
+            "learning_rate has 2 value(s) and ticket_learning_rate 1",
+        ),
+        (["--ranking", "gradient"], "ranking is gradient"),
         (["--seed", "one"], "seed is one; expected a int"),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["--epoch", "3"], 'unknown option --epoch; did you mean "epochs"?'),

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
@@ -28,6 +27,7 @@ from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.ticket import TicketRule
 from tests.conftest import gradient_of
 from tests.finetune.made_up import VOCABULARY, save_tiny_bert, tiny_bert
+from tests.finetune.reference_search import reference_search
 
 
 def settings(task: str = "SST-2", **changes: Any) -> TaskSettings:
@@ -107,44 +107,6 @@ def test_one_epoch_of_search_is_one_epoch(task: SentenceData) -> None:
     assert draw_step(96, settings(search_epochs=1.0, batch_size=8)) == 12
 
 
-def reference_search(bert: Path, batches: list[dict[str, torch.Tensor]], total: int, learning_rate: float) -> Any:
-    """Coefficients after each update, by scaling activations of Hugging Face's BERT and PyTorch's AdamW."""
-    pretrained = open_pretrained(str(bert))
-    names = {0: "0", 1: "1"}
-    config = task_config(pretrained, {"id2label": names, "label2id": {"0": 0, "1": 1}}, 0.0)
-    config = config.with_network(dataclasses.replace(config.network, searching=True))
-    start = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=7)
-    model = tiny_bert().bert.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    classifier = torch.nn.Linear(32, 2)
-    classifier.load_state_dict({key: start[f"classifier.{key}"] for key in ("weight", "bias")})
-    heads = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
-    neurons = [torch.nn.Parameter(torch.ones(64)) for _ in range(3)]
-    for layer, head, neuron in zip(model.encoder.layer, heads, neurons, strict=True):
-        layer.attention.output.dense.register_forward_pre_hook(
-            lambda _, inputs, c=head: (inputs[0] * c.repeat_interleave(8),)
-        )
-        layer.output.dense.register_forward_pre_hook(lambda _, inputs, c=neuron: (inputs[0] * c,))
-    parameters = [*model.parameters(), *classifier.parameters(), *heads, *neurons]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (total - step) / total)
-    recorded = []
-    for batch in batches:
-        labels = batch["labels"]
-        scores = classifier(model(**{key: value for key, value in batch.items() if key != "labels"}).pooler_output)
-        penalty = sum(c.abs().sum() for c in [*heads, *neurons])
-        loss = F.cross_entropy(scores, labels) + 1e-4 * penalty
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        recorded.append([torch.stack(list(kind)).detach().clone().numpy() for kind in (heads, neurons)])
-    return recorded
-
-
 def test_recordings_are_the_coefficients_after_each_update(
     bert: Path, task: SentenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,8 +124,9 @@ def test_recordings_are_the_coefficients_after_each_update(
     searched(bert, task, tmp_path, used)
     assert len(batches) == 6  # stops at the draw step, though the curve is that of three epochs
     assert updates(96, used, used.epochs) == 36
-    for step, (heads, neurons) in enumerate(reference_search(bert, batches, 36, 1e-3), start=1):
+    for step, recorded in enumerate(reference_search(bert, batches, 36, 1e-3), start=1):
         found = load_snapshot(snapshot_path(tmp_path / "search", step))
+        heads, neurons = recorded["coefficient"]
         np.testing.assert_allclose(found.heads_LU, heads, atol=2e-5)
         np.testing.assert_allclose(found.neurons_LU, neurons, atol=2e-4)
         assert np.abs(found.neurons_LU - 1).max() > 5e-4 * step
@@ -224,13 +187,7 @@ def test_the_l1_term_counts_once_per_update(
         assert isinstance(trainer.model, torch.nn.Module)
         parameters = dict(trainer.model.named_parameters())
 
-        class Keep(methods.Recorder):
-            def __init__(self) -> None:
-                pass
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                pass
-
+        class Keep(TrainerCallback):
             def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
                 gradients.append({key: gradient_of(value).clone() for key, value in parameters.items()})  # noqa: B023
 
@@ -318,10 +275,7 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(
 
     cut = run_trainer(bert, task, a_run(tmp_path / "cut"), used)
 
-    class Interruption(methods.Recorder):
-        def __init__(self) -> None:
-            pass
-
+    class Interruption(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 5:
                 raise KeyboardInterrupt
@@ -411,10 +365,10 @@ def test_a_stage_that_ended_is_not_trained_on(bert: Path, task: SentenceData, tm
 
 def test_one_rank_uses_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the Trainer sees four, it would put four times the batch on them."""
-    arguments = training._arguments(settings(batch_size=16), a_run(tmp_path))
+    arguments = training.run_arguments(settings(batch_size=16), a_run(tmp_path))
     assert arguments.train_batch_size == 16
     monkeypatch.setattr(training, "TrainingArguments", lambda **given: SeesFour(**given))
-    assert training._arguments(settings(batch_size=16), a_run(tmp_path)).train_batch_size == 16
+    assert training.run_arguments(settings(batch_size=16), a_run(tmp_path)).train_batch_size == 16
 
 
 class SeesFour(TrainingArguments):

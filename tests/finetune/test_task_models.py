@@ -34,6 +34,8 @@ from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_
 from earlybert.finetune.saved import plain_bert, save_trained
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.sentences import SentenceData
+from earlybert.pretrain.network.batch import Batch
+from earlybert.pretrain.network.hugging_face import EarlyBertModel
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
 from tests.finetune.made_up import tiny_bert, tiny_tokenizer
@@ -115,6 +117,24 @@ def test_full_network_is_hugging_faces(bert: Path, model_class: TaskModel, head:
         rtol=1e-3,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize(("model_class", "head"), HEADS)
+def test_neither_padding_nor_states_that_the_head_does_not_read_are_computed(
+    bert: Path, model_class: TaskModel, head: dict[str, Any]
+) -> None:
+    model = full(open_pretrained(str(bert)), model_class, head)
+    rows: list[int] = []
+    for layer in cast(EarlyBertModel, model).network.encoder_layers:
+        layer.feed_forward.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
+    model(**batch())
+    assert rows == [27, 27, 27 if model_class is EarlyBertForQuestionAnswering else 3]
+
+
+def test_padding_comes_back_as_it_was() -> None:
+    packed = Batch.of_padded(*(batch()[name] for name in ("input_ids", "attention_mask", "token_type_ids")))
+    for name, values in packed.padded(0).items():
+        assert torch.equal(values, batch()[name]), name
 
 
 @pytest.mark.parametrize(("model_class", "head"), HEADS)
