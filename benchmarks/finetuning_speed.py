@@ -83,7 +83,8 @@ class SameBatches(Trainer):
 
     def get_batch_samples(self, *_: Any) -> tuple[list[dict[str, Any]], None]:
         indices = order(self.args.seed, 0, len(self.rows))[self.state.global_step * self.size :][: self.size]
-        return [self._prepare_inputs(self.data_collator([self.rows[index] for index in indices]))], None
+        rows: list[Any] = [self.rows[index] for index in indices]
+        return [self._prepare_inputs(self.data_collator(rows))], None
 
 
 def keep(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:

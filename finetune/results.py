@@ -135,9 +135,9 @@ def print_tables(out: Path) -> None:
     if costs.row_count:
         console.print(costs)
     rates = Table("task", "method", "learning rate by seed", title="best on a held-out tenth of the training set")
-    for (task, method), results in grouped.items():
+    for key, results in grouped.items():
         if any(result.get("tried") for result in results):
-            rates.add_row(task, method, ", ".join(f"{result['learning_rate']:g}" for result in results))
+            rates.add_row(*key, ", ".join(f"{result['learning_rate']:g}" for result in results))
     if rates.row_count:
         console.print(rates)
 

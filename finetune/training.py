@@ -126,7 +126,7 @@ class TimedTrainer(Trainer):
         rows.sort(key=length)
         turns = world_size() * num_batches
         own = range(turns)[rank() * num_batches :][:num_batches]
-        batches = [rows[turn::turns] or [with_nothing_to_learn(rows[0])] for turn in own]
+        batches: list[list[Any]] = [rows[turn::turns] or [with_nothing_to_learn(rows[0])] for turn in own]
         prepared: Any = [self._prepare_inputs(self.data_collator(batch)) for batch in batches]
         return prepared, torch.tensor(sum(map(learnt, rows)), device=device)
 
