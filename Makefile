@@ -36,6 +36,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	rm -rf types && mkdir -p types/earlybert
 	for folder in core data_prep kernels pretrain finetune; do ln -s ../../$$folder types/earlybert/$$folder; done
+	ln -s ../../package/__init__.py types/earlybert/__init__.py
 	MYPYPATH=types:benchmarks:. $(BIN)/mypy --namespace-packages --explicit-package-bases types/earlybert benchmarks tests
 
 bench: quickstart

@@ -6,7 +6,7 @@ from setuptools import setup
 
 FOLDERS = ["core", "data_prep", "kernels", "pretrain", "finetune", "ds_configs"]
 ROOT = Path(__file__).parent
-# Every folder with an __init__.py in it.
+# Every folder with an __init__.py in it; `earlybert` itself is the folder `package`.
 PACKAGES = sorted(str(path.parent.relative_to(ROOT)) for top in FOLDERS for path in (ROOT / top).rglob("__init__.py"))
 
 setup(
@@ -17,8 +17,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=[f"earlybert.{folder.replace('/', '.')}" for folder in PACKAGES],
-    package_dir={f"earlybert.{folder}": folder for folder in FOLDERS},
+    packages=["earlybert", *(f"earlybert.{folder.replace('/', '.')}" for folder in PACKAGES)],
+    package_dir={"earlybert": "package"} | {f"earlybert.{folder}": folder for folder in FOLDERS},
     package_data={
         "earlybert.kernels": ["csrc/*"],
         "earlybert.pretrain.plan": ["recipes/*.yaml"],

@@ -36,7 +36,6 @@ from earlybert.kernels.muon import Muon
 from earlybert.kernels.muon_reference import MuonReference
 from earlybert.kernels.partition import partition_layout, start_state
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import padded_output
 from earlybert.pretrain.network.model import PreTrainingNetwork
 
 LEGEND = """\
@@ -99,10 +98,9 @@ class Task(nn.Module):
     def forward(
         self, input_ids_BS: Tensor, positions_N: Tensor, labels_N: Tensor, next_sentence_labels_B: Tensor
     ) -> Tensor:
-        output = padded_output(self.bert, input_ids_BS, masked_positions=positions_N)
-        assert output.prediction_logits is not None and output.seq_relationship_logits is not None
-        masked = F.cross_entropy(output.prediction_logits.to(self.loss_dtype), labels_N)
-        return masked + F.cross_entropy(output.seq_relationship_logits.to(self.loss_dtype), next_sentence_labels_B)
+        logits = self.bert.padded_logits(input_ids_BS, masked_positions=positions_N)
+        masked = F.cross_entropy(logits["masked"].to(self.loss_dtype), labels_N)
+        return masked + F.cross_entropy(logits["next_sentence"].to(self.loss_dtype), next_sentence_labels_B)
 
     @property
     def loss_dtype(self) -> torch.dtype:

@@ -17,13 +17,13 @@ from earlybert.core.progress import say
 from earlybert.finetune import methods
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
+from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import Pretrained, starting_weights, task_config
 from earlybert.finetune.saved import save_trained
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.task import Task, TaskData
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
-from earlybert.pretrain.network.hugging_face import EarlyBertConfig
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.telemetry import clock
 
@@ -119,7 +119,7 @@ class Cell:
     def _ticket(
         self,
         pretrained: Pretrained,
-        config: EarlyBertConfig,
+        config: TrainedConfig,
         data: TaskData,
         rows: list[Features],
         settings: TaskSettings,

@@ -23,13 +23,13 @@ from earlybert.core.files import file_hash
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import MASKED_TOKENS, EarlyBertForMaskedTokens, TaskModel
+from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import Pretrained, starting_weights
 from earlybert.finetune.rankings import Recorder, make_ranking
 from earlybert.finetune.text import Features, masked
 from earlybert.finetune.training import Collate, Masking, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
-from earlybert.pretrain.network.hugging_face import EarlyBertConfig
 from earlybert.pretrain.network.parameters import split_name
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
@@ -140,7 +140,7 @@ def require_usable(method: Method, settings: TaskSettings, pretrained: Pretraine
 
 def search(
     pretrained: Pretrained,
-    config: EarlyBertConfig,
+    config: TrainedConfig,
     model_class: TaskModel,
     rows: list[Features],
     settings: TaskSettings,

@@ -1,7 +1,7 @@
-"""The network of pre-training, full or narrow, with a head for a task on it. Importing this registers the Auto classes.
+"""The network of pre-training, full or narrow, with a head for a task on it, as it is trained.
 
 With all units kept these are `transformers.BertForSequenceClassification` and `BertForQuestionAnswering`, weight for
-weight.
+weight; `finetune/saved.py` writes them as such.
 
 They take padded batches, as Hugging Face's do, and compute without the padding, and no last hidden state that the head
 does not read.
@@ -15,14 +15,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 from transformers.utils import ModelOutput
 
+from earlybert.finetune.network import TrainedConfig, TrainedModel
 from earlybert.kernels.dropout import dropout
 from earlybert.pretrain.network.batch import Batch
-from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining, EarlyBertModel
 from earlybert.pretrain.network.losses.masked import MaskedTokens
-from earlybert.pretrain.network.model import Encoder
+from earlybert.pretrain.network.model import Encoder, PreTrainingNetwork
 
 # The label of what is not to be learnt: tokens that are not masked, rows that only fill up a batch.
 IGNORED = -100
@@ -70,13 +69,13 @@ def _cross_entropy(logits_NC: Tensor, label_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NC.float(), label_N, ignore_index=IGNORED, reduction="sum")
 
 
-class EarlyBertForSequenceClassification(EarlyBertModel):
+class EarlyBertForSequenceClassification(TrainedModel):
     """Pooler, dropout and a linear layer on the first token's state; with one label it is a regression."""
 
-    def __init__(self, config: EarlyBertConfig) -> None:
+    def __init__(self, config: TrainedConfig) -> None:
         super().__init__(config, Encoder(config.network))
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
+        self.pooler = nn.Linear(config.network.hidden_size, config.network.hidden_size)
+        self.classifier = nn.Linear(config.network.hidden_size, config.num_labels or 1)
         self.post_init()
 
     def forward(
@@ -91,7 +90,7 @@ class EarlyBertForSequenceClassification(EarlyBertModel):
         batch = Batch.of_padded(input_ids, attention_mask, token_type_ids)
         first_BH = self.network.encode(batch)[batch.first_rows_B]
         pooled_BH = torch.tanh(self.pooler(first_BH))
-        pooled_BH = dropout(pooled_BH, self.config.hidden_dropout_prob if self.training else 0.0)
+        pooled_BH = dropout(pooled_BH, self.network.config.hidden_dropout_prob if self.training else 0.0)
         logits_BC = self.classifier(pooled_BH)
         loss = None
         if labels is not None and self.config.num_labels == 1:
@@ -103,12 +102,12 @@ class EarlyBertForSequenceClassification(EarlyBertModel):
         return ClassifierOutput(loss=loss, logits=logits_BC, **self.network.penalties())
 
 
-class EarlyBertForQuestionAnswering(EarlyBertModel):
+class EarlyBertForQuestionAnswering(TrainedModel):
     """A linear layer that scores every token as the first and as the last of the answer."""
 
-    def __init__(self, config: EarlyBertConfig) -> None:
+    def __init__(self, config: TrainedConfig) -> None:
         super().__init__(config, Encoder(config.network))
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs = nn.Linear(config.network.hidden_size, 2)
         self.post_init()
 
     def forward(
@@ -137,10 +136,16 @@ class EarlyBertForQuestionAnswering(EarlyBertModel):
         return output
 
 
-class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
+class EarlyBertForMaskedTokens(TrainedModel):
     """The masked-token objective on a task's text, for a search that looks at no label (EarlyBERT, Appendix B)."""
 
-    def forward(  # type: ignore[override]
+    network: PreTrainingNetwork
+
+    def __init__(self, config: TrainedConfig) -> None:
+        super().__init__(config, PreTrainingNetwork(config.network))
+        self.post_init()
+
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -157,6 +162,3 @@ class EarlyBertForMaskedTokens(EarlyBertForPreTraining):
 
 
 TaskModel = type[EarlyBertForSequenceClassification] | type[EarlyBertForQuestionAnswering]
-
-AutoModelForSequenceClassification.register(EarlyBertConfig, EarlyBertForSequenceClassification)
-AutoModelForQuestionAnswering.register(EarlyBertConfig, EarlyBertForQuestionAnswering)

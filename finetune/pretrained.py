@@ -19,10 +19,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from earlybert.core.errors import UserError
 from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
+from earlybert.finetune.network import TrainedConfig
 from earlybert.pretrain.checkpoint.export import newest
 from earlybert.pretrain.network.bert_format import from_bert
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import EarlyBertConfig, EarlyBertForPreTraining
+from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.network.initial import initial_tensor
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS
 from earlybert.pretrain.network.state import Weights
@@ -90,14 +91,14 @@ def _loaded(what: str, load: Callable[[], Any]) -> Any:
         raise UserError(f"{what} cannot be loaded ({' '.join(str(error).split())})") from None
 
 
-def _config(name: str) -> EarlyBertConfig | BertConfig:
+def _config(name: str) -> BertConfig:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: has neither config.yaml, as a run has, nor config.json, as a model has")
     no_folder = f"--model is {name!r}, which is no run and no folder; as a model of the hub it"
     config = _loaded(
         f"{name}: its config.json" if Path(name).exists() else no_folder, lambda: AutoConfig.from_pretrained(name)
     )
-    if not isinstance(config, (EarlyBertConfig, BertConfig)):
+    if not isinstance(config, BertConfig):
         raise UserError(f"{name}: its model_type is {config.model_type!r}; it must be bert or earlybert")
     for field, expected in FIXED_FIELDS.items():
         if (found := getattr(config, field, expected)) != expected:
@@ -118,10 +119,9 @@ def _tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[NetworkConfig, Weights]:
+def _network(name: str, config: BertConfig) -> tuple[NetworkConfig, Weights]:
     """Any BERT, ours or Hugging Face's; heads that its checkpoint lacks are left out and will start afresh."""
-    ours = isinstance(config, EarlyBertConfig)
-    model_class = EarlyBertForPreTraining if ours else BertForPreTraining
+    model_class = EarlyBertForPreTraining if isinstance(config, EarlyBertConfig) else BertForPreTraining
     options: dict[str, Any] = {
         "dtype": torch.float32,
         "output_loading_info": True,
@@ -132,24 +132,22 @@ def _network(name: str, config: EarlyBertConfig | BertConfig) -> tuple[NetworkCo
     if mismatched := sorted(loading["mismatched_keys"]):
         key, found, expected = mismatched[0]
         raise UserError(f"{name}: {key} has the shape {list(found)}; by its config.json it must be {list(expected)}")
-    stored = {head: head if ours else theirs for head, theirs in HEADS.items()}
     missing = sorted(loading["missing_keys"])
-    if lost := [key for key in missing if not key.startswith(tuple(stored.values()))]:
+    if lost := [key for key in missing if not key.startswith(tuple(HEADS.values()))]:
         raise UserError(f"{name}: is not a complete BERT; it lacks {lost[0]} and {len(lost) - 1} more")
-    state = model.state_dict()
-    network, weights = (model.config.network, state) if ours else from_bert(model.config, state)
-    fresh = tuple(head for head, prefix in stored.items() if any(key.startswith(prefix) for key in missing))
+    network, weights = from_bert(model.config, model.state_dict())
+    fresh = tuple(head for head, prefix in HEADS.items() if any(key.startswith(prefix) for key in missing))
     return network, {key: value for key, value in weights.items() if not key.startswith(fresh)}
 
 
-def task_config(pretrained: Pretrained, head: dict[str, object], dropout: float) -> EarlyBertConfig:
+def task_config(pretrained: Pretrained, head: dict[str, object], dropout: float) -> TrainedConfig:
     """The network's configuration for a task, whose labels are `head`."""
     network = dataclasses.replace(pretrained.config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    return EarlyBertConfig.of(network, **head)
+    return TrainedConfig(network, **head)
 
 
 def starting_weights(
-    model_class: TaskModel | type[EarlyBertForMaskedTokens], config: EarlyBertConfig, pretrained: Weights, seed: int
+    model_class: TaskModel | type[EarlyBertForMaskedTokens], config: TrainedConfig, pretrained: Weights, seed: int
 ) -> dict[str, Tensor]:
     """Pre-trained values, and for the rest (task head, coefficients) initial ones.
 

@@ -28,7 +28,7 @@ SCRIPTS = sorted((ROOT / "docs").glob("*.sh"))
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FOLDERS = "core|data_prep|kernels|pretrain|finetune|ds_configs|slurm|benchmarks|tests|docs|constraints"
+FOLDERS = "package|core|data_prep|kernels|pretrain|finetune|ds_configs|slurm|benchmarks|tests|docs|constraints"
 # A path from the repository's root, or the end of one, as tables give it under a heading that names the folder.
 ROOTED = re.compile(rf"(?<![\w./~$-])(?:{FOLDERS})/[\w./-]*\w")
 SOURCE_FILE = re.compile(r"(?<![\w./~$-])[\w/-]+\.(?:py|sh|md|cu)\b")

@@ -74,7 +74,7 @@ IMPORTS = {module: imported(module) for module in MODULES}
 HEAVY = {"torch", "transformers", "deepspeed", "datasets", "matplotlib"}
 # Files of those rooms that compute with tensors or draw.
 COMPUTING = {
-    *(f"pretrain.network.{name}" for name in ("bert_format", "hugging_face", "initial", "layers")),
+    *(f"pretrain.network.{name}" for name in ("bert_format", "exported.modeling_earlybert", "initial", "layers")),
     *(f"pretrain.network.{name}" for name in ("model", "batch", "surgery")),
     *("pretrain.ticket.figures", "pretrain.checkpoint.writer", "pretrain.checkpoint.export"),
 }

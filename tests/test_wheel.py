@@ -92,6 +92,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     expected = {f"earlybert/{name}" for name in tracked() if name.split("/")[0] in PACKAGE}
+    expected.add("earlybert/__init__.py")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("earlybert/")}
     assert inside == expected
     assert {"recipes", "csrc", "ds_configs"} <= {Path(name).parent.name for name in inside}

@@ -14,9 +14,8 @@ from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
-from earlybert.pretrain.network.bert_format import parts_without_bert_head, to_bert
+from earlybert.pretrain.network.bert_format import parts_without_bert_head, to_bert, to_earlybert
 from earlybert.pretrain.network.config import NetworkConfig, dense_config
-from earlybert.pretrain.network.hugging_face import hugging_face_model
 from earlybert.pretrain.network.model import PreTrainingNetwork, network_with
 from earlybert.pretrain.network.state import Weights
 from earlybert.pretrain.network.surgery import bake_coefficients, widen_weights
@@ -60,19 +59,19 @@ def newest(run_dir: Path) -> Trained | None:
 def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
     """Writes the newest checkpoint's network and tokenizer to `out`.
 
-    "earlybert" is the narrow network (needs this package to load), "bert" the full shape with zeros where a unit was
-    cut (needs transformers only: Hugging Face's BERT with the heads of this network's loss, as far as it has such).
+    "earlybert" is the narrow network with the code that loads it, "bert" the full shape with zeros where a unit was
+    cut: Hugging Face's BERT. Both have the heads of this network's loss, as far as BERT has such.
     """
     trained = newest(run_dir)
     if trained is None:
         raise UserError(f"{run_dir / 'checkpoints'}: holds no intact checkpoint to export")
+    for part in parts_without_bert_head(trained.config):
+        say(f"the {form} export leaves out the head for {part.title}: Hugging Face's BERT has none")
     if form == "bert":
         full, weights, kept = dense_config(trained.config), trained.weights, trained.config.kept_units
-        for part in parts_without_bert_head(full):
-            say(f"the bert export leaves out the head for {part.title}: Hugging Face's BERT has none")
         model: PreTrainedModel = to_bert(full, widen_weights(full, weights, kept) if kept else weights)
     else:
-        model = hugging_face_model(trained.network())
+        model = to_earlybert(trained.config, trained.weights)
     temporary = out.with_name(f".{out.name}.tmp")
     disable_progress_bar()  # a bar for one file of one shard
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Translation to and from Hugging Face's BERT: same network, other names, query, key and value apart.
+"""Translation to and from Hugging Face's BERT and its narrow kin: same network, other names, query, key, value apart.
 
 Shape suffixes: H hidden size, V vocabulary rows.
 """
@@ -13,11 +13,13 @@ from transformers import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForPreTraining,
+    BertModel,
     BertPreTrainedModel,
 )
 
-from earlybert.core.errors import UserError
 from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.exported import modeling_earlybert
+from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertConfig
 from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS, loss_parts
 from earlybert.pretrain.network.parameters import facts_of, layer_of, parameter_shapes, split_name
@@ -59,7 +61,10 @@ BERT_CLASSES: dict[frozenset[str], type[BertPreTrainedModel]] = {
     frozenset({"cls.predictions", "cls.seq_relationship"}): BertForPreTraining,
     frozenset({"cls.predictions"}): BertForMaskedLM,
     frozenset({"cls.seq_relationship"}): BertForNextSentencePrediction,
+    frozenset(): BertModel,
 }
+# Second names of the embedding table and of its bias.
+TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -89,56 +94,76 @@ def parts_without_bert_head(config: NetworkConfig) -> list[LossPart]:
 
 
 def bert_class(config: NetworkConfig) -> type[BertPreTrainedModel]:
-    """The Hugging Face model with the heads of this network's loss; raises UserError where it has none of them."""
+    """The Hugging Face model with the heads of this network's loss, as far as it has such."""
     names = [theirs for part in loss_parts(config.losses) for theirs in part.bert_names.values()]
-    heads = frozenset(".".join(name.split(".")[:2]) for name in names if name.startswith("cls."))
-    if heads not in BERT_CLASSES:
-        raise UserError(f"losses is {', '.join(config.losses)}, of which BERT has no head; export must be earlybert")
-    return BERT_CLASSES[heads]
+    return BERT_CLASSES[frozenset(".".join(name.split(".")[:2]) for name in names if name.startswith("cls."))]
+
+
+def narrow_class(bert: type[BertPreTrainedModel]) -> type[BertPreTrainedModel]:
+    """The class whose layers have widths of their own, with the same heads."""
+    narrow: type[BertPreTrainedModel] = getattr(modeling_earlybert, f"Early{bert.__name__}")
+    return narrow
 
 
 def to_bert(config: NetworkConfig, weights: Mapping[str, Tensor]) -> BertPreTrainedModel:
-    """A Hugging Face model with the weights of a full-width network.
+    """A Hugging Face BERT with the weights of a full-width network.
 
     Left out are the padding rows of the vocabulary, and heads that BERT has not.
     """
-    unknown = {name for part in parts_without_bert_head(config) for name in part.parameters}
-    return fill_bert(
-        bert_class(config), config, {name: tensor for name, tensor in weights.items() if name not in unknown}
-    )
+    return fill_bert(bert_class(config), config, weights)
+
+
+def to_earlybert(config: NetworkConfig, weights: Mapping[str, Tensor]) -> BertPreTrainedModel:
+    """The same for a network with any widths, as a model that has these widths."""
+    return fill_bert(narrow_class(bert_class(config)), config, weights)
 
 
 def fill_bert(model_class: type[Bert], config: NetworkConfig, weights: Mapping[str, Tensor], **labels: Any) -> Bert:
     """The same for a given class, whose heads must be those of the weights; `labels` are its configuration's."""
-    bert_config = BertConfig(
-        **{field: getattr(config, field) for field in SHARED_FIELDS}, tie_word_embeddings=True, **labels
-    )
+    model = _empty_bert(model_class, config, labels)
+    left_out = {name for part in parts_without_bert_head(config) for name in part.parameters}
+    own = "bert." if model.base_model is model else ""
     state = {}
     for name, tensor in weights.items():
+        if name in left_out:
+            continue
         facts = facts_of(name)
         if facts.pads_vocabulary:
             tensor = tensor[: config.vocab_size]
         if facts.row_blocks > 1:
             for projection, rows in zip(_projection_names(name), tensor.chunk(facts.row_blocks), strict=True):
-                state[projection] = rows.contiguous()
+                state[projection.removeprefix(own)] = rows.contiguous()
         else:
-            state[bert_name(name)] = tensor.contiguous()
-    model = model_class(bert_config)
-    # The decoder is the embedding table under a second name; everything else must be there.
+            state[bert_name(name).removeprefix(own)] = tensor.contiguous()
     missing, unexpected = model.load_state_dict(state, strict=False)
-    leftover = [
-        name for name in missing if name not in ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
-    ]
+    leftover = [name for name in missing if name not in TIED]
     if leftover or unexpected:
         raise RuntimeError(f"the BERT form does not match: missing {leftover}, unexpected {unexpected}")
     model.tie_weights()
     return model
 
 
+def _empty_bert(model_class: type[Bert], config: NetworkConfig, labels: Mapping[str, Any]) -> Bert:
+    """A model of this shape; its weights mean nothing yet."""
+    fields: dict[str, Any] = {field: getattr(config, field) for field in SHARED_FIELDS}
+    bert_config: type[BertConfig] = BertConfig
+    if issubclass(model_class, modeling_earlybert.Narrow):
+        bert_config = EarlyBertConfig
+        fields["ticket_sha256"] = config.ticket_sha256
+        for kept in ("kept_heads", "kept_neurons"):
+            fields[kept] = getattr(config, kept) and [list(units) for units in getattr(config, kept)]
+    # Only the next sentence's head has a pooler of its own.
+    others = {"add_pooling_layer": False} if issubclass(model_class, BertModel) else {}
+    return model_class(bert_config(**fields, tie_word_embeddings=True, **labels), **others)
+
+
 def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Our configuration and fp32 weights of a Hugging Face BERT's `state_dict()` (with its pre-training heads)."""
+    """Our configuration and fp32 weights of a `state_dict()`, narrow or not, with its pre-training heads."""
+    kept = {name: getattr(bert_config, name, None) for name in ("kept_heads", "kept_neurons")}
     config = NetworkConfig(
         **{field: getattr(bert_config, field) for field in SHARED_FIELDS},
+        **{name: layers and tuple(map(tuple, layers)) for name, layers in kept.items()},
+        ticket_sha256=getattr(bert_config, "ticket_sha256", None),
         losses=tuple(part.name for part in LOSS_PARTS if part.bert_names and _has_head(state, part)),
     )
     weights = {}

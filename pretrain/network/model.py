@@ -4,7 +4,7 @@ Heads and neurons are counted per layer; the hidden size and the head size are t
 and all coefficients 1 this is `transformers.BertForPreTraining`, weight for weight.
 
 Shape suffixes: B sequences, S positions, T tokens of all sequences, M of them that the losses need, H hidden size,
-V vocabulary rows.
+V vocabulary rows, N predicted positions.
 """
 
 from collections.abc import Mapping
@@ -95,6 +95,23 @@ class PreTrainingNetwork(Encoder):
     def forward(self, batch: Batch) -> NetworkOutput:
         hidden_MH = self.encode(batch)
         return NetworkOutput({part.name: part.score(self, hidden_MH, batch) for part in self.parts}, **self.penalties())
+
+    def padded_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Scores of a padded batch by the names of the parts: of tokens [B, S, V], of sequences [B, answers].
+
+        With `masked_positions`, [N] indices into the B*S positions, of the tokens there alone, [N, V]. Rows of the
+        padded vocabulary are minus infinity.
+        """
+        hidden_BSH = self.encode_padded(input_ids, attention_mask, token_type_ids)
+        predicted_xH = hidden_BSH if masked_positions is None else hidden_BSH.flatten(0, 1)[masked_positions]
+        rows = {"predictions": predicted_xH, "sequences": hidden_BSH[:, 0]}
+        return {part.name: part.logits(self, rows[part.counted]) for part in self.parts}
 
 
 def meta_network(config: NetworkConfig) -> PreTrainingNetwork:

@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         border.check(recipe)
         _check_cuts(recipe, border)
     _check_stages(recipe)
-    _check_losses(recipe)
+    loss_parts(recipe.losses)  # raises where a name is not known
     for name in ("checkpoint_every", "keep_checkpoints", "log_every", "max_skipped_updates"):
         require(getattr(recipe, name) >= 1, name, getattr(recipe, name), "at least 1")
     for name in ("every", "samples"):
@@ -81,13 +81,6 @@ def _check_search(recipe: Recipe) -> None:
     require(0 <= search.stop_threshold <= 1, "search.stop_threshold", search.stop_threshold, "from 0 to 1")
     for name in ("lambda_heads", "lambda_neurons"):
         require(getattr(search, name) >= 0, f"search.{name}", getattr(search, name), "at least 0")
-
-
-def _check_losses(recipe: Recipe) -> None:
-    parts = loss_parts(recipe.losses)
-    if parts and "bert" in recipe.export and not any(part.bert_names for part in parts):
-        names = ", ".join(part.name for part in parts)
-        raise UserError(f"export is {recipe.export}, but BERT has no head for {names}; it must be [earlybert]")
 
 
 def _check_ticket(recipe: Recipe) -> None:

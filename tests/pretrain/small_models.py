@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers.models.bert.modeling_bert import BertForPreTrainingOutput
 
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import padded_output
 from earlybert.pretrain.network.model import NetworkOutput, PreTrainingNetwork
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.work import Work
@@ -53,9 +53,12 @@ def build(config: NetworkConfig, weights: dict[str, Tensor], dtype: torch.dtype 
     return model.eval()
 
 
-def padded_logits(network: PreTrainingNetwork, **inputs: Tensor) -> Any:
-    """`padded_output`, without a type: a test knows which of its logits are there."""
-    return padded_output(network, **inputs)
+def padded_logits(network: PreTrainingNetwork, **inputs: Tensor) -> BertForPreTrainingOutput:
+    """By the names that Hugging Face's BERT has for them."""
+    logits = network.padded_logits(**inputs)
+    return BertForPreTrainingOutput(
+        prediction_logits=logits.get("masked"), seq_relationship_logits=logits.get("next_sentence")
+    )
 
 
 class PlainEngine:

@@ -1,28 +1,16 @@
-"""The network against Hugging Face's BERT, its padded vocabulary, and its Auto classes."""
+"""The network against Hugging Face's BERT, and its padded vocabulary."""
 
 import dataclasses
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForPreTraining, BertForPreTraining, BertPreTrainedModel
+from transformers import BertPreTrainedModel
 
 from earlybert.kernels.lamb import Lamb
 from earlybert.pretrain.network.bert_format import from_bert
-from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import (
-    EarlyBertConfig,
-    EarlyBertForPreTraining,
-    hugging_face_model,
-)
 from earlybert.pretrain.network.model import PreTrainingNetwork
-from earlybert.pretrain.network.surgery import narrow_weights
-from earlybert.pretrain.ticket.ticket import narrow_config
 from tests.conftest import gradient_of
 from tests.pretrain.small_models import (
     VOCABULARY,
@@ -32,7 +20,6 @@ from tests.pretrain.small_models import (
     random_inputs,
     random_weights,
     small_config,
-    unequal_ticket,
 )
 
 IGNORED = -100
@@ -225,96 +212,3 @@ def test_coefficients_scale_head_outputs_and_neurons() -> None:
     with torch.no_grad():
         ours, expected = padded_logits(build(searching, weights), **inputs), padded_logits(plain, **inputs)
     torch.testing.assert_close(ours.prediction_logits, expected.prediction_logits, rtol=1e-4, atol=1e-5)
-
-
-def save_narrow(folder: Path) -> PreTrainingNetwork:
-    full = small_config()
-    config = narrow_config(full, unequal_ticket(full))
-    network = build(config, narrow_weights(full, random_weights(full), unequal_ticket(full)))
-    hugging_face_model(network).save_pretrained(folder)
-    return network
-
-
-def test_auto_classes_reload_unequal_widths(tmp_path: Path) -> None:
-    model = save_narrow(tmp_path)
-    reloaded = AutoModelForPreTraining.from_pretrained(tmp_path)
-    assert isinstance(reloaded, EarlyBertForPreTraining) and not isinstance(reloaded, BertForPreTraining)
-    found = AutoConfig.from_pretrained(tmp_path)
-    assert found.kept_heads == [[0, 2, 3], [1], [0, 1, 2, 3]]
-    assert found.network == reloaded.network.config == model.config and found.ticket_sha256 is not None
-    assert reloaded.state_dict().keys() == model.state_dict().keys()
-    with torch.no_grad():
-        before, after = padded_logits(model, **random_inputs()), reloaded.eval()(**random_inputs())
-    assert torch.equal(before.prediction_logits, after.prediction_logits)
-    assert torch.equal(before.seq_relationship_logits, after.seq_relationship_logits)
-
-
-def test_config_json_has_the_fields_that_it_always_had(tmp_path: Path) -> None:
-    """What exports of earlier versions say, and those of this one must."""
-    network = save_narrow(tmp_path)
-    written = json.loads((tmp_path / "config.json").read_text())
-    assert isinstance(written.pop("transformers_version"), str)
-    assert written == {
-        "architectures": ["EarlyBertForPreTraining"],
-        "attention_probs_dropout_prob": 0.0,
-        "dtype": "float32",
-        "hidden_dropout_prob": 0.0,
-        "hidden_size": 32,
-        "initializer_range": 0.02,
-        "intermediate_size": 48,
-        "kept_heads": [[0, 2, 3], [1], [0, 1, 2, 3]],
-        "kept_neurons": [[0, 3, 17, 31, 47], list(range(1, 48)), list(range(0, 40, 2))],
-        "layer_norm_eps": 1e-12,
-        "losses": ["masked", "next_sentence"],
-        "max_position_embeddings": 40,
-        "model_type": "earlybert",
-        "next_sentence": True,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 3,
-        "pad_token_id": 0,
-        "searching": False,
-        "ticket_sha256": network.config.ticket_sha256,
-        "type_vocab_size": 2,
-        "vocab_size": 101,
-    }
-
-
-def test_both_configurations_have_the_same_fields_and_defaults() -> None:
-    plain = dataclasses.asdict(NetworkConfig())
-    del plain["losses"]  # which config.json of the first version says in other words
-    assert {name: getattr(EarlyBertConfig(), name) for name in plain} == plain
-    assert EarlyBertConfig().network == NetworkConfig()
-
-
-@pytest.mark.parametrize("next_sentence", [True, False])
-def test_config_json_of_the_first_version_is_read(tmp_path: Path, next_sentence: bool) -> None:
-    """It has no `losses`; whether there is next-sentence prediction decides."""
-    save_narrow(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    del stored["losses"]
-    (tmp_path / "config.json").write_text(json.dumps(stored | {"next_sentence": next_sentence}))
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert config.network.losses == (("masked", "next_sentence") if next_sentence else ("masked",))
-    names = dict(AutoModelForPreTraining.from_config(config).named_parameters())
-    assert ("pooler.weight" in names) == ("next_sentence.bias" in names) == next_sentence
-
-
-def test_fresh_process_reloads_unequal_widths(tmp_path: Path) -> None:
-    """Importing the package is all that the Auto classes need."""
-    model = save_narrow(tmp_path)
-    inputs = random_inputs()
-    torch.save(inputs, tmp_path / "inputs.pt")
-    script = (
-        "import sys, torch, earlybert.pretrain.network.hugging_face\n"
-        "from transformers import AutoModelForPreTraining\n"
-        "folder = sys.argv[1]\n"
-        "torch.set_num_threads(1)\n"
-        "model = AutoModelForPreTraining.from_pretrained(folder).eval()\n"
-        "with torch.no_grad():\n"
-        "    logits = model(**torch.load(folder + '/inputs.pt')).prediction_logits\n"
-        "torch.save(logits, folder + '/logits.pt')\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, cwd=tmp_path)
-    with torch.no_grad():
-        expected = padded_logits(model, **inputs).prediction_logits
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-6, atol=1e-6)

@@ -13,7 +13,6 @@ from earlybert.pretrain.cost.hardware import measured_peak
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.bert_format import from_bert, to_bert
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import padded_output
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import Work, training_flops
@@ -24,6 +23,7 @@ from tests.pretrain.small_models import (
     gradients_of_step,
     make_ticket,
     padded_labels,
+    padded_logits,
     random_weights,
     small_config,
     unequal_ticket,
@@ -65,7 +65,7 @@ def packed(model: PreTrainingNetwork, batch: Batch) -> list[Tensor]:
 
 def padded(model: PreTrainingNetwork, batch: Batch) -> list[Tensor]:
     """The same by PyTorch's cross-entropy on the logits of a padded batch."""
-    output, labels = padded_output(model, **batch.padded(0)), padded_labels(batch)
+    output, labels = padded_logits(model, **batch.padded(0)), padded_labels(batch)
     assert output.prediction_logits is not None and output.seq_relationship_logits is not None
     masked = F.cross_entropy(output.prediction_logits.flatten(0, 1), labels["labels"].flatten(), reduction="sum")
     return [masked, F.cross_entropy(output.seq_relationship_logits, labels["next_sentence_label"], reduction="sum")]

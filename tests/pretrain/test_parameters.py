@@ -9,7 +9,6 @@ import torch
 from small_models import small_config, unequal_ticket
 
 from earlybert.pretrain.network.config import NetworkConfig
-from earlybert.pretrain.network.hugging_face import EarlyBertConfig
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.model import PreTrainingNetwork, meta_network
 from earlybert.pretrain.network.parameters import depth_of, facts_of, network_parameters, parameter_shapes
@@ -129,4 +128,4 @@ def test_a_name_that_says_nothing_is_refused() -> None:
 def test_depth_is_that_of_the_highest_layer() -> None:
     assert depth_of(parameter_shapes(small_config(num_hidden_layers=11))) == 11
     assert depth_of(["layers.4.attention.qkv.bias", "layers.2.attention.qkv.bias"]) == 5
-    assert depth_of(parameter_shapes(NetworkConfig())) == EarlyBertConfig().num_hidden_layers
+    assert depth_of(parameter_shapes(NetworkConfig())) == 12

@@ -42,7 +42,6 @@ class MaskedTokens(LossPart):
         "masked_token.LayerNorm.": "cls.predictions.transform.LayerNorm.",
         "masked_token.bias": "cls.predictions.bias",
     }
-    bert_output = "prediction_logits"
 
     def guessing(self, config: NetworkConfig) -> float:
         return math.log(config.vocab_size)

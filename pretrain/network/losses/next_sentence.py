@@ -35,7 +35,6 @@ class NextSentence(LossPart):
         "pooler.": "bert.pooler.dense.",
         "next_sentence.": "cls.seq_relationship.",
     }
-    bert_output = "seq_relationship_logits"
 
     def guessing(self, config: NetworkConfig) -> float:
         return math.log(2)

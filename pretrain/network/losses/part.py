@@ -37,7 +37,6 @@ class LossPart(ABC):
         standard: whether it is trained, where the corpus has the labels, when a recipe names no losses.
         parameters: of its head, by name, in the order of its modules.
         bert_names: Hugging Face's names for its parameters or their beginnings; empty where its BERT has no such head.
-        bert_output: Hugging Face's name for its logits.
     """
 
     name: ClassVar[str]
@@ -48,7 +47,6 @@ class LossPart(ABC):
     standard: ClassVar[bool] = False
     parameters: ClassVar[Mapping[str, ParameterFacts]]
     bert_names: ClassVar[Mapping[str, str]] = {}
-    bert_output: ClassVar[str] = ""
 
     def count(self, work: "Work") -> int:
         """What its loss is divided by."""

@@ -1,0 +1,1 @@
+"""The narrow BERT for Hugging Face transformers: code on torch and transformers alone, which every export carries."""
