@@ -171,14 +171,15 @@ def test_new_matrices_are_initialised_as_berts() -> None:
 
 # With `earlybert` out of reach where the first argument says so.
 FRESH = """
-import sys, torch
+import sys
 way, folder = sys.argv[1:]
 if way == "import":
     import earlybert
     assert not {"torch", "transformers"} & sys.modules.keys()
 else:
     sys.modules["earlybert"] = None
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+import torch
+from transformers import AutoModelForMaskedLM
 model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=way == "trust" or None).eval()
 assert ("earlybert.pretrain.network.exported.modeling_earlybert" in sys.modules) == (way == "import")
 with torch.no_grad():
