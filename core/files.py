@@ -12,6 +12,10 @@ from uuid import uuid4
 
 from earlybert.core.errors import UserError, WriteError
 
+# What the mode of a new file leaves out. To read it is to set it for a moment, so it is read before there are threads.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+
 
 def canonical_json(content: Any) -> str:
     """One text for one content: sorted keys, no white space."""
@@ -52,6 +56,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def open_to_readers(path: Path) -> None:
+    """Gives a file, or all files below a folder, the mode of any new file; safetensors makes them its owner's alone."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            with suppress(OSError):  # some file systems have no modes
+                file.chmod(0o666 & ~UMASK)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Trained networks on disk: narrow as they are, or zero-padded into plain Hugging Face BERT."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from transformers import (
 
 from earlybert.finetune.model import EarlyBertForQuestionAnswering
 from earlybert.finetune.network import TrainedModel
-from earlybert.pretrain.checkpoint.export import Form
+from earlybert.pretrain.checkpoint.card import Form, header, how_to_load, shape
+from earlybert.pretrain.checkpoint.model_folder import write_model_folder
 from earlybert.pretrain.network.bert_format import fill_bert, narrow_class
 from earlybert.pretrain.network.config import dense_config
 from earlybert.pretrain.network.surgery import widen_weights
@@ -33,11 +33,15 @@ def hugging_face_model(model: TrainedModel, form: Form) -> BertPreTrainedModel:
 
 
 def save_trained(model: TrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, forms: Sequence[Form]) -> None:
-    """Writes each form and the tokenizer to a folder of its own; complete or absent."""
+    """Writes each form with tokenizer and model card to a folder of its own; complete or absent."""
     for form in forms:
-        out, temporary = folder / form, folder / f".{form}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        hugging_face_model(model, form).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
+        saved = hugging_face_model(model, form)
+        write_model_folder(saved, tokenizer, _card(model, form, type(saved).__name__), folder / form)
+
+
+def _card(model: TrainedModel, form: Form, class_name: str) -> str:
+    """What the network is; what it was fine-tuned on is beside it, in result.json."""
+    answers = isinstance(model, EarlyBertForQuestionAnswering)
+    kind = "question-answering" if answers else "text-classification"
+    load = f"## Load it\n\n{how_to_load(form, class_name)}"
+    return f"{header(kind)}# Fine-tuned for {kind.replace('-', ' ')}\n\n{shape(model.config.network, form)}\n{load}"

@@ -1,54 +1,52 @@
-"""`import earlybert` makes the narrow BERT known to the Auto classes of transformers, as soon as these are imported.
+"""`import earlybert` makes the narrow BERT known to the Auto classes of transformers, before they load anything.
 
-Nothing heavy is imported here: neither torch nor transformers.
+Nothing heavy is imported here, neither torch nor transformers. When transformers is used, the first configuration that
+`AutoConfig` loads is what registers ours. (All Auto classes, pipelines and tokenizers begin with a configuration. On
+import would be too early: BERT, which ours derives from, may be what is importing the Auto classes just then.)
 """
 
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
-CONFIGURATION = "transformers.models.auto.configuration_auto"
-MODELS = "transformers.models.auto.modeling_auto"
-
-
-def register() -> None:
-    """Once both modules are there."""
-    from earlybert.pretrain.network.exported import modeling_earlybert
-
-    modeling_earlybert.register()
+AUTO = "transformers.models.auto.configuration_auto"
 
 
-def bring_models() -> None:
-    """They are registered when they are there; what imports them already has only asked for the configuration first."""
-    if MODELS not in sys.modules:
-        importlib.import_module(MODELS)
+def register_when_used(auto: ModuleType) -> None:
+    """`AutoConfig.from_pretrained` registers the narrow BERT when it is called, and then is itself again."""
+    original = vars(auto.AutoConfig)["from_pretrained"]
+
+    def from_pretrained(cls: Any, *arguments: Any, **options: Any) -> Any:
+        auto.AutoConfig.from_pretrained = original
+        from earlybert.pretrain.network.exported import modeling_earlybert
+
+        modeling_earlybert.register()
+        return cls.from_pretrained(*arguments, **options)
+
+    auto.AutoConfig.from_pretrained = classmethod(from_pretrained)
 
 
-THEN: dict[str, Callable[[], None]] = {CONFIGURATION: bring_models, MODELS: register}
-
-
-class Registration(MetaPathFinder):
-    """Finds the two modules with the Auto classes as Python does, and has something done once one is there."""
+class Listener(MetaPathFinder):
+    """Finds the module with AutoConfig as Python does, and has it changed once it is there."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name in THEN else None
+        spec = PathFinder.find_spec(name, path) if name == AUTO else None
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
-        def execute_and_then(module: ModuleType) -> None:
+        def execute_and_change(module: ModuleType) -> None:
             execute(module)
-            THEN[name]()
+            register_when_used(module)
 
-        spec.loader.exec_module = execute_and_then  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
         return spec
 
 
-if CONFIGURATION in sys.modules:
-    bring_models()
-if MODELS in sys.modules:
-    register()
-sys.meta_path.insert(0, Registration())
+if AUTO in sys.modules:
+    register_when_used(sys.modules[AUTO])
+else:
+    sys.meta_path.insert(0, Listener())

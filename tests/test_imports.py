@@ -76,7 +76,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets", "matplotlib"}
 COMPUTING = {
     *(f"pretrain.network.{name}" for name in ("bert_format", "exported.modeling_earlybert", "initial", "layers")),
     *(f"pretrain.network.{name}" for name in ("model", "batch", "surgery")),
-    *("pretrain.ticket.figures", "pretrain.checkpoint.writer", "pretrain.checkpoint.export"),
+    *("pretrain.ticket.figures", *(f"pretrain.checkpoint.{name}" for name in ("writer", "export", "model_folder"))),
 }
 
 

@@ -1,30 +1,28 @@
 """Export of a run's network, narrow as it is or zero-padded into a plain BERT."""
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.checkpoint.card import Form, run_card
 from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
+from earlybert.pretrain.checkpoint.model_folder import write_model_folder
+from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.bert_format import parts_without_bert_head, to_bert, to_earlybert
 from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.model import PreTrainingNetwork, network_with
 from earlybert.pretrain.network.state import Weights
 from earlybert.pretrain.network.surgery import bake_coefficients, widen_weights
 from earlybert.pretrain.plan.corpora import run_corpus
-from earlybert.pretrain.plan.plan import corpus_plan
+from earlybert.pretrain.plan.plan import Plan, corpus_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, run_config_path
 from earlybert.pretrain.plan.stages import Stage
-
-Form = Literal["earlybert", "bert"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Trained:
 
     recipe: Recipe
     corpus: Corpus
+    plan: Plan
+    state: RunState
     stage: Stage
     config: NetworkConfig
     weights: Weights
@@ -53,11 +53,11 @@ def newest(run_dir: Path) -> Trained | None:
     planned = plan.stages[checkpoint.state.stage_index]
     weights, _ = bake_coefficients(checkpoint.weights, {})
     config = dataclasses.replace(planned.network, searching=False)
-    return Trained(recipe, corpus, planned.stage, config, weights)
+    return Trained(recipe, corpus, plan, checkpoint.state, planned.stage, config, weights)
 
 
 def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
-    """Writes the newest checkpoint's network and tokenizer to `out`.
+    """Writes the newest checkpoint's network, tokenizer and model card to `out`.
 
     "earlybert" is the narrow network with the code that loads it, "bert" the full shape with zeros where a unit was
     cut: Hugging Face's BERT. Both have the heads of this network's loss, as far as BERT has such.
@@ -72,10 +72,5 @@ def export_checkpoint(run_dir: Path, form: Form, out: Path) -> None:
         model: PreTrainedModel = to_bert(full, widen_weights(full, weights, kept) if kept else weights)
     else:
         model = to_earlybert(trained.config, trained.weights)
-    temporary = out.with_name(f".{out.name}.tmp")
-    disable_progress_bar()  # a bar for one file of one shard
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    trained.corpus.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    card = run_card(trained, form, type(model).__name__, run_dir)
+    write_model_folder(model, trained.corpus.tokenizer, card, out)

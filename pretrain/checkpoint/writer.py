@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from earlybert.core import distributed, ranks
-from earlybert.core.files import content_hash, file_entry, write_json
+from earlybert.core.files import content_hash, file_entry, open_to_readers, write_json
 from earlybert.kernels.partition import Partition
 from earlybert.pretrain.checkpoint.checkpoint import FORMAT, NEWEST, list_checkpoints
 from earlybert.pretrain.checkpoint.state import RunState
@@ -176,6 +176,7 @@ def _write(folder: Path, share: dict[str, Tensor]) -> _Written:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(share, path)
+        open_to_readers(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
         return _Written(name, list(share), file_entry(path))

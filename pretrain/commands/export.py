@@ -14,6 +14,12 @@ def main(argv: list[str]) -> None:
         "--format", choices=("earlybert", "bert"), default="bert", help="narrow, or plain full-shape BERT"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload it to this repository of the Hugging Face hub too; a new one is private; the token is that of "
+        "HF_TOKEN or of hf auth login",
+    )
     arguments = parser.parse_args(argv)
     out: Path = arguments.out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -23,6 +29,11 @@ def main(argv: list[str]) -> None:
     # transformers may import, that there is no GPU; else it remarks upon it.
     from earlybert.core import devices  # noqa: F401
     from earlybert.pretrain.checkpoint.export import export_checkpoint
+    from earlybert.pretrain.checkpoint.model_folder import push, require_pushable
 
+    if arguments.push:
+        require_pushable(arguments.push)
     export_checkpoint(arguments.run_dir, arguments.format, out)
     print(f"written to {arguments.out}")
+    if arguments.push:
+        print(f"uploaded to {push(out, arguments.push)}")

@@ -12,7 +12,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from earlybert.core.errors import UserError
-from earlybert.core.files import file_hash, whole_file, write_json
+from earlybert.core.files import file_hash, open_to_readers, whole_file, write_json
 from earlybert.pretrain.network.facts import UNITS, Unit
 from earlybert.pretrain.network.parameters import facts_of, layer_of
 from earlybert.pretrain.ticket.ticket import (
@@ -86,6 +86,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
     with whole_file(snapshot_path(folder, snapshot.step)) as temporary:
         try:
             safetensors.numpy.save_file({"heads": snapshot.heads_LU, "neurons": snapshot.neurons_LU}, temporary)
+            open_to_readers(temporary)
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from None
 
