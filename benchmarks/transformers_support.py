@@ -254,7 +254,7 @@ def trainer(export: Export) -> list[Tensor]:
         settings = TrainingArguments(
             folder, max_steps=2, optim="sgd", learning_rate=0.01, report_to=[], use_cpu=True, disable_tqdm=True
         )
-        Trainer(model, settings, train_dataset=rows).train()  # type: ignore[arg-type]
+        Trainer(model, settings, train_dataset=rows).train()
     return [model.eval()(**batch()).logits]
 
 

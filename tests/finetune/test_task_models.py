@@ -30,6 +30,7 @@ from earlybert.finetune.model import (
     EarlyBertForSequenceClassification,
     TaskModel,
 )
+from earlybert.finetune.network import TrainedModel
 from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import hugging_face_model, save_trained
 from earlybert.finetune.tasks.glue import GLUE
@@ -81,14 +82,14 @@ def loss_over_own_tokens(theirs: PreTrainedModel) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def full(pretrained: Pretrained, model_class: TaskModel, head: dict[str, Any]) -> PreTrainedModel:
+def full(pretrained: Pretrained, model_class: TaskModel, head: dict[str, Any]) -> TrainedModel:
     config = task_config(pretrained, head, 0.0)
     model = model_class(config)
     model.load_state_dict(starting_weights(model_class, config, pretrained.weights, seed=3))
     return model
 
 
-def narrow(pretrained: Pretrained, model_class: TaskModel, head: dict[str, Any]) -> PreTrainedModel:
+def narrow(pretrained: Pretrained, model_class: TaskModel, head: dict[str, Any]) -> TrainedModel:
     config = task_config(pretrained, head, 0.0)
     ticket = random_ticket(full_shape(config.network), TicketRule(neuron_ratio=0.4, width_multiple=1), seed=1)
     assert len({len(kept) for kept in ticket.neurons}) == 3  # a width of its own in every layer

@@ -53,8 +53,8 @@ def build(config: NetworkConfig, weights: dict[str, Tensor], dtype: torch.dtype 
     return model.eval()
 
 
-def padded_logits(network: PreTrainingNetwork, **inputs: Tensor) -> BertForPreTrainingOutput:
-    """By the names that Hugging Face's BERT has for them."""
+def padded_logits(network: PreTrainingNetwork, **inputs: Tensor) -> Any:
+    """By the names that Hugging Face's BERT has for them; without a type: a test knows which of them are there."""
     logits = network.padded_logits(**inputs)
     return BertForPreTrainingOutput(
         prediction_logits=logits.get("masked"), seq_relationship_logits=logits.get("next_sentence")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_the_full_network_is_plain_bert() -> None:
     assert config.heads == [4] * 3 and config.neurons == [48] * 3
 
 
-def narrow_shape() -> dict[str, int]:
+def narrow_shape() -> dict[str, Any]:
     return {
         "vocab_size": 101,
         "hidden_size": 32,
@@ -159,7 +160,7 @@ def narrow_shape() -> dict[str, int]:
 
 def test_new_matrices_are_initialised_as_berts() -> None:
     torch.manual_seed(0)
-    kept = {"kept_heads": [[0], [1, 2], [3]], "kept_neurons": [list(range(40))] * 3}
+    kept: dict[str, Any] = {"kept_heads": [[0], [1, 2], [3]], "kept_neurons": [list(range(40))] * 3}
     config = EarlyBertConfig(**narrow_shape(), **kept, initializer_range=0.5)
     model = AutoModel.from_config(config)
     for name, parameter in model.named_parameters():

@@ -21,7 +21,7 @@ from tests.finetune.made_up import tiny_tokenizer
 from tests.pretrain.small_models import random_weights, small_config
 
 
-def written(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+def written(tokenizer: Any, folder: Path) -> Path:
     write_model_folder(to_bert(small_config(), random_weights(small_config())), tokenizer, "# Card\n", folder)
     return folder
 

@@ -19,6 +19,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    BertPreTrainedModel,
 )
 
 # Which class an Auto class loads. As it stands in config.json, where `trust_remote_code=True` finds it.
@@ -81,8 +82,8 @@ class EarlyBertConfig(BertConfig):
         return super().to_dict()
 
 
-def set_width(layer: nn.Module, heads: int, neurons: int) -> None:
-    """Gives an encoder layer new matrices, for so many heads and neurons."""
+def set_width(layer: Any, heads: int, neurons: int) -> None:
+    """Gives a `BertLayer` new matrices, for so many heads and neurons."""
     attention = layer.attention.self
     hidden, width = attention.query.in_features, heads * attention.attention_head_size
     attention.num_attention_heads, attention.all_head_size = heads, width
@@ -93,7 +94,7 @@ def set_width(layer: nn.Module, heads: int, neurons: int) -> None:
     layer.output.dense = nn.Linear(neurons, hidden)
 
 
-class Narrow:
+class Narrow(BertPreTrainedModel):
     """What makes a model of transformers narrow; the first of its two bases."""
 
     config_class = EarlyBertConfig
