@@ -36,7 +36,6 @@ from earlybert.finetune.saved import hugging_face_model, save_trained
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.pretrain.network.batch import Batch
-from earlybert.pretrain.network.hugging_face import EarlyBertModel
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
 from tests.finetune.made_up import tiny_bert, tiny_tokenizer
@@ -126,7 +125,7 @@ def test_neither_padding_nor_states_that_the_head_does_not_read_are_computed(
 ) -> None:
     model = full(open_pretrained(str(bert)), model_class, head)
     rows: list[int] = []
-    for layer in cast(EarlyBertModel, model).network.encoder_layers:
+    for layer in model.network.encoder_layers:
         layer.feed_forward.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
     model(**batch())
     assert rows == [27, 27, 27 if model_class is EarlyBertForQuestionAnswering else 3]
@@ -259,7 +258,7 @@ def test_what_the_classifiers_dropout_keeps_is_scaled_up(bert: Path) -> None:
     model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=3))
     torch.nn.init.zeros_(model.classifier.bias)
     with torch.no_grad():
-        model.classifier.weight.copy_(torch.eye(3, config.hidden_size))
+        model.classifier.weight.copy_(torch.eye(3, config.network.hidden_size))
     still = logits(model)
     model.training = True
     torch.manual_seed(0)
@@ -339,9 +338,9 @@ def test_our_own_network_that_lacks_a_layer_is_refused(bert: Path, tmp_path: Pat
     save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert"])
     file = tmp_path / "earlybert" / "model.safetensors"
     weights = load_file(file)
-    del weights["layers.1.attention.qkv.weight"]
+    del weights["bert.encoder.layer.1.attention.self.query.weight"]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks layers.1.attention.qkv.weight"):
+    with pytest.raises(UserError, match=r"lacks bert.encoder.layer.1.attention.self.query.weight"):
         open_pretrained(str(tmp_path / "earlybert"))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="its weights cannot be loaded"):
