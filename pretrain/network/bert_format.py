@@ -159,10 +159,11 @@ def _empty_bert(model_class: type[Bert], config: NetworkConfig, labels: Mapping[
 
 def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[NetworkConfig, dict[str, Tensor]]:
     """Our configuration and fp32 weights of a `state_dict()`, narrow or not, with its pre-training heads."""
-    kept: dict[str, Any] = {name: getattr(bert_config, name, None) for name in ("kept_heads", "kept_neurons")}
+    kept = {name: getattr(bert_config, name, None) for name in ("kept_heads", "kept_neurons")}
+    units: dict[str, Any] = {name: layers and tuple(map(tuple, layers)) for name, layers in kept.items()}
     config = NetworkConfig(
         **{field: getattr(bert_config, field) for field in SHARED_FIELDS},
-        **{name: layers and tuple(map(tuple, layers)) for name, layers in kept.items()},
+        **units,
         ticket_sha256=getattr(bert_config, "ticket_sha256", None),
         losses=tuple(part.name for part in LOSS_PARTS if part.bert_names and _has_head(state, part)),
     )

@@ -101,7 +101,8 @@ class Narrow(BertPreTrainedModel):
 
     def __init__(self, config: EarlyBertConfig, *arguments: Any, **keywords: Any) -> None:
         super().__init__(config, *arguments, **keywords)
-        for layer, heads, neurons in zip(self.base_model.encoder.layer, config.heads, config.neurons, strict=True):
+        bert: Any = self.base_model
+        for layer, heads, neurons in zip(bert.encoder.layer, config.heads, config.neurons, strict=True):
             set_width(layer, heads, neurons)
         # Once more, for the new matrices.
         self.post_init()
