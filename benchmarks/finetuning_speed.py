@@ -124,7 +124,7 @@ class Bench(NamedTuple):
     ours: Callable[[Ticket | None], PreTrainedModel]
 
     def theirs(self, ticket: Ticket | None) -> PreTrainedModel:
-        dense = plain_bert(self.ours(None))
+        dense = hugging_face_model(self.ours(None), "bert")
         return cut_by_hand(dense, ticket) if ticket else dense
 
     def seconds(self, side: str, ticket: Ticket | None) -> list[float]:
