@@ -28,6 +28,7 @@ from earlybert.core.files import write_json
 from earlybert.finetune import methods
 from earlybert.finetune.cell import open_task
 from earlybert.finetune.config import Settings, TaskSettings
+from earlybert.finetune.network import TrainedModel
 from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
 from earlybert.finetune.saved import hugging_face_model
 from earlybert.finetune.tasks.registry import TASKS
@@ -121,7 +122,7 @@ class Bench(NamedTuple):
     settings: TaskSettings
     rows: list[Features]
     collate: Any
-    ours: Callable[[Ticket | None], PreTrainedModel]
+    ours: Callable[[Ticket | None], TrainedModel]
 
     def theirs(self, ticket: Ticket | None) -> PreTrainedModel:
         dense = hugging_face_model(self.ours(None), "bert")
@@ -167,7 +168,7 @@ def prepare(given: argparse.Namespace) -> tuple[Bench, Ticket]:
     ticket = methods.given_ticket("random", settings, config.network, SEED)
     assert ticket is not None
 
-    def ours(ticket: Ticket | None) -> PreTrainedModel:
+    def ours(ticket: Ticket | None) -> TrainedModel:
         weights = starting_weights(data.model_class, config, pretrained.weights, SEED)
         network, weights = methods.cut("dense", config.network, weights, ticket)
         model = data.model_class(config.with_network(network))
