@@ -9,6 +9,7 @@ RUN_DIR ?= runs/quickstart
 
 quickstart: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --run-dir $(RUN_DIR)
+	$(BIN)/earlybert fill-mask $(RUN_DIR)
 
 # Two files of tests at a time, each on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -2,19 +2,24 @@
 
     python benchmarks/ticket_vs_random.py runs/quickstart [--seeds 0 1 2] [--out FILE.json]
 
-Everything but the ticket is the run's own: recipe, corpus, initial weights, data order, masks. Prints validation losses
-at the end of every stage. Interrupted, it goes on with the arm it was at.
+Everything but the ticket is the run's own: recipe, corpus, initial weights, data order, masks. Where the run continued
+from its searched weights (narrow.rewind), so do the random tickets; it must have kept the checkpoint of the search's end
+(--keep_checkpoints 99). Prints validation losses at the end of every stage. Interrupted, it goes on with the arm it was
+at.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from provenance import measured_on
 
-from earlybert.core.files import write_json
+from earlybert.core.files import whole_folder, write_json
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 from earlybert.pretrain.report.timeline import of_kind, read_lines
 from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
 
@@ -24,6 +29,21 @@ RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 def final_losses(run_dir: Path) -> dict[str, float]:
     """Masked-token validation loss at the end of each stage, nats."""
     return {line["stage"]: line["masked_loss"] for line in of_kind(read_lines(run_dir), "validation")}
+
+
+def copy_searched(run_dir: Path, arm: Path, ticket: Path) -> None:
+    """Makes of `arm` what the run was when its search had ended, with this ticket."""
+    ends = [
+        path
+        for path in list_checkpoints(run_dir / "checkpoints")
+        if (state := Checkpoint(path).state).stage == "search" and state.finished
+    ]
+    if not ends:
+        sys.exit(f"{run_dir}: has not kept the checkpoint of its search's end; train it with --keep_checkpoints 99")
+    with whole_folder(arm) as temporary:
+        shutil.copytree(ends[0], temporary / "checkpoints" / ends[0].name)
+        shutil.copytree(run_dir / "search", temporary / "search")
+        shutil.copy(ticket, temporary / "ticket.json")
 
 
 def main() -> None:
@@ -40,7 +60,11 @@ def main() -> None:
         if not ticket.is_file():
             random_ticket_like(Ticket.load(run_dir / "ticket.json"), seed).save(ticket)
         command = [sys.executable, str(RUN), "--config", str(run_dir / "config.yaml"), "--run-dir", str(arm)]
-        subprocess.run([*command, "--ticket", str(ticket), "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
+        if load_recipe(run_config_path(run_dir), []).narrow.rewind == "initial":
+            command += ["--ticket", str(ticket)]
+        elif not arm.is_dir():
+            copy_searched(run_dir, arm, ticket)
+        subprocess.run([*command, "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
         arms[f"random ticket, seed {seed}"] = arm
     table = {name: final_losses(arm) for name, arm in arms.items()}
     stages = [stage["name"] for stage in json.loads((run_dir / "plan.json").read_text())["stages"] if stage["narrow"]]

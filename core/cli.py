@@ -24,6 +24,7 @@ COMMANDS = {
         "write report and pictures of one run, or of several in comparison",
     ),
     "export": ("earlybert.pretrain.commands.export", "write a run's network for Hugging Face transformers"),
+    "fill-mask": ("earlybert.pretrain.commands.fill_mask", "fill in hidden words with a run's export, in transformers"),
     "finetune": ("earlybert.finetune.command", "fine-tune and score on GLUE and SQuAD, dense or with an early ticket"),
 }
 

@@ -1,0 +1,60 @@
+"""Hidden words: they come from held-out text, and the guesses are those of the exported network."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM
+
+from earlybert.core import cli
+from earlybert.pretrain.commands import fill_mask
+
+SHOWN = re.compile(r"  (?P<sentence>.+)\n      guesses: (?P<guesses>.+?)(?:    hidden: (?P<word>.+))?\n")
+
+
+def test_words_are_hidden_in_sentences_of_the_text(
+    finished_run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    outputs = []
+    for _ in range(2):
+        fill_mask.main([str(finished_run)])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    shown = list(SHOWN.finditer(outputs[0]))
+    assert len(shown) == fill_mask.SENTENCES
+    lines = (workplace / "text.txt").read_text().lower().splitlines()
+    for found in shown:
+        assert found["sentence"].count("[MASK]") == 1
+        assert found["sentence"].replace("[MASK]", found["word"]) in lines
+
+
+def test_guesses_are_the_exported_network_s(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported = finished_run / "export" / "bert"
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    sentence = "a b [MASK] c"
+    inputs = tokenizer(sentence, return_tensors="pt")
+    with torch.no_grad():
+        logits_SV = BertForMaskedLM.from_pretrained(exported).eval()(**inputs).logits[0]
+    row = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+    probabilities, tokens = logits_SV[row].softmax(0).topk(3)
+    expected = [
+        f"{tokenizer.decode([token]).strip()} {share:.0%}"
+        for token, share in zip(tokens.tolist(), probabilities.tolist(), strict=True)
+    ]
+    fill_mask.main([str(finished_run), sentence])
+    (found,) = SHOWN.finditer(capsys.readouterr().out)
+    assert found["guesses"].split("  ") == expected and found["word"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(["RUN", "no mask"], "'no mask' has 0 [MASK]"), (["nowhere"], "earlybert export nowhere")]
+)
+def test_one_sentence_says_what_is_wrong(
+    arguments: list[str], expected: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["fill-mask", *(str(finished_run) if name == "RUN" else name for name in arguments)])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and expected in error and error.count("\n") == 1
