@@ -3,9 +3,9 @@
     python benchmarks/ticket_vs_random.py runs/quickstart [--seeds 0 1 2] [--out FILE.json]
 
 Everything but the ticket is the run's own: recipe, corpus, initial weights, data order, masks. Where the run continued
-from its searched weights (narrow.rewind), so do the random tickets; it must have kept the checkpoint of the search's end
-(--keep_checkpoints 99). Prints validation losses at the end of every stage. Interrupted, it goes on with the arm it was
-at.
+from its searched weights (narrow.rewind), so do the random tickets; it must have kept the checkpoint where its search
+ended (--keep_checkpoints 99). Prints validation losses at the end of every stage. Interrupted, it goes on with the arm
+it was at.
 """
 
 import argparse

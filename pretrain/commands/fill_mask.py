@@ -18,13 +18,13 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     exported = arguments.run_dir / "export" / "bert"
     if not (exported / "config.json").is_file():
-        raise UserError(f"{exported}: is no export; write one with earlybert export {arguments.run_dir} --out {exported}")
+        raise UserError(f"{exported}: is no export; make it with earlybert export {arguments.run_dir} --out {exported}")
 
     # They import PyTorch and transformers, which --help should not wait for.
-    from earlybert.core import devices  # noqa: F401
     from transformers import pipeline
     from transformers.utils.logging import disable_progress_bar
 
+    from earlybert.core import devices  # noqa: F401
     from earlybert.pretrain.plan.corpora import Corpus, corpus_directory
     from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
     from earlybert.pretrain.report.hidden_words import Riddle, guesses, held_out_riddles

@@ -13,6 +13,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
 from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
 from earlybert.pretrain.plan.borders.border import Border
+from earlybert.pretrain.plan.borders.coefficients import Coefficients
 from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.borders.widen import Widen
@@ -145,8 +146,8 @@ class Recipe:
     Args:
         phase1: the first phase, short sequences.
         phase2: the second phase, long sequences.
-        plan: what runs, in order: search, narrow, phase1, phase2; stack and widen between two parts of phase 1. With
-            phases alone it is dense training.
+        plan: what runs, in order: search, narrow, phase1, phase2; stack and widen between two parts of phase 1, and
+            coefficients before a search in the middle of it. With phases alone it is dense training.
         seed: everything random derives from it.
         precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU.
         matmul_precision: torch's float32 matmul precision; auto is "medium" on CPUs where that still is true fp32.
@@ -164,6 +165,7 @@ class Recipe:
         narrow: how the narrow network starts.
         stack: how the network grows in depth.
         widen: how a narrow network gets its cut units back.
+        coefficients: when a search in the middle of phase 1 begins.
         grow: how phase 1 grows, a list of parts such as {until: 0.5, layers: 6, width: full} (`Growth`); it makes the
             plan's words and the numbers of stack and widen.
         schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
@@ -202,6 +204,7 @@ class Recipe:
     narrow: Narrow = field(default_factory=Narrow)
     stack: Stack = field(default_factory=Stack)
     widen: Widen = field(default_factory=Widen)
+    coefficients: Coefficients = field(default_factory=Coefficients)
     grow: list[dict[str, Any]] = field(default_factory=list)
     schedule: Form = "poly"
     losses: list[str] = field(default_factory=list)

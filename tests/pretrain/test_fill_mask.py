@@ -49,7 +49,8 @@ def test_guesses_are_the_exported_network_s(finished_run: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"), [(["RUN", "no mask"], "'no mask' has 0 [MASK]"), (["nowhere"], "earlybert export nowhere")]
+    ("arguments", "expected"),
+    [(["RUN", "no mask"], "'no mask' has 0 [MASK]"), (["nowhere"], "earlybert export nowhere")],
 )
 def test_one_sentence_says_what_is_wrong(
     arguments: list[str], expected: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
