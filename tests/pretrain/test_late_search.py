@@ -40,7 +40,7 @@ def test_it_is_dense_training_until_the_search_moves_the_coefficients(workplace:
         ((*LATE[:2], *SETTINGS), 'it must be "searched"'),
         ((*LATE, "--coefficients.until", "[]"), "coefficients.until is []"),
         ((*LATE, "--coefficients.until", "[0.9]", "--search.steps", "4"), "coefficients.until is [0.9]"),
-        (("--plan", "[search, narrow, phase1, coefficients, search]"), "after search must come"),
+        (("--plan", "[search, narrow, phase1, coefficients, search]"), "search appears twice"),
         (("--plan", "[phase1, search, narrow, phase1]"), "after phase1 must come stack or widen or coefficients"),
     ],
 )
