@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
 
     disable_progress_bar()
     fill_mask = pipeline("fill-mask", model=str(exported))
+    assert fill_mask.tokenizer is not None
     mask = str(fill_mask.tokenizer.mask_token)
     for sentence in arguments.sentences:
         if sentence.count(mask) != 1:

@@ -37,7 +37,7 @@ def held_out_riddles(corpus: Corpus, count: int, seed: int) -> list[Riddle]:
     for number in order:
         if len(riddles) == count:
             break
-        text = corpus.tokenizer.decode(samples.rows([number])[0].input_ids, skip_special_tokens=True)
+        text = str(corpus.tokenizer.decode(samples.rows([number])[0].input_ids, skip_special_tokens=True))
         riddles += list(_riddles(text, corpus.tokenizer, seed, int(number)))[:1]
     return riddles
 

@@ -40,7 +40,7 @@ def test_guesses_are_the_exported_network_s(finished_run: Path, capsys: pytest.C
     row = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
     probabilities, tokens = logits_SV[row].softmax(0).topk(3)
     expected = [
-        f"{tokenizer.decode([token]).strip()} {share:.0%}"
+        f"{tokenizer.convert_ids_to_tokens(token)} {share:.0%}"
         for token, share in zip(tokens.tolist(), probabilities.tolist(), strict=True)
     ]
     fill_mask.main([str(finished_run), sentence])
