@@ -3,8 +3,10 @@
 import importlib
 import importlib.metadata
 import os
+import signal
 import sys
 import time
+from types import FrameType
 
 from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
@@ -28,9 +30,12 @@ COMMANDS = {
     "finetune": ("earlybert.finetune.command", "fine-tune and score on GLUE and SQuAD, dense or with an early ticket"),
 }
 
+# As shells report a program that Ctrl-C ended.
+INTERRUPTED = 128 + signal.SIGINT
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry of the console command: exit status 2 and one sentence for what a user can put right.
+    """Entry of the console command: exit status 2 and one sentence for what a user can put right, 130 after Ctrl-C.
 
     Args:
         argv: The command's name and its arguments; without them those of the process.
@@ -42,14 +47,24 @@ def main(argv: list[str] | None = None) -> None:
     if name == "--version":
         print(f"earlybert {importlib.metadata.version('earlybert')}")
         return
+    signal.signal(signal.SIGINT, interrupt)
     try:
         importlib.import_module(module_of(name)).main(arguments)
+    except KeyboardInterrupt:
+        print("earlybert: stopped; what is finished stays: run the same command again to resume", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
         print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """What a first Ctrl-C does: work is left in good order. A second one ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def module_of(command: str) -> str:

@@ -17,6 +17,7 @@ from earlybert.core.devices import device_type, keep_freed_memory, set_matmul_pr
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.locks import sole_use
+from earlybert.core.progress import say
 from earlybert.core.ranks import check_environment, rank, warn_once
 from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
@@ -24,7 +25,8 @@ from earlybert.finetune.config import LEARNING_RATES, METHODS, Settings
 from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
 from earlybert.finetune.tasks.registry import TASKS, require_known
-from earlybert.finetune.training import layout
+from earlybert.finetune.training import STOP, Stopped, layout
+from earlybert.pretrain.train.stopping import ignore_signals
 
 # What to compute; all other options say how.
 WHAT = ("model", "data", "out", "task", "method", "seed")
@@ -109,11 +111,19 @@ def main(argv: list[str]) -> None:
     with ExitStack() as held:
         distributed.on_rank_0(lambda: held.enter_context(sole_use(out, "--out")))
         require_same(out, {"model": what["model"], "data": what["data"]} | dataclasses.asdict(settings))
-        for task, task_data in opened.items():
-            rows = task_data.train(settings.max_train_examples)
-            for seed in what["seed"]:
-                for method in what["method"]:
-                    cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
-                    cell.run(pretrained, task_data, rows, tries_of[task])
+        STOP.listen()
+        try:
+            for task, task_data in opened.items():
+                rows = task_data.train(settings.max_train_examples)
+                for seed in what["seed"]:
+                    for method in what["method"]:
+                        cell = Cell(task, method, seed, out / task / method / f"seed-{seed}")
+                        cell.run(pretrained, task_data, rows, tries_of[task])
+        except Stopped as stopped:
+            say(f"stopped as asked at {stopped}; run the same command again to resume", enabled=rank() == 0)
+            return
+        finally:
+            # How the process ends is decided.
+            ignore_signals()
         if rank() == 0:
             print_tables(out)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.integrations import TensorBoardCallback
 
 from earlybert.core.devices import device_type
-from earlybert.core.distributed import rank, world_size
+from earlybert.core.distributed import gather_objects, rank, world_size
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
@@ -26,11 +26,19 @@ from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.rankings import Recorder
 from earlybert.finetune.text import Features, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
+from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import StageProgress
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 # What becomes of a row when it is trained on: of (row, epoch, index).
 Masking = Callable[[Features, int, int], Features]
+
+# Signals are sent to the process, so one object remembers them.
+STOP = StopRequest()
+
+
+class Stopped(Exception):
+    """A run was asked to stop before its end, and has left a checkpoint; the text says where."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,15 @@ class StopAfter(TrainerCallback):
             control.should_training_stop = True
 
 
+class StopWhenAsked(TrainerCallback):
+    """Ends the run after the update in which any rank was asked to, with a checkpoint."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        asked = STOP.signal is not None
+        if any(gather_objects(asked)) if world_size() > 1 else asked:
+            control.should_save = control.should_training_stop = True
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the work is laid out: where, in which precision, and how a batch is cut up on each rank."""
@@ -270,7 +287,7 @@ def make_trainer(
 ) -> TimedTrainer:
     """The Trainer of one run; the recorder is a search's."""
     total = run.stop_after or updates(len(rows), settings, run.epochs)
-    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total)]
+    callbacks: list[TrainerCallback] = [StepClock(), ProgressLines(run.name, total), StopWhenAsked()]
     if recorder:
         callbacks.append(recorder)
     # After everyone who puts a file into a checkpoint.
@@ -295,7 +312,7 @@ def make_trainer(
 
 
 def train(trainer: TimedTrainer) -> Cost:
-    """Trains to the run's end, from its newest whole checkpoint where there is one."""
+    """Trains to the run's end, from its newest whole checkpoint where there is one; raises Stopped."""
     newest = newest_checkpoint(Path(str(trainer.args.output_dir)))
     state = read_json(newest / "trainer_state.json") if newest else {}
     if newest and state["global_step"] == trainer.total:
@@ -304,6 +321,8 @@ def train(trainer: TimedTrainer) -> Cost:
         vars(trainer.clock).update(state["stateful_callbacks"][StepClock.__name__]["attributes"])
     else:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        if trainer.state.global_step < trainer.total:
+            raise Stopped(f"step {trainer.state.global_step} of {trainer.total} in {trainer.args.output_dir}")
     return trainer.clock.cost()
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from torch import Tensor
 
+from earlybert.pretrain.train.stopping import SIGNALS
 from tests.in_process import settings_put_back, train_here
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
     """What runs in this process listens to signals, and ignores them when it is about to leave."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

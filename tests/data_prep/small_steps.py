@@ -5,7 +5,7 @@ Sizes are decided in the first process, so the workers need no change.
 
 import sys
 
-from earlybert.data_prep.commands.prepare import main
+from earlybert.core import cli
 from earlybert.data_prep.steps import preparation, reading
 from earlybert.data_prep.tokens import text
 
@@ -18,4 +18,4 @@ def make_steps_small() -> None:
 
 if __name__ == "__main__":
     make_steps_small()
-    main(sys.argv[1:])
+    cli.main(["prepare", *sys.argv[1:]])

@@ -79,10 +79,18 @@ def manifest(corpus: Corpus) -> bytes:
     return (corpus.directory / "manifest.json").read_bytes()
 
 
-def start(options: dict[str, object], out: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(
+    options: dict[str, object], out: Path, *arguments: str, start_new_session: bool = False
+) -> subprocess.Popen[str]:
     flags = [f"--{name}={json.dumps(value) if name != 'source' else value}" for name, value in options.items()]
     command = [sys.executable, str(DRIVER), *flags, "--out", str(out), *arguments]
-    return subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=start_new_session,
+    )
 
 
 def finished_files(work: Path) -> int:
@@ -117,6 +125,26 @@ def test_killed_at_random_points_and_started_again(
     assert process.returncode == 0, errors
     assert kills >= 2 and manifest(Corpus.open(out, verify_checksums=True)) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupted_it_ends_with_a_sentence_and_is_taken_up(
+    workers: int, options: dict[str, object], expected: bytes, tmp_path: Path
+) -> None:
+    """Ctrl-C goes to all processes of the terminal."""
+    out, work = tmp_path / "corpus", tmp_path / "corpus.partial"
+    process = start(options, out, "--workers", str(workers), start_new_session=True)
+    while process.poll() is None and finished_files(work) < 20:
+        time.sleep(0.003)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert errors.splitlines()[-1].startswith("earlybert: stopped; what is finished stays: run the same command again")
+    before = finished_files(work)
+    assert before >= 20
+    process = start(options, out, "--workers", str(workers))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and manifest(Corpus.open(out)) == expected, errors
 
 
 def test_parts_at_the_same_time_or_one_by_one_and_one_merge(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import read_results, savings
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.text import Features
+from earlybert.finetune.training import ProgressLines
 from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import BIN, free_port
 from tests.finetune.made_up import save_tiny_bert, table, tiny_bert
@@ -56,6 +58,36 @@ def test_dense_and_early_ticket_learn_what_one_word_gives_away(
     finetune(bert, data, tmp_path, *arguments, "3")
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(after) == 6 and {path: after[path] for path in before} == before
+
+
+def test_interrupted_it_keeps_all_updates_and_is_taken_up(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the search, and again in the training: the weights are those of a call that nobody interrupted."""
+    arguments = ["--task", "SST-2", "--method", "earlybert", *FAST, "--export", "[bert]", "--search-epochs", "0.5"]
+    finetune(bert, data, tmp_path / "whole", *arguments)
+    interrupts = [("search", 2), ("training", 5)]
+    update = ProgressLines.on_step_end
+
+    def interrupting(self: ProgressLines, args: Any, state: Any, control: Any, **others: Any) -> None:
+        update(self, args, state, control, **others)
+        if (self.name, state.global_step) in interrupts:
+            interrupts.remove((self.name, state.global_step))
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ProgressLines, "on_step_end", interrupting)
+    folder = tmp_path / "cut" / "SST-2" / "earlybert" / "seed-42"
+    for name, step in list(interrupts):
+        finetune(bert, data, tmp_path / "cut", *arguments)
+        assert f"stopped as asked at step {step} of" in (said := capsys.readouterr().err), said
+        assert (folder / "checkpoints" / name / f"checkpoint-{step}" / "files.json").is_file()
+        assert not (folder / "result.json").exists()
+    finetune(bert, data, tmp_path / "cut", *arguments)
+    whole, cut = (
+        (tmp_path / name / "SST-2" / "earlybert" / "seed-42" / "export" / "bert" / "model.safetensors").read_bytes()
+        for name in ("whole", "cut")
+    )
+    assert whole == cut
 
 
 def test_every_method_runs_on_answers_and_leaves_nothing_half_written(bert: Path, data: Path, tmp_path: Path) -> None:

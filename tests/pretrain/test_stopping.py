@@ -15,6 +15,7 @@ import yaml
 
 from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train.stopping import SAME
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 from tests.pretrain.run_files import last_step, losses, metrics
 from tests.pretrain.signals import end_under_signals, rank_process, signal_until_gone
@@ -53,14 +54,47 @@ def test_stopped_by_signals_a_run_loses_no_step(finished_run: Path, workplace: P
     """Dropout is on, and checkpoints are due every 7 steps: the curve goes on bit for bit."""
     generator = random.Random(time.time_ns())
     reached = 0
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        reached = generator.randint(reached + 1, reached + 15)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        reached = generator.randint(reached + 1, reached + 10)
         process = start([*PLAIN, str(RUN), "--config", "small.yaml", "--run-dir", "asked"], workplace)
         require_stopped_at_last_step(workplace / "asked", stop_after(process, workplace / "asked", reached, number))
         reached = last_step(workplace / "asked")
     process = start([*PLAIN, str(RUN), "--config", "small.yaml", "--run-dir", "asked"], workplace)
     end_under_signals(process, workplace / "asked")
     assert losses(workplace / "asked") == losses(finished_run)
+
+
+LISTENING = """
+import time
+from earlybert.pretrain.train.stopping import StopRequest
+stop = StopRequest()
+stop.listen()
+print("listening", flush=True)
+for _ in range(1000):
+    time.sleep(0.1)
+    print(stop.signal, flush=True)
+"""
+
+
+def test_second_interrupt_ends_at_once_and_one_that_a_launcher_repeats_does_not() -> None:
+    process = start([*PLAIN, "-c", LISTENING], Path.cwd())
+    assert process.stdout is not None
+    wait_for_line(process, "listening")
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    wait_for_line(process, "stopping after this step; Ctrl-C again ends at once")
+    wait_for_line(process, "SIGINT")
+    time.sleep(SAME)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT and "Traceback" not in output
+
+
+def wait_for_line(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    assert any(found.strip() == line for found in process.stdout)
 
 
 def test_going_on_with_other_ranks_stages_and_micro_batches(workplace: Path) -> None:
