@@ -51,6 +51,8 @@ setup(
     ],
     extras_require={
         "near-duplicates": ["rensa>=0.5,<0.6"],
+        # earlybert prepare --dask
+        "dask": ["distributed>=2025.1"],
         "dev": [
             "pytest",
             "pytest-timeout",
@@ -60,6 +62,7 @@ setup(
             "mypy",
             "types-PyYAML",
             "rensa",
+            "distributed",
             "mwparserfromhell",
         ],
         # Compiles the CUDA kernels for V100 and A100, and runs them on a CPU, in tests: no GPU, no CUDA toolkit.

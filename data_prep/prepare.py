@@ -13,7 +13,7 @@ from earlybert.data_prep.steps.preparation import Preparation, require_same, unf
 from earlybert.data_prep.workers import Workers
 
 
-def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpus:
+def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1, dask: str | None = None) -> Corpus:
     """Make a corpus, or open it if the directory already holds one of the same configuration.
 
     Unfinished work lies in `directory` with `.partial` added to its name, and is taken up when the same corpus is
@@ -23,6 +23,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpu
         config: What it is made from and how.
         directory: New or empty directory for it; its parents are made.
         workers: Processes.
+        dask: Address of a Dask scheduler whose workers do the work, in place of processes.
 
     Raises:
         UserError: The text or the tokenizer cannot be used, or the directory holds something else.
@@ -30,7 +31,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpu
     directory = Path(directory)
     if _is_taken(directory):
         return _open_existing(config, directory)
-    with sole_use(work_folder(directory), "out"), Workers(workers) as pool:
+    with sole_use(work_folder(directory), "out"), Workers(workers, dask) as pool:
         preparation = Preparation(config, directory, pool)
         try:
             vocabulary = preparation.vocabulary()
@@ -42,7 +43,9 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1) -> Corpu
     return Corpus.open(directory)
 
 
-def prepare_part(config: CorpusConfig, directory: Path, part: int, parts: int, *, workers: int = 1) -> None:
+def prepare_part(
+    config: CorpusConfig, directory: Path, part: int, parts: int, *, workers: int = 1, dask: str | None = None
+) -> None:
     """Do one of several parts of the reading and tokenising, which may run at the same time; then comes `merge`.
 
     Args:
@@ -51,6 +54,7 @@ def prepare_part(config: CorpusConfig, directory: Path, part: int, parts: int, *
         part: Which part, from 1 to `parts`.
         parts: Number of parts.
         workers: Processes.
+        dask: Address of a Dask scheduler whose workers do the work, in place of processes.
 
     Raises:
         UserError: As for `prepare`.
@@ -61,13 +65,13 @@ def prepare_part(config: CorpusConfig, directory: Path, part: int, parts: int, *
     if _is_taken(directory):
         _open_existing(config, directory)
         return
-    with Workers(workers) as pool:
+    with Workers(workers, dask) as pool:
         preparation = Preparation(config, directory, pool)
         done = preparation.make_units(preparation.vocabulary(), part, parts)
     say(f"Part {part}/{parts} is done ({done} units); after all parts: earlybert prepare merge {directory}")
 
 
-def merge(directory: Path, *, workers: int = 1) -> Corpus:
+def merge(directory: Path, *, workers: int = 1, dask: str | None = None) -> Corpus:
     """Make a corpus of which all parts are prepared.
 
     Raises:
@@ -78,7 +82,7 @@ def merge(directory: Path, *, workers: int = 1) -> Corpus:
         say(f"{directory} already exists.")
         return Corpus.open(directory)
     config = unfinished_config(directory)
-    with sole_use(work_folder(directory), "out"), Workers(workers) as pool:
+    with sole_use(work_folder(directory), "out"), Workers(workers, dask) as pool:
         preparation = Preparation(config, directory, pool)
         preparation.merge(preparation.vocabulary())
     return Corpus.open(directory)

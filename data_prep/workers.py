@@ -4,28 +4,39 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from earlybert.core.errors import UserError
 from earlybert.core.progress import progress
+from earlybert.data_prep.dask_engine import DaskEngine
 
 Result = TypeVar("Result")
 
 
 class Workers:
-    """A pool of processes; with one worker everything runs in this process. To be used in a `with` statement."""
+    """A pool of processes, or a Dask engine; with one worker everything runs in this process.
 
-    def __init__(self, count: int) -> None:
-        """Start nothing yet; processes come with the first jobs."""
+    To be used in a `with` statement.
+    """
+
+    def __init__(self, count: int, dask: str | None = None) -> None:
+        """Connect to the Dask engine, if one is named, else start nothing yet: processes come with the first jobs."""
         if count < 1:
             raise UserError(f"workers is {count}, but must be at least 1.")
+        if dask and count > 1:
+            raise UserError(f"workers is {count}, but dask is {dask}, which has workers of its own; leave one out.")
         # Spawned, as a fork of a process with threads (tokenizers, PyTorch) may never return from a lock.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, context, initializer=start_worker) if count > 1 else None
+        self._dask = DaskEngine(dask) if dask else None
+        self._pool = self._dask or (
+            ProcessPoolExecutor(count, context, initializer=start_worker) if count > 1 else None
+        )
+        self._lost = (BrokenProcessPool, *(self._dask.lost if self._dask else ()))
         self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> Self:
@@ -36,11 +47,15 @@ class Workers:
     ) -> None:
         if self._pool is None:
             return
-        if error is not None:
+        if error is not None and self._dask is None:
             # Files are complete or absent, so jobs may end anywhere.
             for process in set(multiprocessing.active_children()) - self._others:
                 process.kill()
         self._pool.shutdown(cancel_futures=True)
+
+    def everywhere(self, function: Callable[..., Result], *arguments: Any) -> dict[str, Result]:
+        """What a function gives on every worker that does not run this program on this machine, by its name."""
+        return self._dask.everywhere(function, *arguments) if self._dask else {}
 
     def run(
         self,
@@ -70,22 +85,32 @@ class Workers:
                     results.append(function(*job))
                     advance(weight)
                 return results
-            futures = [self._pool.submit(function, *job) for job in jobs]
+            with _interrupts_waiting():
+                futures = [self._pool.submit(function, *job) for job in jobs]
             weight_of = dict(zip(futures, weights, strict=True))
             for future in as_completed(futures):
-                _raise_failure(future)
+                self._raise_failure(future)
                 advance(weight_of[future])
             return [future.result() for future in futures]
 
+    def _raise_failure(self, future: Future[Any]) -> None:
+        try:
+            future.result()
+        except self._lost:
+            raise UserError(
+                "A worker process was killed, probably because memory ran out. Finished work is kept: "
+                "run the same command again, with fewer workers if memory is short."
+            ) from None
 
-def _raise_failure(future: Future[Any]) -> None:
+
+@contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    """Ctrl-C takes effect afterwards. A process that starts meanwhile is left out of it, as it inherits the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "A worker process was killed, probably because memory ran out. Finished work is kept: "
-            "run the same command again, with fewer workers if memory is short."
-        ) from None
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker() -> None:

@@ -17,6 +17,8 @@ PURPOSES = {
     "stats": "Describe a corpus: counts, lengths, padding, sources; also as a picture.",
 }
 
+DASK = "address of a Dask scheduler, as tcp://HOST:8786: its workers do the work, in place of processes"
+
 
 def main(argv: list[str]) -> None:
     """Run `earlybert prepare`, or one of its commands for a corpus that is there.
@@ -38,7 +40,7 @@ def _make(argv: list[str]) -> None:
 
     parser = jsonargparse.ArgumentParser(
         prog="earlybert prepare",
-        description="Make a corpus of samples from text. Lists are written '[128,512]' or --files+ ONE --files+ TWO.",
+        description="Make a corpus of samples from text. Lists are written --lengths 128 512 or '[128,512]'.",
         epilog=f"Kinds of source. {list_sources()} Commands for a corpus: earlybert prepare merge DIR joins parts; "
         "verify DIR checks a corpus; stats DIR describes one.",
         exit_on_error=False,
@@ -47,18 +49,19 @@ def _make(argv: list[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_argument("--out", type=Path, required=True, help="new or empty directory for the corpus")
     parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--dask", type=str, help=DASK)
     parser.add_argument("--part", type=str, help="as 3/8: only the third of eight parts of reading and tokenising")
     parser.add_class_arguments(CorpusConfig, as_group=False)
     options = parse(parser, [_respelt(word) for word in argv])
-    own = ("config", "out", "workers", "part")
+    own = ("config", "out", "workers", "dask", "part")
     config = CorpusConfig(**{name: value for name, value in options.items() if name not in own})
     if options.part is None:
-        print_summary(prepare(config, options.out, workers=options.workers))
+        print_summary(prepare(config, options.out, workers=options.workers, dask=options.dask))
         return
     part, _, parts = options.part.partition("/")
     if not (part.isdecimal() and parts.isdecimal()):
         raise UserError(f"part is {options.part!r}, but must be like 3/8.")
-    prepare_part(config, options.out, int(part), int(parts), workers=options.workers)
+    prepare_part(config, options.out, int(part), int(parts), workers=options.workers, dask=options.dask)
 
 
 def _respelt(word: str) -> str:
@@ -72,11 +75,12 @@ def _with_corpus(command: str, argv: list[str]) -> None:
     parser.add_argument("directory", type=Path, help="directory of the corpus")
     if command == "merge":
         parser.add_argument("--workers", type=int, default=1, help="processes")
+        parser.add_argument("--dask", help=DASK)
     if command == "stats":
         parser.add_argument("--png", type=Path, help="where the picture goes; DIR/stats.png if not given")
     options = parser.parse_args(argv)
     if command == "merge":
-        print_summary(merge(options.directory, workers=options.workers))
+        print_summary(merge(options.directory, workers=options.workers, dask=options.dask))
     elif command == "verify":
         verify(options.directory)
     else:

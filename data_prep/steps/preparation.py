@@ -49,6 +49,7 @@ from earlybert.data_prep.tokens.tokenizer import (
     Encoder,
     SpecialTokens,
     load_tokenizer,
+    local_tokenizer,
     special_tokens,
     token_dtype,
     vocabulary_size,
@@ -86,6 +87,11 @@ def code_key() -> str:
     return content_hash([file_hash(file) for file in files])[:16]
 
 
+def _as_seen_here(file: Path) -> tuple[str, bool]:
+    """Which program this is, and whether it sees a file."""
+    return code_key(), file.is_file()
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What the making of samples needs to know of the tokenizer; `key` stands for all that it depends on."""
@@ -116,6 +122,10 @@ class Preparation:
         if not path.is_file():
             write_json(path, config.as_dict())
         require_same(config, read_json(path), f"{path.parent} holds the unfinished work on a corpus")
+        for worker, seen in workers.everywhere(_as_seen_here, path.absolute()).items():
+            if seen != _as_seen_here(path):
+                what = "another version of this program" if seen[1] else f"no file {path.absolute()}"
+                raise UserError(f"dask: the worker {worker} has {what}; all need the same program and the same files.")
 
     def forget_unless_begun(self) -> None:
         """Remove the folder for the work when it holds nothing worth going on with."""
@@ -124,7 +134,7 @@ class Preparation:
 
     def vocabulary(self) -> Vocabulary:
         """Load or train the tokenizer, or take up the one of the same file or text that is there already."""
-        path = self.config.tokenizer
+        path = local_tokenizer(self.config.tokenizer) if self.config.tokenizer else None
         key = content_hash(_file_hashes(Path(path)) if path else [unit.unit.key for unit in _choose_units(self.units)])
         folder = self._tokenizer_folder(key)
         if folder.is_dir():
