@@ -51,6 +51,8 @@ setup(
     ],
     extras_require={
         "near-duplicates": ["rensa>=0.5,<0.6"],
+        # earlybert prepare --files https://...
+        "web": ["fsspec[http]"],
         # earlybert prepare --dask
         "dask": ["distributed>=2025.1"],
         "dev": [
@@ -63,6 +65,7 @@ setup(
             "types-PyYAML",
             "rensa",
             "distributed",
+            "fsspec[http]",
             "mwparserfromhell",
         ],
         # Compiles the CUDA kernels for V100 and A100, and runs them on a CPU, in tests: no GPU, no CUDA toolkit.
