@@ -36,7 +36,7 @@ class Workers:
         self._pool = self._dask or (
             ProcessPoolExecutor(count, context, initializer=start_worker) if count > 1 else None
         )
-        self._lost = (BrokenProcessPool, *(self._dask.lost if self._dask else ()))
+        self._lost: tuple[type[BaseException], ...] = (BrokenProcessPool, *(self._dask.lost if self._dask else ()))
         self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> Self:
