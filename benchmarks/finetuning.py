@@ -1,29 +1,60 @@
-"""Prints the tables of a folder of `earlybert finetune` and stores all its results as one file.
+"""Prints the tables of folders of `earlybert finetune`, and what a searched ticket gains over a random one.
 
-python benchmarks/finetuning.py OUT [--json benchmarks/results/finetuning.json]
+    python benchmarks/finetuning.py OUT [OUT ...] [--json benchmarks/results/finetuning.json]
+
+The first folder has the random tickets. Every folder's `earlybert` (of another ranking, say) is compared with them seed
+by seed: the mean difference in points of the main score, and its standard error. All results are stored as one file.
 """
 
 import argparse
+import math
+import statistics
 from pathlib import Path
 
 from provenance import measured_on
 
 from earlybert.core.files import read_json, write_json
-from earlybert.finetune.results import print_tables, read_results
+from earlybert.finetune.results import Grouped, Result, main_scores, print_tables, read_results
+
+
+def differences(task: str, results: list[Result], base: list[Result]) -> list[float]:
+    """By seed, of the seeds that both have."""
+    scores, others = (
+        dict(zip((result["seed"] for result in found), main_scores(task, found), strict=True))
+        for found in (results, base)
+    )
+    return [scores[seed] - others[seed] for seed in scores if seed in others]
+
+
+def print_differences(folder: Path, grouped: Grouped, base: Grouped) -> None:
+    """Searched minus random for every task."""
+    for (task, method), results in grouped.items():
+        if method != "earlybert" or not (found := differences(task, results, base.get((task, "random"), []))):
+            continue
+        error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+        print(
+            f"{folder.name}, {task}: searched minus random {statistics.mean(found):+.2f} points, "
+            f"standard error {error:.2f}, {len(found)} seed(s)"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the folder that earlybert finetune was given as --out")
+    parser.add_argument("out", type=Path, nargs="+", help="folders that earlybert finetune was given as --out")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print_tables(arguments.out)
-    if arguments.json:
-        settings = read_json(arguments.out / "config.json")
+    grouped = {folder: read_results(folder) for folder in arguments.out}
+    parts = []
+    for folder, found in grouped.items():
+        print_tables(folder)
+        settings = read_json(folder / "config.json")
         # Where things lay on that machine says nothing.
         settings = {name: value for name, value in settings.items() if name not in ("model", "data")}
-        results = [result for found in read_results(arguments.out).values() for result in found]
-        content = {"measured_on": measured_on("transformers", "accelerate"), "settings": settings, "results": results}
+        parts.append({"settings": settings, "results": [result for results in found.values() for result in results]})
+    for folder, found in grouped.items():
+        print_differences(folder, found, grouped[arguments.out[0]])
+    if arguments.json:
+        content = {"measured_on": measured_on("transformers", "accelerate"), "folders": parts}
         write_json(arguments.json, content)
 
 

@@ -12,11 +12,9 @@ a GPU that is what is measured; DS_ACCELERATOR=cpu in the environment measures i
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -64,6 +62,7 @@ OPTIONS = options()
 os.environ["OMP_NUM_THREADS"] = str(OPTIONS.threads)
 
 import torch  # noqa: E402
+from freed_memory import give_freed_memory_back  # noqa: E402
 from provenance import measured_on  # noqa: E402
 from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
@@ -243,9 +242,8 @@ def settings(*, matmul: str = "auto", keep_memory: bool = True, attention: str =
         torch.set_float32_matmul_precision(matmul)
     if keep_memory:
         devices.keep_freed_memory()
-    elif platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(devices.M_MMAP_THRESHOLD, 1 << 25)
-        ctypes.CDLL(None).mallopt(devices.M_TRIM_THRESHOLD, 1 << 26)
+    else:
+        give_freed_memory_back()
     with mock.patch.dict(os.environ, {"EARLYBERT_ATTENTION": attention}):
         yield
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finetuning import differences
 from matplotlib.container import ErrorbarContainer
 from paper.experiments import BIG_FOUR, FIGURES, TABLES
 from paper.pictures import score_figure
@@ -35,6 +36,14 @@ def test_the_papers_numbers_are_transcribed() -> None:
     assert headline.settings == {"draw.head_ratio": 0.333333, "draw.neuron_ratio": 0.4}
     assert sum(float(rows["BERT"][task]) for task in BIG_FOUR) / 4 == pytest.approx(88.95, abs=0.005)
     assert len(TABLES[5].arms) == 13 and len(TABLES[3].arms) == 12
+
+
+def test_differences_are_of_the_same_seeds() -> None:
+    def result(seed: int, accuracy: float) -> dict[str, object]:
+        return {"seed": seed, "scores": {"accuracy": accuracy}}
+
+    searched, random = [result(1, 0.5), result(2, 0.75), result(4, 0.1)], [result(2, 0.5), result(1, 0.25)]
+    assert differences("SST-2", searched, random) == [25.0, 25.0]
 
 
 def paper_tables(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
