@@ -49,8 +49,10 @@ class CorpusConfig(SourceConfig):
     Args:
         mix: For source `mix`: the sources, each with a name and a weight.
         cleaning: What is dropped from the text.
-        tokenizer: A `vocab.txt`, a `tokenizer.json`, a folder with a fast Hugging Face tokenizer, or the name of a
-            model on the hub. Without one a vocabulary is trained on a sample of the text.
+        tokenizer: A `vocab.txt`, a `tokenizer.json`, a folder (of a fast Hugging Face tokenizer, a model, a corpus or a
+            run), or the name of a model on the hub. Without one a vocabulary is trained on a sample of the text.
+        add_tokens: A file of words that the vocabulary gets beside its own, one a line. A network that `initial` names
+            begins with the mean of their pieces' rows for each.
         tokenizer_kind: What to train: `wordpiece` (BERT's), or SentencePiece's `unigram` or `bpe`.
         vocab_size: Entries of the vocabulary to train, special tokens included.
         lowercase: Lowercase the text; for a trained vocabulary and for a bare `vocab.txt` (other tokenizers state it
@@ -75,6 +77,7 @@ class CorpusConfig(SourceConfig):
     mix: list[MixedSource] = field(default_factory=list)
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     tokenizer: str | None = None
+    add_tokens: str | None = None
     tokenizer_kind: TokenizerKind = "wordpiece"
     vocab_size: int = 30522
     lowercase: bool = True

@@ -18,19 +18,20 @@ from earlybert.finetune import methods
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.network import TrainedConfig
-from earlybert.finetune.pretrained import Pretrained, starting_weights, task_config
+from earlybert.finetune.pretrained import require_length, starting_weights, task_config
 from earlybert.finetune.saved import save_trained
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.task import Task, TaskData
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
+from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.telemetry import clock
 
 
 def open_task(task: Task, data: Path | None, pretrained: Pretrained, settings: TaskSettings) -> TaskData:
     """A task's examples; `data` holds a folder for each task, by name, or is None for the hub."""
-    pretrained.require_length(settings.max_length)
+    require_length(pretrained, settings.max_length)
     folder = None if data is None else data / task.name
     if folder and not folder.is_dir():
         raise UserError(

@@ -22,10 +22,10 @@ from earlybert.core.ranks import check_environment, rank, warn_once
 from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
 from earlybert.finetune.config import LEARNING_RATES, METHODS, Settings
-from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import print_tables
 from earlybert.finetune.tasks.registry import TASKS, require_known
 from earlybert.finetune.training import STOP, Stopped, layout
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.train.stopping import ignore_signals
 
 # What to compute; all other options say how.

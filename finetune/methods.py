@@ -24,10 +24,11 @@ from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import MASKED_TOKENS, EarlyBertForMaskedTokens, TaskModel
 from earlybert.finetune.network import TrainedConfig
-from earlybert.finetune.pretrained import Pretrained, starting_weights
+from earlybert.finetune.pretrained import require_full, starting_weights
 from earlybert.finetune.rankings import Recorder, make_ranking
 from earlybert.finetune.text import Features, masked
 from earlybert.finetune.training import Collate, Masking, TrainerRun, draw_step, make_trainer, train
+from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.parameters import split_name
@@ -133,7 +134,7 @@ def require_usable(method: Method, settings: TaskSettings, pretrained: Pretraine
     """Raises UserError where this network, the rule or the given ticket cannot serve the method."""
     if method == "dense":
         return
-    pretrained.require_full(method)
+    require_full(pretrained, method)
     settings.draw.check(pretrained.config.intermediate_size)
     given_ticket(method, settings, pretrained.config, seed=0)
 

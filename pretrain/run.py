@@ -26,9 +26,13 @@ from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact, signs_of_progress
 from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
 from earlybert.pretrain.checkpoint.export import export_checkpoint
+from earlybert.pretrain.checkpoint.initial import fingerprint, open_initial
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.cost.hardware import device_name
+from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.corpora import KEPT, open_corpus
@@ -62,6 +66,15 @@ class Run:
     plan: Plan
     device: "torch.device"
     stop: StopRequest
+    # Of the weights that the recipe's `initial` names.
+    initial_sha256: str | None
+
+    def initial_weights(self, config: NetworkConfig) -> dict[str, "torch.Tensor"]:
+        """What the run begins with, of any full network that its plan has."""
+        given = open_initial(self.recipe.initial, self.plan.full, self.corpus) if self.recipe.initial else None
+        if given is not None and fingerprint(given) != self.initial_sha256:
+            raise UserError(f"initial is {self.recipe.initial}, whose weights have changed since the run was started")
+        return initial_weights(config, self.recipe.seed, given)
 
     @property
     def checkpoints(self) -> Path:
@@ -151,11 +164,25 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     keep_freed_memory()
     for note in mask_notes(plan):
         say(note, enabled=ranks.rank() == 0)
+    initial_sha256 = distributed.on_rank_0(lambda: look_at_initial(plan, corpus)) if recipe.initial else None
     distributed.on_rank_0(lambda: held.enter_context(sole_use(run_dir, "run-dir")))
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
     distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))
-    return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop)
+    return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop, initial_sha256)
+
+
+def look_at_initial(plan: Plan, corpus: Corpus) -> str:
+    """SHA-256 of the weights that the recipe's `initial` names; says which heads they lack, which begin fresh.
+
+    Raises UserError where they are not for this plan or this corpus.
+    """
+    name = plan.recipe.initial
+    assert name is not None
+    given = open_initial(name, plan.full, corpus)
+    if lacking := [part.title for part in loss_parts(plan.full.losses) if not part.parameters.keys() <= given.keys()]:
+        say(f"{name} (initial) has no complete head for {' and '.join(lacking)}; what is missing begins fresh")
+    return fingerprint(given)
 
 
 def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus) -> None:
@@ -184,6 +211,11 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
         raise UserError(
             f"{setting.deepspeed_file.path}: asks for {optimizer}, but {checkpoint.path} was trained with "
             f"{checkpoint.state.optimizer}; a run keeps its optimizer"
+        )
+    if checkpoint.state.initial_sha256 != setting.initial_sha256:
+        raise UserError(
+            f"initial is {setting.recipe.initial}, but {checkpoint.path} began with other weights; a run keeps those "
+            "that it began with"
         )
     return checkpoint
 
@@ -233,7 +265,7 @@ def begin(setting: Run, index: int, latest: Checkpoint | None) -> tuple[Training
     """What the stage makes of where the one before ended, and where in the run that is."""
     planned = setting.plan.stages[index]
     before = latest.training_state if latest else None
-    start = planned.stage.begin.begin(before, planned.before, setting.plan.network(index), setting.recipe.seed)
+    start = planned.stage.begin.begin(before, planned.before, setting.plan.network(index), setting.initial_weights)
     state = RunState(
         stage=planned.stage.name,
         stage_index=index,
@@ -242,6 +274,7 @@ def begin(setting: Run, index: int, latest: Checkpoint | None) -> tuple[Training
         ticket_sha256=setting.plan.ticket.sha256 if setting.plan.ticket else None,
         corpus=setting.corpus.fingerprint,
         optimizer=setting.deepspeed_file.identity(setting.recipe.optimizer),
+        initial_sha256=setting.initial_sha256,
     )
     return start, state
 

@@ -217,7 +217,7 @@ recipe = load_recipe(run / "config.yaml", [])
 plan = run_plan(run, recipe, Corpus.open(Path(recipe.data)))
 print("dropout", [planned.network.hidden_dropout_prob for planned in plan.stages])
 trained = Checkpoint(run / "checkpoints" / "step-00000030").training_state
-begun = recipe.settle.begin(trained, plan.network(1), plan.network(2), recipe.seed)
+begun = recipe.settle.begin(trained, plan.network(1), plan.network(2), lambda _: {})
 same = all((begun.weights[name] == tensor).all() for name, tensor in trained.weights.items())
 print("same", bool(same), sorted(begun.moments), begun.optimizer_step)
 """

@@ -77,6 +77,7 @@ COMPUTING = {
     *(f"pretrain.network.{name}" for name in ("bert_format", "exported.modeling_earlybert", "initial", "layers")),
     *(f"pretrain.network.{name}" for name in ("model", "batch", "surgery")),
     *("pretrain.ticket.figures", *(f"pretrain.checkpoint.{name}" for name in ("writer", "export", "model_folder"))),
+    *("pretrain.checkpoint.initial", "pretrain.checkpoint.pretrained"),
 }
 
 

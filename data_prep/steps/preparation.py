@@ -43,6 +43,7 @@ from earlybert.data_prep.steps.hints import (
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
 from earlybert.data_prep.steps.reading import work_units
 from earlybert.data_prep.steps.unit_files import UnitFiles, UnitTokens
+from earlybert.data_prep.tokens.adding import add_tokens
 from earlybert.data_prep.tokens.statistics import token_frequencies, unigram_statistics
 from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import (
@@ -135,7 +136,9 @@ class Preparation:
     def vocabulary(self) -> Vocabulary:
         """Load or train the tokenizer, or take up the one of the same file or text that is there already."""
         path = local_tokenizer(self.config.tokenizer) if self.config.tokenizer else None
-        key = content_hash(_file_hashes(Path(path)) if path else [unit.unit.key for unit in _choose_units(self.units)])
+        added = Path(self.config.add_tokens) if self.config.add_tokens else None
+        origin = _hashes(Path(path), "tokenizer") if path else [unit.unit.key for unit in _choose_units(self.units)]
+        key = content_hash(origin + (_hashes(added, "add_tokens") if added else []))
         folder = self._tokenizer_folder(key)
         if folder.is_dir():
             from transformers import PreTrainedTokenizerFast
@@ -144,6 +147,8 @@ class Preparation:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
             tokenizer = self._load_tokenizer(path) if path else self._train_tokenizer()
+            if added:
+                add_tokens(tokenizer, added)
             with whole_folder(folder) as temporary:
                 tokenizer.save_pretrained(temporary)
         return Vocabulary(key, folder / "tokenizer.json", vocabulary_size(tokenizer), special_tokens(tokenizer))
@@ -357,10 +362,10 @@ def _encoder(vocabulary: Vocabulary) -> Encoder:
     return Encoder(vocabulary.file)
 
 
-def _file_hashes(tokenizer: Path) -> list[str]:
+def _hashes(place: Path, field: str) -> list[str]:
     """Of a file, or of all files in a folder; of what is not there, none."""
     try:
-        files = sorted(tokenizer.rglob("*")) if tokenizer.is_dir() else [tokenizer]
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
         return [file_hash(file) for file in files if file.is_file()]
     except OSError as error:
-        raise UserError(f"tokenizer: {error.filename} cannot be read ({error.strerror}).") from None
+        raise UserError(f"{field}: {error.filename} cannot be read ({error.strerror}).") from None

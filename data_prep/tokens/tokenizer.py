@@ -68,13 +68,17 @@ def bert_tokenizer(
 def local_tokenizer(name: str) -> str:
     """Where a tokenizer lies: the file or folder of this name, or a copy of the Hugging Face hub's tokenizer.
 
+    Of a corpus or a run it is the folder of its own tokenizer.
+
     Raises:
         UserError: There is neither.
     """
     from huggingface_hub import snapshot_download
 
-    if Path(name).exists():
-        return name
+    if (folder := Path(name)).exists():
+        inside = [folder / "tokenizer", folder / "corpus" / "tokenizer"]
+        own = [place for place in inside if (place / "tokenizer.json").is_file()]
+        return str(own[0]) if own and not (folder / "tokenizer.json").is_file() else name
     try:
         # The ones without which transformers cannot tell which class it is.
         return snapshot_download(name, allow_patterns=["*token*", "*vocab*", "merges.txt", "*.model", "config.json"])
@@ -88,7 +92,7 @@ def local_tokenizer(name: str) -> str:
 
 
 def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = None) -> "PreTrainedTokenizerFast":
-    """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json` or a folder with a fast tokenizer.
+    """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json`, or a folder with a fast tokenizer.
 
     Args:
         path: The file or folder.

@@ -23,6 +23,7 @@ class RunState:
         ticket_sha256: of the ticket that the network was cut by; None where it was not.
         corpus: fingerprint of what it is trained on.
         optimizer: type and numbers of the optimizer, which a run keeps.
+        initial_sha256: of the weights that the run began with; None where those were fresh.
     """
 
     stage: str
@@ -36,6 +37,7 @@ class RunState:
     ticket_sha256: str | None
     corpus: str
     optimizer: Mapping[str, Any]
+    initial_sha256: str | None = None
 
     @property
     def global_step(self) -> int:
@@ -49,6 +51,8 @@ class RunState:
     @classmethod
     def from_content(cls, content: Mapping[str, Any], path: Path) -> "RunState":
         """The reverse; raises UserError naming `path` where a field lacks."""
+        # Of older versions, whose weights were always fresh.
+        content = {"initial_sha256": None, **content}
         names = [field.name for field in fields(cls)]
         if missing := [name for name in names if name not in content]:
             raise UserError(f"{path}: has no {missing[0]!r}")

@@ -7,13 +7,14 @@ from rich.table import Table
 
 from earlybert.core.arguments import ArgumentParser
 from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.cost.cluster import parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.gpus import GPUS
 from earlybert.pretrain.cost.muon import orthogonalisation_flops, orthogonalised_matrices
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, corpus_plan, full_network
-from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_path
+from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, recipe_path
 from earlybert.pretrain.plan.text import compared_with_dense, mask_notes
 from earlybert.pretrain.ticket.ticket import Ticket
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--network_gbit", type=float, default=100.0, help="network of a node, Gbit/s; default 100")
     parser.epilog = "Every field of the recipe can be overridden, e.g. --phase1.steps 100."
     arguments, overrides = parser.parse_known_args(argv)
-    recipe = load_recipe(recipe_path(arguments.config), overrides)
+    recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
     cluster = parse_cluster(" ".join(arguments.cluster), arguments.network_gbit) if arguments.cluster else None
     check_recipe(recipe, cluster.gpus if cluster else 1)
     plan = given_plan(recipe)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
+from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.commands.tune import add_tune, tune
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, full_network
@@ -98,7 +99,7 @@ def _shape(recipe: Recipe) -> FullShape:
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
     if arguments.config is None:
         raise UserError("--config is missing; it must name the recipe whose model the ticket is for")
-    recipe = load_recipe(recipe_path(arguments.config), overrides)
+    recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
     check_recipe(recipe)
     return recipe
 

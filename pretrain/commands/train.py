@@ -8,6 +8,7 @@ from pathlib import Path
 
 from earlybert.core import ranks
 from earlybert.core.arguments import ArgumentParser
+from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.plan.recipe import (
     DEFAULT_RECIPE,
     Recipe,
@@ -61,8 +62,9 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path, bool]:
     run_dir = arguments.run_dir or Path("runs") / Path(arguments.config or DEFAULT_RECIPE).stem
     stored = run_dir / "config.yaml"
     if not stored.is_file():
-        return load_recipe(recipe_path(arguments.config or DEFAULT_RECIPE), overrides), run_dir, arguments.begin_again
-    recipe = load_recipe(recipe_path(arguments.config) if arguments.config else stored, overrides)
+        recipe = recipe_to_begin(recipe_path(arguments.config or DEFAULT_RECIPE), overrides)
+        return recipe, run_dir, arguments.begin_again
     begun = load_recipe(stored, [])
+    recipe = recipe_to_begin(recipe_path(arguments.config) if arguments.config else stored, overrides, begun.initial)
     require_same_run(begun, recipe, stored)
     return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir, arguments.begin_again

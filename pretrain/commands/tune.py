@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from earlybert.core.errors import UserError
+from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.cost.widths import DEVICES, Choice, Seconds, fastest, masks_by_multiple, measure, predict, price
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, full_network
@@ -50,7 +51,7 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
         recipe = load_recipe(run_config_path(arguments.run_dir), [])
         coefficients_LU = _recorded(arguments.run_dir)
     else:
-        recipe = load_recipe(recipe_path(arguments.config), overrides)
+        recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
         check_recipe(recipe)
         full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective)
         shape = Plan(recipe, full).ticket_shape.num_layers, recipe.model.intermediate_size

@@ -3,6 +3,7 @@
 Shape suffixes: H hidden size, V vocabulary rows.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -157,14 +158,21 @@ def _empty_bert(model_class: type[Bert], config: NetworkConfig, labels: Mapping[
     return model_class(bert_config(**fields, tie_word_embeddings=True, **labels), **others)
 
 
-def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Our configuration and fp32 weights of a `state_dict()`, narrow or not, with its pre-training heads."""
+def bert_network(bert_config: BertConfig) -> NetworkConfig:
+    """The shape of Hugging Face's BERT or of a narrow one."""
     kept = {name: getattr(bert_config, name, None) for name in ("kept_heads", "kept_neurons")}
     units: dict[str, Any] = {name: layers and tuple(map(tuple, layers)) for name, layers in kept.items()}
-    config = NetworkConfig(
+    return NetworkConfig(
         **{field: getattr(bert_config, field) for field in SHARED_FIELDS},
         **units,
         ticket_sha256=getattr(bert_config, "ticket_sha256", None),
+    )
+
+
+def from_bert(bert_config: BertConfig, state: Mapping[str, Tensor]) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Our configuration and fp32 weights of a `state_dict()`, narrow or not, with its pre-training heads."""
+    config = dataclasses.replace(
+        bert_network(bert_config),
         losses=tuple(part.name for part in LOSS_PARTS if part.bert_names and _has_head(state, part)),
     )
     weights = {}

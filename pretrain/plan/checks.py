@@ -22,6 +22,8 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         raise UserError(f"model.num_heads is {model.num_heads}; it must divide model.hidden_size, {model.hidden_size}")
     for name in ("hidden_dropout", "attention_dropout"):
         require(0 <= getattr(model, name) < 1, f"model.{name}", getattr(model, name), "at least 0 and below 1")
+    require(model.type_vocab_size >= 2, "model.type_vocab_size", model.type_vocab_size, "at least 2")
+    require(model.layer_norm_eps > 0, "model.layer_norm_eps", model.layer_norm_eps, "above 0")
     require(model.initializer_range > 0, "model.initializer_range", model.initializer_range, "above 0")
     _check_masks(recipe)
     for name in dict.fromkeys(STAGE_WORDS[word].phase for word in recipe.plan if word in STAGE_WORDS):

@@ -1,5 +1,6 @@
 """The corpus of a run: the prepared folder it names, else one prepared from the recipe, once, under `corpora/`."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -20,7 +21,13 @@ def corpus_directory(recipe: Recipe) -> Path:
     """Where the recipe's corpus lies or will lie."""
     if recipe.data:
         return Path(recipe.data)
-    return CORPORA / f"{recipe.corpus.source}-{_identity(recipe.corpus)[:12]}"
+    config = corpus_config(recipe)
+    return CORPORA / f"{config.source}-{_identity(config)[:12]}"
+
+
+def corpus_config(recipe: Recipe) -> CorpusConfig:
+    """How the recipe's corpus is prepared: a network that has a tokenizer keeps it."""
+    return dataclasses.replace(recipe.corpus, tokenizer=recipe.corpus.tokenizer or recipe.initial)
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
@@ -35,7 +42,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
         # Imported here: reading and tokenising bring libraries that training does not need.
         from earlybert.data_prep.prepare import prepare
 
-        return prepare(recipe.corpus, directory)
+        return prepare(corpus_config(recipe), directory)
     while not (directory / "manifest.json").is_file():
         time.sleep(1)
     return Corpus.open(directory)

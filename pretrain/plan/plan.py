@@ -11,7 +11,7 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.losses.registry import corpus_losses
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.grammar import PHASES
-from earlybert.pretrain.plan.recipe import Recipe
+from earlybert.pretrain.plan.recipe import SHAPE, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.ticket.ticket import FullShape, Ticket, full_shape, random_ticket
 
@@ -182,11 +182,7 @@ def full_network(recipe: Recipe, vocab_size: int, objective: str, pad_token_id: 
     model = recipe.model
     return NetworkConfig(
         vocab_size=vocab_size,
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        intermediate_size=model.intermediate_size,
-        max_position_embeddings=model.max_position_embeddings,
+        **{theirs: getattr(model, ours) for ours, theirs in SHAPE.items()},
         hidden_dropout_prob=model.hidden_dropout,
         attention_probs_dropout_prob=model.attention_dropout,
         initializer_range=model.initializer_range,

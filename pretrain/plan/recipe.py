@@ -1,6 +1,7 @@
 """The recipe: every number of a run, typed; how it is read from YAML and overridden on the command line."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -11,7 +12,8 @@ import yaml
 from earlybert.core.arguments import nearest, parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
-from earlybert.data_prep.config import MINIMUM_LENGTH, CorpusConfig
+from earlybert.data_prep.config import MINIMUM_LENGTH, MINIMUM_VOCABULARY, CorpusConfig
+from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.plan.borders.coefficients import Coefficients
 from earlybert.pretrain.plan.borders.narrow import Narrow
@@ -32,6 +34,7 @@ MicroBatch = int | Literal["auto"]
 # What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
 LAYOUT_FIELDS = (
     "data",
+    "initial",
     "deepspeed",
     "precision",
     "matmul_precision",
@@ -47,9 +50,21 @@ LAYOUT_FIELDS = (
 )
 
 
+# The fields of ModelConfig that a network with weights cannot have otherwise, and what the network calls them.
+SHAPE = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_eps",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the full network.
+    """Shape of the full network; of one that is named by `initial`, its own unless given.
 
     Args:
         hidden_size: width of the residual stream; num_heads must divide it.
@@ -59,6 +74,8 @@ class ModelConfig:
         max_position_embeddings: longest sequence the position table holds.
         hidden_dropout: dropout on embeddings and sublayer outputs.
         attention_dropout: dropout on attention weights.
+        type_vocab_size: kinds of segments, at least the two of a pair.
+        layer_norm_eps: added to the variance in every LayerNorm.
         initializer_range: standard deviation of the initial weights.
     """
 
@@ -67,6 +84,8 @@ class ModelConfig:
     num_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
@@ -155,6 +174,8 @@ class Recipe:
         compile: have torch.compile make one graph of the network's passes; auto does so on sm_80 and newer.
         max_skipped_updates: fp16 updates skipped in a row, for gradients that overflow, before the run stops.
         data: prepared corpus (`earlybert prepare`); without one the corpus section is prepared first.
+        initial: begin with these weights in place of fresh ones: a BERT's name on the hub, its folder, an export or a
+            run. The shape is its own, and the corpus must have its vocabulary (`prepare --tokenizer`).
         ticket: start from this ticket file instead of searching.
         deepspeed: DeepSpeed configuration file; default ds_configs/lamb.json.
         model: shape of the full network.
@@ -194,6 +215,7 @@ class Recipe:
     compile: bool | Literal["auto"] = False
     max_skipped_updates: int = 20
     data: str | None = None
+    initial: str | None = None
     ticket: str | None = None
     deepspeed: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -310,15 +332,50 @@ def recipe_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def load_recipe(file: Path, overrides: list[str]) -> Recipe:
-    """Reads a recipe file, applies `--dotted.field value` overrides, checks types; raises UserError."""
+def load_recipe(
+    file: Path,
+    overrides: list[str],
+    *,
+    look_at: Callable[[str], NetworkConfig] | None = None,
+    begun_with: str | None = None,
+) -> Recipe:
+    """Reads a recipe file, applies `--dotted.field value` overrides, checks types; raises UserError.
+
+    Args:
+        file: The recipe.
+        overrides: Flags and their values.
+        look_at: Gives the network that `initial` names. What the recipe does not say of the shape is as there, and what
+            it says otherwise is refused. Without it the recipe says everything, as a run's does.
+        begun_with: What stands for `initial` where the recipe has none.
+    """
     check_recipe_file(file)
-    parsed = parse(recipe_parser(), [f"--recipe_file={file}", *overrides])
-    recipe = Recipe(**{field.name: parsed[field.name] for field in dataclasses.fields(Recipe)})
+    arguments, defaults = [f"--recipe_file={file}", *overrides], {"initial": begun_with}
+    recipe = _parsed(arguments, defaults)
+    if recipe.initial and look_at:
+        network = look_at(recipe.initial)
+        shape = {f"model.{ours}": getattr(network, theirs) for ours, theirs in SHAPE.items()}
+        size = max(network.vocab_size, MINIMUM_VOCABULARY)
+        recipe = _parsed(arguments, defaults | shape | {"corpus.vocab_size": size})
+        _require_shape(recipe, network)
     if recipe.ticket:
         # A given ticket takes the place of the search.
         recipe = dataclasses.replace(recipe, plan=[name for name in recipe.plan if name != "search"])
     return _with_absolute_paths(_with_corpus_lengths(with_growth(recipe)))
+
+
+def _parsed(arguments: list[str], defaults: dict[str, Any]) -> Recipe:
+    parser = recipe_parser()
+    parser.set_defaults(defaults)
+    parsed = parse(parser, arguments)
+    return Recipe(**{field.name: parsed[field.name] for field in dataclasses.fields(Recipe)})
+
+
+def _require_shape(recipe: Recipe, initial: NetworkConfig) -> None:
+    for ours, theirs in SHAPE.items():
+        if (asked := getattr(recipe.model, ours)) != (found := getattr(initial, theirs)):
+            raise UserError(
+                f"model.{ours} is {asked}, but {recipe.initial} (initial) has {found}; leave the model's shape out"
+            )
 
 
 def _with_corpus_lengths(recipe: Recipe) -> Recipe:
@@ -333,8 +390,13 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     def absolute(path: str | None) -> str | None:
         return str(Path(path).resolve()) if path else None
 
+    initial = recipe.initial if recipe.initial and not Path(recipe.initial).exists() else absolute(recipe.initial)
     return dataclasses.replace(
-        recipe, data=absolute(recipe.data), ticket=absolute(recipe.ticket), deepspeed=absolute(recipe.deepspeed)
+        recipe,
+        data=absolute(recipe.data),
+        initial=initial,  # may be a name on the hub
+        ticket=absolute(recipe.ticket),
+        deepspeed=absolute(recipe.deepspeed),
     )
 
 

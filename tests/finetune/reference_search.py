@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earlybert.finetune.model import EarlyBertForSequenceClassification
-from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
+from earlybert.finetune.pretrained import starting_weights, task_config
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from tests.finetune.made_up import tiny_bert
 
 LAYERS, HEADS, HEAD_SIZE, NEURONS = 3, 4, 8, 64

@@ -18,9 +18,10 @@ from earlybert.core.distributed import rank
 from earlybert.finetune import methods
 from earlybert.finetune.cell import open_task
 from earlybert.finetune.config import Settings, TaskSettings
-from earlybert.finetune.pretrained import open_pretrained, task_config
+from earlybert.finetune.pretrained import task_config
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.training import TimedTrainer
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.ticket.ticket import TicketRule
 from tests.conftest import BIN, free_port, start
 from tests.finetune.made_up import write_stsb, write_two_word_texts

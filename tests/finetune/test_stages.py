@@ -16,12 +16,13 @@ from earlybert.core.files import read_json
 from earlybert.finetune import methods, training
 from earlybert.finetune.config import Settings, TaskSettings
 from earlybert.finetune.model import IGNORED, EarlyBertForSequenceClassification
-from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
+from earlybert.finetune.pretrained import starting_weights, task_config
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.finetune.text import Features, learnt, masked
 from earlybert.finetune.training import TimedTrainer, TrainerRun, draw_step, make_trainer, train, updates
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.network.work import time_saved
 from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.ticket import TicketRule

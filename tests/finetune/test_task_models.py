@@ -31,10 +31,11 @@ from earlybert.finetune.model import (
     TaskModel,
 )
 from earlybert.finetune.network import TrainedModel
-from earlybert.finetune.pretrained import Pretrained, open_pretrained, starting_weights, task_config
+from earlybert.finetune.pretrained import starting_weights, task_config
 from earlybert.finetune.saved import hugging_face_model, save_trained
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.sentences import SentenceData
+from earlybert.pretrain.checkpoint.pretrained import Pretrained, open_pretrained
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket

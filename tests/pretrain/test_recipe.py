@@ -292,6 +292,7 @@ def test_global_batch_below_the_number_of_ranks_is_refused(recipe_file: Path) ->
 # --- going on with a run ---------------------------------------------------------------------------------------------
 
 OTHER_LAYOUT: dict[str, Any] = {
+    "initial": "a-bert",
     "data": "elsewhere",
     "deepspeed": "other.json",
     "precision": "fp32",

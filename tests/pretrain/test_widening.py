@@ -1,6 +1,7 @@
 """Giving cut units back: the function stays the same in every composition with stacking, and what is new can learn."""
 
 import dataclasses
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -35,7 +36,7 @@ from tests.pretrain.small_models import (
 )
 
 HEAD_SIZE = 8
-SEED = 3
+FRESH = partial(initial_weights, seed=3)
 
 
 def logits(config: NetworkConfig, weights: Any) -> Tensor:
@@ -104,7 +105,7 @@ def test_the_function_stays_in_every_composition(words: list[str], changes: dict
             {moment: random_weights(narrow, seed=7) for moment in MOMENTS},
             optimizer_step=9,
         )
-        begun = after.stage.begin.begin(trained, after.before, wide, SEED)
+        begun = after.stage.begin.begin(trained, after.before, wide, FRESH)
         assert {name: tensor.shape for name, tensor in begun.weights.items()} == parameter_shapes(wide)
         torch.testing.assert_close(logits(wide, begun.weights), logits(narrow, trained.weights), rtol=0, atol=1e-6)
         if after.stage.begin.word == "widen":
@@ -157,8 +158,8 @@ def test_every_unit_is_in_its_own_place(to: Any) -> None:
     trained = TrainingState(
         random_weights(narrow), {moment: random_weights(narrow, seed=4 + i) for i, moment in enumerate(MOMENTS)}, 5
     )
-    begun = border.begin(trained, narrow, wide, SEED)
-    fresh = initial_weights(full, SEED)
+    begun = border.begin(trained, narrow, wide, FRESH)
+    fresh = FRESH(full)
     for layer in range(3):
         initial = unit_tensors(full, fresh, layer)
         for kind, old, new in [
@@ -181,7 +182,7 @@ def test_the_ticket_exported_as_plain_bert_is_what_widening_begins_with() -> Non
     full = small_config()
     narrow = narrow_config(full, unequal_ticket(full))
     weights = random_weights(narrow)
-    wide = Widen(until=[0.5]).begin(TrainingState(weights), narrow, full, SEED).weights
+    wide = Widen(until=[0.5]).begin(TrainingState(weights), narrow, full, FRESH).weights
     with torch.no_grad():
         found = to_bert(full, dict(wide)).double().eval()(**random_inputs()).prediction_logits
     torch.testing.assert_close(found[..., :VOCABULARY], logits(narrow, weights), rtol=0, atol=1e-6)
@@ -194,7 +195,7 @@ def test_moments_of_one_kind_are_widened_too() -> None:
     weights = random_weights(narrow)
     some = {name: tensor for name, tensor in weights.items() if not name.endswith("qkv.weight")}
     trained = TrainingState(weights, {"exp_avg": weights, "exp_avg_sq": some}, 5)
-    begun = Widen(until=[0.5], moments="copied").begin(trained, narrow, full, SEED)
+    begun = Widen(until=[0.5], moments="copied").begin(trained, narrow, full, FRESH)
     assert begun.moments["exp_avg"].keys() == weights.keys() and begun.moments["exp_avg_sq"].keys() == some.keys()
 
 
@@ -203,7 +204,7 @@ def test_what_comes_back_learns() -> None:
     full = small_config()
     narrow = narrow_config(full, unequal_ticket(full))
     trained = TrainingState(random_weights(narrow))
-    model = build(full, dict(Widen(until=[0.5]).begin(trained, narrow, full, SEED).weights), torch.float64)
+    model = build(full, dict(Widen(until=[0.5]).begin(trained, narrow, full, FRESH).weights), torch.float64)
     new = [
         (layer, unit)
         for layer in range(3)
@@ -233,7 +234,7 @@ def test_a_ticket_that_cuts_nothing_has_nothing_to_give_back() -> None:
     weights = random_weights(full)
     border = Widen(until=[0.5], moments="copied")
     assert border.network(full, full, None, 0) == full
-    begun = border.begin(TrainingState(weights, {"exp_avg": weights}), everything, full, SEED)
+    begun = border.begin(TrainingState(weights, {"exp_avg": weights}), everything, full, FRESH)
     for found in (begun.weights, begun.moments["exp_avg"]):
         assert all(torch.equal(found[name], weights[name]) for name in weights)
 

@@ -9,6 +9,7 @@ from earlybert.pretrain.plan.schedule import Schedule
 from earlybert.pretrain.ticket.ticket import Ticket
 
 if TYPE_CHECKING:
+    from earlybert.pretrain.network.initial import InitialWeights
     from earlybert.pretrain.network.state import TrainingState
     from earlybert.pretrain.plan.recipe import Recipe
 
@@ -68,7 +69,7 @@ class Border:
         return before
 
     def begin(
-        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, seed: int
+        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
     ) -> "TrainingState":
         """What the next stage starts from.
 
@@ -76,6 +77,6 @@ class Border:
             trained: Where the stage before ended; None at the plan's beginning.
             before: The network that was trained, or that the plan begins with.
             after: The network to train.
-            seed: What initial weights derive from.
+            initial: The weights that the run begins with, of any full network: fresh ones or a published BERT's.
         """
         raise NotImplementedError

@@ -9,6 +9,7 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.borders.border import Border
 
 if TYPE_CHECKING:
+    from earlybert.pretrain.network.initial import InitialWeights
     from earlybert.pretrain.network.state import TrainingState
     from earlybert.pretrain.plan.recipe import Recipe
 
@@ -46,11 +47,10 @@ class Coefficients(Border):
         return "before-search"
 
     def begin(
-        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, seed: int
+        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
     ) -> "TrainingState":
         """The trained weights; the optimizer starts afresh, so that no part of it is older than the coefficients."""
-        from earlybert.pretrain.network.initial import initial_weights
         from earlybert.pretrain.network.state import TrainingState
 
         assert trained is not None
-        return TrainingState(initial_weights(after, seed) | dict(trained.weights))
+        return TrainingState(initial(after) | dict(trained.weights))

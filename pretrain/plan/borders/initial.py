@@ -7,6 +7,7 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.borders.border import Border
 
 if TYPE_CHECKING:
+    from earlybert.pretrain.network.initial import InitialWeights
     from earlybert.pretrain.network.state import TrainingState
 
 
@@ -17,9 +18,8 @@ class Initial(Border):
     word: ClassVar[str] = "initial"
 
     def begin(
-        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, seed: int
+        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
     ) -> "TrainingState":
-        from earlybert.pretrain.network.initial import initial_weights
         from earlybert.pretrain.network.state import TrainingState
 
-        return TrainingState(initial_weights(after, seed))
+        return TrainingState(initial(after))

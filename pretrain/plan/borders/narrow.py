@@ -9,6 +9,7 @@ from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.ticket.ticket import Ticket, narrow_config
 
 if TYPE_CHECKING:
+    from earlybert.pretrain.network.initial import InitialWeights
     from earlybert.pretrain.network.state import TrainingState
     from earlybert.pretrain.plan.recipe import Recipe
 
@@ -63,17 +64,16 @@ class Narrow(Border):
         return narrow_config(before, ticket)
 
     def begin(
-        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, seed: int
+        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
     ) -> "TrainingState":
         """Cut from the initial weights again, or from the searched ones with their moments, coefficients baked in."""
-        from earlybert.pretrain.network.initial import initial_weights
         from earlybert.pretrain.network.state import TrainingState
         from earlybert.pretrain.network.surgery import bake_coefficients, narrow_weights
 
         kept = after.kept_units
         assert kept is not None
         if self.rewind == "initial":
-            return TrainingState(narrow_weights(before, initial_weights(before, seed), kept))
+            return TrainingState(narrow_weights(before, initial(before), kept))
         assert trained is not None
         weights, moments = bake_coefficients(trained.weights, trained.moments)
         return TrainingState(

@@ -14,6 +14,7 @@ from earlybert.pretrain.plan.schedule import Schedule, whole_steps
 from earlybert.pretrain.ticket.ticket import Ticket
 
 if TYPE_CHECKING:
+    from earlybert.pretrain.network.initial import InitialWeights
     from earlybert.pretrain.network.state import TrainingState
     from earlybert.pretrain.plan.recipe import Recipe
 
@@ -107,15 +108,14 @@ class Stack(Border):
         )
 
     def begin(
-        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, seed: int
+        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
     ) -> "TrainingState":
         """Layers are copies of the trained ones; the optimizer starts afresh or goes on."""
-        from earlybert.pretrain.network.initial import initial_weights
         from earlybert.pretrain.network.state import TrainingState
         from earlybert.pretrain.network.surgery import identity_layers, narrow_weights, stack_weights
 
         assert trained is not None
-        fresh = initial_weights(dense_config(after), seed)
+        fresh = initial(dense_config(after))
         if after.kept_units is not None:
             fresh = narrow_weights(dense_config(after), fresh, after.kept_units)
         if self.copy == "identity":

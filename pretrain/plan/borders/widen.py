@@ -15,6 +15,7 @@ from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.ticket.ticket import Ticket
 
 if TYPE_CHECKING:
+    from earlybert.pretrain.network.initial import InitialWeights
     from earlybert.pretrain.network.state import TrainingState
     from earlybert.pretrain.plan.recipe import Recipe
 
@@ -84,15 +85,14 @@ class Widen(Border):
         return dataclasses.replace(before, kept_heads=heads, kept_neurons=neurons)
 
     def begin(
-        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, seed: int
+        self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
     ) -> "TrainingState":
         """Kept units in their own places as they are trained; the others as they began, with nothing leading out."""
-        from earlybert.pretrain.network.initial import initial_weights
         from earlybert.pretrain.network.state import TrainingState
         from earlybert.pretrain.network.surgery import silent_units, widen_network
 
         assert trained is not None
-        new = silent_units(initial_weights(dense_config(after), seed))
+        new = silent_units(initial(dense_config(after)))
         weights = widen_network(before, after, trained.weights, new)
         if self.moments == "reset":
             return TrainingState(weights)

@@ -1,0 +1,106 @@
+"""Does a ticket of a published BERT beat chance when it is trained on in a domain? Arms that differ in one thing each.
+
+    python benchmarks/domain.py MODEL --data CORPUS [--tickets 3] [--arms ARM ...] [--work-dir DIR] [--out FILE.json]
+        [--FIELD VALUE ...]
+
+The recipe is domain_base, changed by the fields given. Dense training and training from scratch have all steps of phase
+1. A ticket has those that its search leaves of them. The random tickets have the searched one's widths and its steps,
+and so the search's steps less than everybody else. Held-out text, masks, order of the data and seed are the same in
+all. The arms are runs: what is done stays, and a call that is interrupted is taken up by the next one.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from provenance import measured_on
+
+from earlybert.core.files import write_json
+from earlybert.pretrain.plan.recipe import load_recipe
+from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
+
+RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
+DENSE, SEARCHED, SCRATCH = "dense", "searched ticket", "from scratch"
+
+
+def train(out: Path, *arguments: str) -> None:
+    """Runs an arm to its end, or what is left of it; a call that ends early lets it save where it is."""
+    process = subprocess.Popen([sys.executable, str(RUN), "--run-dir", str(out), *arguments], stdout=subprocess.DEVNULL)
+    try:
+        if process.wait():
+            sys.exit(f"domain: status {process.returncode} of the arm {out}")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def arguments_of(arm: str, dense: Path, searched: Path) -> list[str]:
+    """What makes an arm of the dense one's recipe."""
+    recipe = load_recipe(dense / "config.yaml", [])
+    cut = ["--plan", "[search, narrow, phase1]"]
+    cut += ["--narrow.step_factor", str(1 - recipe.search.steps / recipe.phase1.steps)]
+    config = ["--config", str(dense / "config.yaml")]
+    if arm == SCRATCH:
+        return [*config, "--initial", "null"]
+    if arm == SEARCHED:
+        return [*config, *cut]
+    seed = int(arm.rpartition(" ")[2])
+    ticket = searched.parent / f"random-{seed}.ticket.json"
+    if not ticket.is_file():
+        random_ticket_like(Ticket.load(searched / "ticket.json"), seed).save(ticket)
+    return [*config, *cut, "--ticket", str(ticket)]
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """Steps and tokens that an arm took, padding not counted, and its losses on held-out text, nats."""
+    lines = read_lines(out)
+    steps = of_kind(lines, "train")
+    validations = of_kind(lines, "validation")
+    return {
+        "steps": len(steps),
+        "tokens": sum(round(line["tokens_per_second"] * line["seconds"]) for line in steps),
+        "tokens_of_search": sum(
+            round(line["tokens_per_second"] * line["seconds"]) for line in steps if line["stage"] == "search"
+        ),
+        "masked_loss": validations[-1]["masked_loss"],
+        "masked_accuracy": validations[-1]["masked_accuracy"],
+        "curve": [(line["global_step"], line["masked_loss"]) for line in validations],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a BERT: its folder or its name on the hub")
+    parser.add_argument("--data", type=Path, required=True, help="a corpus prepared with the model's tokenizer")
+    parser.add_argument("--tickets", type=int, default=3, help="number of random tickets")
+    parser.add_argument("--arms", nargs="+", help="only these; the first two are always run before others")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/domain"))
+    parser.add_argument("--out", type=Path, help="JSON of the results")
+    given, overrides = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("domain: asked to stop; call it again to resume"))
+    work_dir: Path = given.work_dir.resolve()
+    names = [DENSE, SEARCHED, *(f"random ticket {seed}" for seed in range(1, given.tickets + 1)), SCRATCH]
+    folders = {name: work_dir / name.replace(" ", "-") for name in names}
+    results = {}
+    for name in given.arms or names:
+        if not (folders[name] / "DONE").is_file():
+            print(f"{name}: training", flush=True)
+            if name == DENSE:
+                changes = ["--plan", "[phase1]", "--export", "[]", "--log_every", "1", *overrides]
+                changes += ["--config", "domain_base", "--initial", given.model, "--data", str(given.data.resolve())]
+            else:
+                changes = arguments_of(name, folders[DENSE], folders[SEARCHED])
+            train(folders[name], *changes)
+        results[name] = outcome(folders[name])
+        found = results[name]
+        print(f"{name:<18} {found['tokens']:>12,} tokens  held-out masked loss {found['masked_loss']:.4f}", flush=True)
+        if given.out:
+            write_json(given.out, measured_on("transformers") | {"fields": overrides, "arms": results})
+
+
+if __name__ == "__main__":
+    main()

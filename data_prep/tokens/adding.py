@@ -1,0 +1,52 @@
+"""Tokens that a vocabulary gets beside its own: words of a domain that it would cut into pieces."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earlybert.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def add_tokens(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
+    """Add the tokens of a file, one a line, where they stand as words of their own in text.
+
+    Raises:
+        UserError: The file cannot be read or names none; or a line is empty, stands there twice, or is a special or
+            another single token already.
+    """
+    from tokenizers import AddedToken
+
+    tokens = _lines(file)
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens, start=1):
+        where = f"add_tokens: {file}:{number}"
+        if not token:
+            raise UserError(f"{where} is empty, but must be a token; a file has one a line.")
+        if token in tokenizer.all_special_tokens:
+            raise UserError(f"{where} is {token}, a special token, which the vocabulary has already; leave it out.")
+        # What text is before it is cut into pieces: an uncased vocabulary takes Whale for whale.
+        written = _normalised(tokenizer, token)
+        if (first := seen.setdefault(written, number)) != number:
+            raise UserError(f"{where} is {token!r}, the same as line {first}; name every token once.")
+        if tokenizer.tokenize(token) == [written]:
+            raise UserError(f"{where} is {token!r}, which is one token of the vocabulary already; leave it out.")
+    tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True) for token in tokens])
+
+
+def _normalised(tokenizer: "PreTrainedTokenizerFast", token: str) -> str:
+    normaliser = tokenizer.backend_tokenizer.normalizer
+    return str(normaliser.normalize_str(token)) if normaliser else token
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UserError(f"add_tokens: {file} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"add_tokens: {file} is not UTF-8 text, but must name a token a line.") from None
+    if not lines:
+        raise UserError(f"add_tokens: {file} names no token, but must have one a line.")
+    return lines
