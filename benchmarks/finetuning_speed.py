@@ -30,11 +30,12 @@ from earlybert.finetune import methods
 from earlybert.finetune.cell import open_task
 from earlybert.finetune.config import Settings, TaskSettings
 from earlybert.finetune.network import TrainedModel
-from earlybert.finetune.pretrained import open_pretrained, starting_weights, task_config
+from earlybert.finetune.pretrained import starting_weights, task_config
 from earlybert.finetune.saved import hugging_face_model
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.text import Features, length
 from earlybert.finetune.training import StopAfter, TrainerRun, make_trainer, order, run_arguments
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.ticket.ticket import Ticket
 
 SIDES = ("theirs", "theirs, our settings", "ours")

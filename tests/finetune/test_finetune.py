@@ -16,11 +16,11 @@ from earlybert.core import cli
 from earlybert.finetune import command
 from earlybert.finetune.cell import open_task
 from earlybert.finetune.config import Settings
-from earlybert.finetune.pretrained import open_pretrained
 from earlybert.finetune.results import read_results, savings
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import ProgressLines
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
 from tests.conftest import BIN, free_port
 from tests.finetune.made_up import save_tiny_bert, table, tiny_bert

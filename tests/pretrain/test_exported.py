@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from earlybert.core.errors import UserError
-from earlybert.finetune.pretrained import open_pretrained
+from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.network.bert_format import from_bert, to_bert, to_earlybert
 from earlybert.pretrain.network.exported import modeling_earlybert
 from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertConfig, EarlyBertForPreTraining
