@@ -174,15 +174,18 @@ def test_new_matrices_are_initialised_as_berts() -> None:
 FRESH = """
 import sys
 way, folder = sys.argv[1:]
-if way == "import":
+if way == "first":
     import earlybert
     assert not {"torch", "transformers"} & sys.modules.keys()
-else:
+elif way == "trust":
     sys.modules["earlybert"] = None
 import torch
+from transformers import BertForPreTraining  # imports the Auto classes while BERT is half imported
 from transformers import AutoModelForMaskedLM
+if way == "last":
+    import earlybert
 model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=way == "trust" or None).eval()
-assert ("earlybert.pretrain.network.exported.modeling_earlybert" in sys.modules) == (way == "import")
+assert ("earlybert.pretrain.network.exported.modeling_earlybert" in sys.modules) == (way != "trust")
 with torch.no_grad():
     logits = model(**torch.load(folder + "/inputs.pt")).logits
 torch.save(logits, folder + "/logits.pt")
@@ -190,9 +193,9 @@ model.save_pretrained(folder + "/again")
 """
 
 
-@pytest.mark.parametrize("way", ["import", "trust"])
+@pytest.mark.parametrize("way", ["first", "last", "trust"])
 def test_a_fresh_process_loads_it(way: str, exported: tuple[Path, PreTrainingNetwork], tmp_path: Path) -> None:
-    """By `import earlybert` alone, or, where that is not installed, with the code that the export carries."""
+    """By `import earlybert`, before transformers or after; or with the code that the export carries, without ours."""
     folder, network = exported
     torch.save(random_inputs(), folder / "inputs.pt")
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
