@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from transformers import (
     AutoTokenizer,
     BertTokenizer,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -258,7 +260,9 @@ def trainer(export: Export) -> list[Tensor]:
         settings = TrainingArguments(
             folder, max_steps=2, optim="sgd", learning_rate=0.01, report_to=[], use_cpu=True, disable_tqdm=True
         )
-        Trainer(model, settings, train_dataset=rows).train()
+        training = Trainer(model, settings, train_dataset=rows)
+        training.remove_callback(PrinterCallback)
+        training.train()
     return [model.eval()(**batch()).logits]
 
 
@@ -400,6 +404,7 @@ def table(exports: dict[str, Export]) -> Iterator[tuple[str, list[Result]]]:
 
 
 def main() -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # of names that transformers 6 will not have
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_float32_matmul_precision("highest")
