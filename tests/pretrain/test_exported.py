@@ -199,7 +199,8 @@ def test_a_fresh_process_loads_it(way: str, exported: tuple[Path, PreTrainingNet
     folder, network = exported
     torch.save(random_inputs(), folder / "inputs.pt")
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for each in (folder, folder / "again"):  # what transformers saves is loaded the same way
+    # What transformers saves is loaded the same way; looked at once, for a process takes its time.
+    for each in (folder, folder / "again")[: 1 + (way == "trust")]:
         torch.save(random_inputs(), each / "inputs.pt")
         done = subprocess.run(
             [sys.executable, "-c", FRESH, way, str(each)], capture_output=True, text=True, env=os.environ | environment
