@@ -2,11 +2,12 @@
 
     python benchmarks/launches.py [--before FILE.json] [--out FILE.json]
 
-BERT-Large in bf16 on PyTorch's meta device, which takes the way of a GPU with this project's kernels (their CUDA
-sources need not be built) and flash attention. Counted are operations that reach PyTorch's dispatcher and have a tensor
-on the device among arguments or results, without views and uninitialised memory: each is a launch at least,
-multi-tensor ones several. A wait is an operation after which the host needs a number from the device, or a copy that
-returns when it is done. `--before` shows the counts of another version, as --out wrote them, beside these.
+BERT-Large in bf16, or in fp16 where that is said, on PyTorch's meta device, which takes the way of a GPU with this
+project's kernels (their CUDA sources need not be built) and flash attention. Counted are operations that reach
+PyTorch's dispatcher and have a tensor on the device among arguments or results, without views and uninitialised memory:
+each is a launch at least, multi-tensor ones several. A wait is an operation after which the host needs a number from
+the device, or a copy that returns when it is done. `--before` shows the counts of another version, as --out wrote them,
+beside these.
 
 optimizer step       Lamb.step as DeepSpeed's BF16_Optimizer calls it on one rank: two flat tensors, decayed and not.
                      With more ranks one collective a decayed group comes on top.
@@ -47,9 +48,10 @@ from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, PhaseConfig, Recipe
 from earlybert.pretrain.plan.stages import build_stages
+from earlybert.pretrain.train import engine as engine_module
 from earlybert.pretrain.train.batches import StepBatches
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import StageEngine, build_optimizer
+from earlybert.pretrain.train.engine import DTYPES, StageEngine, build_optimizer
 from earlybert.pretrain.train.step import train_step
 
 BERT_LARGE: dict[str, Any] = {
@@ -188,19 +190,34 @@ def passes(searching: bool) -> Counts:
     return counted(micro_batch(network(searching), Batch.full(SEQUENCES, LENGTH, PREDICTIONS, VOCABULARY).to(DEVICE)))
 
 
+@contextlib.contextmanager
+def fp16_allowed() -> Iterator[None]:
+    """DeepSpeed and we refuse fp16 on CPUs, where it is slow; its operations are the same."""
+    accelerator = type(get_accelerator())
+    dtypes = [torch.float, torch.half, torch.bfloat16]
+    with (
+        mock.patch.object(accelerator, "is_fp16_supported", lambda self: True),
+        mock.patch.object(accelerator, "supported_dtypes", lambda self: dtypes),
+        mock.patch.object(engine_module, "device_precision", lambda wanted, device: wanted),
+        mock.patch.object(engine_module, "peak_flops", lambda device, dtype: 1e9),
+    ):
+        yield
+
+
 @functools.cache
-def small_step(micro_batches: int) -> tuple[Counts, Counts]:
+def small_step(micro_batches: int, precision: str) -> tuple[Counts, Counts]:
     """On the CPU, with as many tensors as BERT-Large has: a search's step without Lamb's, and the network's passes."""
     phase = PhaseConfig(
         length=8, max_predictions=2, global_batch=micro_batches, micro_batch=1, steps=9, learning_rate=1e-3, warmup=0.5
     )
-    recipe = Recipe(phase1=phase, phase2=phase, plan=["search"], precision="bf16")
+    recipe = Recipe(phase1=phase, phase2=phase, plan=["search"], precision=precision)
     stage = build_stages(recipe)[0]
     small = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     config = NetworkConfig(**BERT_LARGE | small, searching=True)
     file, device = DeepSpeedFile.load(Path(DEFAULT_DEEPSPEED)), distributed.start()
     weights = initial_weights(config, seed=0)
-    engine = StageEngine(config, TrainingState(weights), stage, recipe, file, device)
+    with fp16_allowed():
+        engine = StageEngine(config, TrainingState(weights), stage, recipe, file, device)
     batch = Batch.full(1, stage.length, stage.max_predictions, config.vocab_size)
     batches = [batch] * micro_batches
     step = StepBatches(0, Work.total(map(Work.of, batches)), micro_batches, batches)
@@ -212,25 +229,27 @@ def small_step(micro_batches: int) -> tuple[Counts, Counts]:
         for _ in range(TIMER_STARTS):
             run()
         whole = counted(run, device)
-    return whole, counted(micro_batch(network_with(config, weights).bfloat16(), batch), device)
+    return whole, counted(micro_batch(network_with(config, weights).to(DTYPES[precision]), batch), device)
 
 
-def beside_network() -> Counts:
-    (one, network), (two, _) = small_step(1), small_step(2)
+def beside_network(precision: str) -> Counts:
+    (one, network), (two, _) = small_step(1, precision), small_step(2, precision)
     return {name: two[name] - one[name] - network[name] for name in one}
 
 
-def once_a_step() -> Counts:
-    one, network = small_step(1)
-    return {name: count - network[name] - beside_network()[name] for name, count in one.items()}
+def once_a_step(precision: str) -> Counts:
+    one, network = small_step(1, precision)
+    return {name: count - network[name] - beside_network(precision)[name] for name, count in one.items()}
 
 
 CASES: dict[str, Callable[[], Counts]] = {
     "optimizer step": lambda: counted(optimizer_step()),
     "micro-batch, dense": lambda: passes(searching=False),
     "micro-batch, searching": lambda: passes(searching=True),
-    "micro-batch, beside network": beside_network,
-    "step, beside all these": once_a_step,
+    "micro-batch, beside network": lambda: beside_network("bf16"),
+    "step, beside all these": lambda: once_a_step("bf16"),
+    "micro-batch, fp16, beside network": lambda: beside_network("fp16"),
+    "step, fp16, beside all these": lambda: once_a_step("fp16"),
 }
 
 
@@ -241,11 +260,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     before = read_json(arguments.before)["counts"] if arguments.before else {}
     counts = {name: case() for name, case in CASES.items()}
-    print(f"{'':<30}{'operations':>12}{'before':>8}{'waits':>8}{'before':>8}")
+    print(f"{'':<36}{'operations':>12}{'before':>8}{'waits':>8}{'before':>8}")
     for name, found in counts.items():
         old = before.get(name, {})
         shown = (found["operations"], old.get("operations", ""), found["waits"], old.get("waits", ""))
-        print(f"{name:<30}{shown[0]:>12}{shown[1]:>8}{shown[2]:>8}{shown[3]:>8}")
+        print(f"{name:<36}{shown[0]:>12}{shown[1]:>8}{shown[2]:>8}{shown[3]:>8}")
     if arguments.out:
         write_json(arguments.out, measured_on() | {"counts": counts, "before": before})
 

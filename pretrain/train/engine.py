@@ -116,8 +116,8 @@ class StageEngine:
         resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
         with contextlib.redirect_stdout(None):  # its bf16 optimizer prints the memory in use, six times
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
+        add_up_at_once(self.engine.optimizer)
         if isinstance(self.engine.optimizer, BF16_Optimizer):
-            add_up_at_once(self.engine.optimizer)
             # Alone there is nobody to add gradients up with, yet they would be copied together and back.
             self.engine.enable_backward_allreduce = world_size() > 1
         self.optimizer = optimizer

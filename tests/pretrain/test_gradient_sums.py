@@ -1,10 +1,12 @@
-"""Gradients added up, measured and clipped at once, beside DeepSpeed's own BF16_Optimizer, one parameter at a time."""
+"""Gradients added up, measured and clipped at once, beside DeepSpeed's own optimizers, one parameter at a time."""
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 from earlybert.core import distributed
@@ -15,6 +17,7 @@ from earlybert.pretrain.train import engine
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.micro_batch import fits
+from tests.pretrain import patched_run
 from tests.pretrain.small_models import batch_of, random_weights, small_config
 
 LIMIT = 0.1
@@ -25,22 +28,31 @@ def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> St
     return build(at_once=request.param == "at once", monkeypatch=monkeypatch)
 
 
-def build(*, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> StageEngine:
-    """In bf16, for steps of two micro-batches."""
-    with monkeypatch.context() as patched:
-        if not at_once:
-            patched.setattr(engine, "add_up_at_once", lambda wrapper: None)
-        recipe = load_recipe(recipe_path("quickstart"), ["--precision", "bf16"])
-        recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(max_grad_norm=LIMIT))
-        stage = dataclasses.replace(build_stages(recipe)[0], global_batch=8, micro_batch=4)
-        config = small_config()
-        state, file = TrainingState(random_weights(config)), DeepSpeedFile.load(DEFAULT_DEEPSPEED)
-        return StageEngine(config, state, stage, recipe, file, distributed.start())
+def build(*, at_once: bool, monkeypatch: pytest.MonkeyPatch, precision: str = "bf16") -> StageEngine:
+    """For steps of two micro-batches."""
+    try:
+        with monkeypatch.context() as patched:
+            if not at_once:
+                patched.setattr(engine, "add_up_at_once", lambda wrapper: None)
+            if precision == "fp16":
+                patched_run.fp16_on_cpu()
+            recipe = load_recipe(recipe_path("quickstart"), ["--precision", precision])
+            recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(max_grad_norm=LIMIT))
+            stage = dataclasses.replace(build_stages(recipe)[0], global_batch=8, micro_batch=4)
+            config = small_config()
+            state, file = TrainingState(random_weights(config)), DeepSpeedFile.load(DEFAULT_DEEPSPEED)
+            return StageEngine(config, state, stage, recipe, file, distributed.start())
+    finally:
+        mock.patch.stopall()
 
 
 def sums(built: StageEngine) -> list[Tensor]:
-    assert isinstance(built.engine.optimizer, BF16_Optimizer)
-    return [flat.clone() for flat in built.engine.optimizer.fp32_groups_gradients_flat]
+    """What is added up so far, of the decayed parameters and of the others."""
+    wrapper = built.engine.optimizer
+    if isinstance(wrapper, BF16_Optimizer):
+        return [flat.clone() for flat in wrapper.fp32_groups_gradients_flat]
+    assert isinstance(wrapper, DeepSpeedZeroOptimizer)
+    return [torch.cat([p.grad_accum.flatten() for p in group]) for group in wrapper.bit16_groups]
 
 
 def backward(built: StageEngine, seed: int) -> None:
@@ -76,6 +88,27 @@ def test_steps_are_those_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(ours.flat, theirs.flat, rtol=1e-5, atol=1e-7)
 
 
+def test_steps_in_fp16_are_those_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, with a step between that overflows: DeepSpeed's code reduces, measures and clips the same sums."""
+    pair = [build(at_once=at_once, monkeypatch=monkeypatch, precision="fp16") for at_once in (True, False)]
+    for step in range(4):
+        added_up, norms = [], []
+        for built in pair:
+            built.engine.optimizer.loss_scaler.cur_scale = 2.0 ** (40 if step == 1 else 10)
+            built.set_learning_rate(1e-3)
+            backward(built, 2 * step)
+            added_up.append(sums(built))
+            assert all(parameter.grad is None for parameter in built.engine.module.parameters())
+            backward(built, 2 * step + 1)
+            norms.append(built.gradient_norm())
+            assert built.updated() == (step != 1)
+        assert all(map(torch.equal, *added_up)) or step == 1
+        assert all(flat.dtype == torch.float32 and flat.any() for flat in added_up[0])
+        assert norms[0] == norms[1] > LIMIT
+    for ours, theirs in zip(*(built.layout for built in pair), strict=True):
+        assert torch.equal(ours.flat, theirs.flat)
+
+
 def test_a_parameter_without_gradient_adds_nothing(built: StageEngine) -> None:
     wrapper = built.engine.optimizer
     backward(built, seed=0)
@@ -93,6 +126,13 @@ def test_trying_a_micro_batch_leaves_nothing_in_the_sums(built: StageEngine) -> 
     assert fits(built, build_stages(recipe)[0], recipe)
     assert not any(flat.any() for flat in sums(built))
     assert all(parameter.grad is None for parameter in built.engine.module.parameters())
+
+
+def test_trying_a_micro_batch_leaves_nothing_in_the_sums_of_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(at_once=True, monkeypatch=monkeypatch, precision="fp16")
+    recipe = load_recipe(recipe_path("quickstart"), ["--phase1.length=32", "--plan=[phase1]"])
+    assert fits(built, build_stages(recipe)[0], recipe)
+    assert all(p.grad is None and p.grad_accum is None for p in built.engine.module.parameters())
 
 
 def test_a_gradient_that_is_not_finite_makes_no_update(built: StageEngine) -> None:
