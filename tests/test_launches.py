@@ -11,8 +11,8 @@ from earlybert.core.files import read_json
 from tests.conftest import ROOT
 
 STORED = read_json(ROOT / "benchmarks" / "results" / "launches.json")["counts"]
-# The one that may read numbers: whether the gradient is finite decides about the update, and the loss is logged.
-ONCE_A_STEP = "step, beside all these"
+# Those that may read numbers: whether the gradient is finite decides about the update, and the loss is logged.
+ONCE_A_STEP = "step, beside all these", "step, fp16, beside all these"
 
 
 @pytest.fixture(scope="module")
@@ -45,4 +45,4 @@ def test_nothing_waits_and_no_launch_is_added(benchmark: ModuleType, name: str) 
     found = benchmark.CASES[name]()
     assert found["waits"] <= STORED[name]["waits"]
     assert found["operations"] <= STORED[name]["operations"]
-    assert name == ONCE_A_STEP or not found["waits"]
+    assert name in ONCE_A_STEP or not found["waits"]
