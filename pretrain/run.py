@@ -8,15 +8,23 @@ Without a checkout it is `earlybert train`, and `-m earlybert.pretrain.run` for 
 same run directory, it goes on where it was.
 """
 
-import dataclasses
 import sys
+
+from earlybert.core import cli
+
+if __name__ == "__main__":
+    # Before PyTorch and DeepSpeed are imported, so that what the environment tells them wrongly is said in a sentence.
+    cli.main(["train", *sys.argv[1:]])
+    sys.exit()
+
+import dataclasses
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlybert.core import cli, distributed, ranks
+from earlybert.core import distributed, ranks
 from earlybert.core.devices import keep_freed_memory, set_deterministic, set_matmul_precision
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_json, write_text
@@ -333,9 +341,5 @@ def finish(setting: Run, latest: Checkpoint | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry of the script: `earlybert train` with these arguments, without them with those of the process."""
+    """What the script does, for those who import it; without arguments with those of the process."""
     cli.main(["train", *(sys.argv[1:] if argv is None else argv)])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """`earlybert plan`: what would run, before anything runs."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from earlybert.core.arguments import ArgumentParser
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.commands.recipe import recipe_to_begin
-from earlybert.pretrain.cost.cluster import parse_cluster
+from earlybert.pretrain.cost.cluster import Cluster, parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.gpus import GPUS
 from earlybert.pretrain.cost.muon import orthogonalisation_flops, orthogonalised_matrices
@@ -17,6 +18,9 @@ from earlybert.pretrain.plan.plan import Plan, corpus_plan, full_network
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, recipe_path
 from earlybert.pretrain.plan.text import compared_with_dense, mask_notes
 from earlybert.pretrain.ticket.ticket import Ticket
+
+if TYPE_CHECKING:
+    from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 
 
 def main(argv: list[str]) -> None:
@@ -33,22 +37,46 @@ def main(argv: list[str]) -> None:
     cluster = parse_cluster(" ".join(arguments.cluster), arguments.network_gbit) if arguments.cluster else None
     check_recipe(recipe, cluster.gpus if cluster else 1)
     plan = given_plan(recipe)
+    file = given_deepspeed_file(recipe)
     print_plan(plan)
-    if muon := trains_with_muon(recipe):
+    print_micro_batches(plan, file, cluster)
+    if muon := file is not None and file.optimizer == "Muon":
         print_muon(plan)
     if cluster:
         print_cluster_plan(plan, cluster, muon=muon)
 
 
-def trains_with_muon(recipe: Recipe) -> bool:
-    """Whether the recipe's DeepSpeed file says so; without one it is the default file, LAMB."""
+def given_deepspeed_file(recipe: Recipe) -> "DeepSpeedFile | None":
+    """The one that the recipe names; the default file has LAMB, and settles no batches."""
     if recipe.deepspeed is None:
-        return False
+        return None
     # DeepSpeed takes seconds to import. The first of these tells it that there is no GPU; else it remarks upon it.
     from earlybert.core import distributed  # noqa: F401
     from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 
-    return DeepSpeedFile.load(Path(recipe.deepspeed)).optimizer == "Muon"
+    return DeepSpeedFile.load(Path(recipe.deepspeed))
+
+
+def print_micro_batches(plan: Plan, file: "DeepSpeedFile | None", cluster: Cluster | None) -> None:
+    """Sequences that a rank computes at once, by phase, and when `auto` is decided."""
+    settled = {}
+    for planned in plan.stages:
+        stage = planned.stage
+        number = None if stage.micro_batch == "auto" else stage.micro_batch
+        if file is not None:
+            ranks = cluster.gpus if cluster else 1
+            number = file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks)
+        settled[stage.phase] = number
+    sizes = ", ".join(f"{phase} {'auto' if number is None else number}" for phase, number in settled.items())
+    if None not in settled.values():
+        print(f"micro-batch: {sizes}")
+    elif cluster:
+        print(f"micro-batch: {sizes}; the table of the cluster has what auto would be there")
+    else:
+        print(
+            f"micro-batch: {sizes}; auto is decided when a stage begins, by the memory that the device then has free. "
+            "--cluster says what it would be on other machines"
+        )
 
 
 def print_muon(plan: Plan) -> None:

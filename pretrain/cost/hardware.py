@@ -10,6 +10,9 @@ from earlybert.core import ranks
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.gpus import GPUS
 
+# The control groups of this process, and where all of them are mounted.
+OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
 
 def device_name(device: torch.device) -> str:
     """The GPU's own name, or "CPU"."""
@@ -17,15 +20,29 @@ def device_name(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a GPU has free; of a CPU's memory, this rank's share of what the machine or its container has left."""
+    """Bytes that a GPU has free; of a CPU's memory, this rank's share of what is free and what the process may take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = 1024.0 * int(lines["MemAvailable"].split()[0])
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (stated := limit.read_text().strip()).isdecimal():
-        free = min(free, float(stated))
-    return free / ranks.local_world_size()
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    return min([free, *memory_limits()]) / ranks.local_world_size()
+
+
+def memory_limits() -> list[int]:
+    """Bytes that the process may take by each of its control groups that sets a limit: its own and those around it."""
+    found = []
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []:
+        _, controllers, path = line.split(":", maxsplit=2)
+        # Version 2 names no controllers; version 1 has a tree for each.
+        if controllers not in ("", "memory"):
+            continue
+        root, name = (CGROUPS / controllers, "memory.limit_in_bytes") if controllers else (CGROUPS, "memory.max")
+        group = root / path.lstrip("/")
+        # A container may see the path that its group has outside; then only the root is there.
+        files = [folder / name for folder in (group, *group.parents) if folder.is_relative_to(root)]
+        stated = [file.read_text().strip() for file in files if file.is_file()]
+        found += [int(number) for number in stated if number.isdecimal()]
+    return found
 
 
 def device_precision(wanted: str, device: torch.device) -> str:

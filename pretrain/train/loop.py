@@ -76,9 +76,7 @@ def train_stage(
             if state.step % recipe.validation.every == 0 or state.finished:
                 with times.waiting("validation"):
                     scores = validate(engine, validation)
-                line = {"stage": stage.name, "step": state.step, **scores}
-                telemetry.scalars("validation", state.global_step, line)
-                reached = log_level(telemetry, state, scores, corpus, reached)
+                reached = log_validation(telemetry, state, scores, corpus, reached)
             if state.finished:
                 break
             if state.step % recipe.checkpoint_every == 0:
@@ -110,10 +108,14 @@ def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
     return stopping
 
 
-def log_level(
+def log_validation(
     telemetry: Telemetry, state: RunState, scores: dict[str, float], corpus: Corpus, before: Level | None
 ) -> Level | None:
-    """Where the network is on its way past word frequencies: a curve in TensorBoard, a line where it has changed."""
+    """The scores, and where the network is on its way past word frequencies: returned, and said where it has changed.
+
+    TensorBoard gets a curve of that.
+    """
+    telemetry.scalars("validation", state.global_step, {"stage": state.stage, "step": state.step, **scores})
     if (loss := scores.get("masked_loss")) is None:
         return None
     frequencies = corpus.manifest["unigram_cross_entropy"]

@@ -72,6 +72,15 @@ def test_bad_flags(place: Path, capsys: pytest.CaptureFixture[str], flags: list[
     assert all(part in sentence for part in expected), sentence
 
 
+def test_an_accelerator_that_there_is_not(place: Path) -> None:
+    """The script says it in one sentence, though DeepSpeed reads the variable as soon as it is imported."""
+    process = start([sys.executable, str(RUN), "--config=good.yaml", "--run-dir=run"], place, DS_ACCELERATOR="gpu")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert output == "earlybert: error: DS_ACCELERATOR is 'gpu'; it must be cpu or cuda, or not be set\n"
+    assert not (place / "run").exists()
+
+
 def test_unknown_recipe_key_is_named_with_its_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "bad.yaml").write_text("phase1:\n  length: 32\n  lerning_rate: 1.0\n")
     sentence = refusal(capsys, "--config", "bad.yaml", "--run-dir", "run")

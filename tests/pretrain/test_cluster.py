@@ -1,6 +1,8 @@
 """What `earlybert plan --cluster` computes: bytes against autograd and DeepSpeed, times against published runs."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +143,21 @@ def test_the_plan_says_which_micro_batch_auto_takes_and_why(capsys: pytest.Captu
     micro_batch = fitting_micro_batch(Shape(LARGE, 128, 20, 65_536), parse_cluster("1x8 V100-32GB", 100))
     assert f"--phase1.micro_batch {micro_batch}\n" in printed
     assert "as few equal parts as fit into 90% of the memory; auto takes what is free" in printed
+    assert "micro-batch: phase1 auto; the table of the cluster has what auto would be there\n" in printed
+
+
+def test_without_a_cluster_the_plan_says_when_auto_is_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["plan", "--config=bert_large", "--phase2.micro_batch=16"]
+    cli.main(line)
+    assert "micro-batch: phase1 auto, phase2 16; auto is decided when a stage begins" in capsys.readouterr().out
+    cli.main(["plan", "--config=quickstart", "--phase1.micro_batch=8", "--phase2.micro_batch=4"])
+    assert "micro-batch: phase1 8, phase2 4\n" in capsys.readouterr().out
+    content = json.loads(DEFAULT_DEEPSPEED.read_text()) | {"train_micro_batch_size_per_gpu": 7}
+    (tmp_path / "seven.json").write_text(json.dumps(content))
+    cli.main([*line, f"--deepspeed={tmp_path / 'seven.json'}"])
+    assert "micro-batch: phase1 7, phase2 7\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", [{}, NARROW], ids=["dense", "narrow"])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from earlybert.core import distributed
+from earlybert.core import distributed, ranks
+from earlybert.pretrain.cost import hardware
 from earlybert.pretrain.cost.cluster import USABLE_SHARE, Shape, peak_bytes
 from earlybert.pretrain.plan.recipe import load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages
@@ -107,6 +108,41 @@ def test_the_number_of_a_deepspeed_file_is_taken(workplace: Path) -> None:
     status, output = train_here(workplace, *arguments)
     assert status == 0, output
     assert {step["micro_batch"] for step in steps_of(workplace / "seven")} == {7}
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "least"),
+    [
+        ("0::/job/step/task", {"memory.max": "900\n", "job/memory.max": "300", "job/step/memory.max": "max"}, 300),
+        ("0::/job/step", {"memory.max": "max", "job/memory.max": "300", "job/step/memory.max": "200"}, 200),
+        ("0::/", {"memory.max": "700", "job/memory.max": "300"}, 700),
+        ("0::/seen/from/outside", {"memory.max": "500"}, 500),
+        (
+            "5:cpu:/\n4:memory:/job/step\n0::/",
+            {
+                "memory/memory.limit_in_bytes": str(2**63 - 4096),
+                "memory/job/memory.limit_in_bytes": "400",
+                "memory/job/step/memory.limit_in_bytes": "600",
+            },
+            400,
+        ),
+        ("0::/job", {"memory.max": "max"}, None),
+    ],
+    ids=["around", "own", "root", "container", "version 1", "none"],
+)
+def test_limits_of_all_control_groups_count(
+    groups: str, limits: dict[str, str], least: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 2's memory.max, or version 1's, of the process's group and of those around it; none of a child."""
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(limit)
+    (tmp_path / "own").write_text(groups + "\n")
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(ranks, "local_world_size", lambda: 2)
+    found = hardware.free_memory(torch.device("cpu"))
+    assert found > 1000 if least is None else found == least / 2
 
 
 @pytest.mark.parametrize("gigabytes", [2.0, 2.2, 3.0, 900.0])
