@@ -6,11 +6,12 @@
 Each stage is a process of its own with a time limit; one that fails or takes too long does not stop the others. After
 every stage OUT/gpu_check.json is written again, and a table comes last. CORPUS has the lengths 128 and 512; without one
 and without .gpu/corpus, Python's own documentation is prepared. `make gpu-carry` collects what a machine without a
-network needs. The second call, four minutes long, compiles our own network and takes the largest micro-batches. What
-time is left is for the race, which resumes where it ended:
+network needs. A second call, four minutes long, compiles our own network and takes the largest micro-batches. Others,
+as long, are pieces of a race to the same loss of BERT-Base. Each leaves OUT/race.tar.xz, a few MB. Put into .gpu/, the
+next piece resumes the race from there, on another machine as well, and its table has the arms of all pieces:
 
     python benchmarks/gpu_check.py --only "compiled, ours" "128 x 256" "512 x 32"
-    python benchmarks/time_to_loss.py --budget 2 --data .gpu/corpus --phase1.steps 600 --search.steps 40
+    python benchmarks/gpu_check.py --only race
 """
 
 import argparse
@@ -122,6 +123,7 @@ LATER = (
     Stage("compiled, ours", 120, speed(128, 32, "ours, dense"), {}),
     Stage("128 x 256", 40, speed(128, 256, *HALF_ROWS), {}),
     Stage("512 x 32", 40, speed(512, 32, *HALF_ROWS), {}),
+    Stage("race", 240, own("race_piece"), {}),
 )
 
 

@@ -17,6 +17,8 @@ def table(results: dict[str, Any], measured: bool = True) -> str:
     for name, found in results.items():
         if found["found"] and "rows" in found["found"] and "model" in found["found"]:
             lines += ["", *speeds(name, found["found"])]
+        elif found["found"] and "printed" in found["found"]:
+            lines += ["", found["found"]["printed"].strip()]
     lines += ["", f"{'goal':<58}{'wanted':>10}{'found':>10}"]
     lines += [
         f"{name:<58}{wanted:>10}{found:>10}{'' if met else '  MISSED'}" for name, wanted, found, met in goals(results)
