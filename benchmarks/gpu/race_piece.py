@@ -3,6 +3,7 @@
 It begins with the archive of an earlier piece, OUT/race.tar.xz or .gpu/race.tar.xz, and ends with OUT/race.tar.xz.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -71,14 +72,18 @@ def kill_in(name: str, work_dir: Path, data: Path) -> None:
     checkpoints = run_dir(work_dir, name, 0) / "checkpoints"
     while process.poll() is None and not (checkpoints.is_dir() and any(checkpoints.glob("step-*"))):
         time.sleep(0.05)
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.kill()
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            child.kill()
     process.communicate()
 
 
 def rehearse(folder: Path, data: Path, archive: Path) -> str:
     """A piece that is killed in its second arm, and the rest of the race in another folder, as on another machine."""
     first, second = folder / "race-killed", folder / "race-resumed"
+    shutil.rmtree(first, ignore_errors=True)
     kill_in("EarlyBERT", first, data)
     pack(first, data, archive)
     unpack(archive, second, data)
