@@ -25,7 +25,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -67,6 +67,7 @@ DEVICE = torch.device("meta")
 TIMER_STARTS = 3  # DeepSpeed's timer of its throughput waits for the device from this step on
 
 Counts = dict[str, int]
+HalfPrecision = Literal["bf16", "fp16"]
 
 
 class Launches(TorchDispatchMode):
@@ -205,7 +206,7 @@ def fp16_allowed() -> Iterator[None]:
 
 
 @functools.cache
-def small_step(micro_batches: int, precision: str) -> tuple[Counts, Counts]:
+def small_step(micro_batches: int, precision: HalfPrecision) -> tuple[Counts, Counts]:
     """On the CPU, with as many tensors as BERT-Large has: a search's step without Lamb's, and the network's passes."""
     phase = PhaseConfig(
         length=8, max_predictions=2, global_batch=micro_batches, micro_batch=1, steps=9, learning_rate=1e-3, warmup=0.5
@@ -232,12 +233,12 @@ def small_step(micro_batches: int, precision: str) -> tuple[Counts, Counts]:
     return whole, counted(micro_batch(network_with(config, weights).to(DTYPES[precision]), batch), device)
 
 
-def beside_network(precision: str) -> Counts:
+def beside_network(precision: HalfPrecision) -> Counts:
     (one, network), (two, _) = small_step(1, precision), small_step(2, precision)
     return {name: two[name] - one[name] - network[name] for name in one}
 
 
-def once_a_step(precision: str) -> Counts:
+def once_a_step(precision: HalfPrecision) -> Counts:
     one, network = small_step(1, precision)
     return {name: count - network[name] - beside_network(precision)[name] for name, count in one.items()}
 
