@@ -21,10 +21,40 @@ from provenance import measured_on
 from earlybert.core.files import write_json
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.report.timeline import of_kind, read_lines
-from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
+from earlybert.pretrain.ticket.ticket import (
+    Ticket,
+    TicketRule,
+    full_shape,
+    narrow_config,
+    random_ticket,
+    random_ticket_like,
+)
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 DENSE, SEARCHED, SCRATCH = "dense", "searched ticket", "from scratch"
+
+
+def inverse(name: str) -> dict[str, float]:
+    """Largest differences of logits and hidden states, imported and exported, in full and cut, from what they were."""
+    import torch
+    from transformers import BertModel
+
+    from earlybert.pretrain.checkpoint.pretrained import open_pretrained
+    from earlybert.pretrain.network.bert_format import to_bert, to_earlybert
+    from earlybert.pretrain.network.initial import initial_weights
+    from earlybert.pretrain.network.surgery import narrow_weights, widen_weights
+
+    opened = open_pretrained(name)
+    full, weights = opened.config, initial_weights(opened.config, 0, opened.weights)
+    ticket = random_ticket(full_shape(full), TicketRule(), seed=1)
+    cut = narrow_weights(full, weights, ticket)
+    text = opened.tokenizer(["It was the best of times, it was the worst of times."], return_tensors="pt")
+    with torch.no_grad():
+        published = BertModel.from_pretrained(name).eval()(**text).last_hidden_state
+        again = to_bert(full, weights).eval().base_model(**text).last_hidden_state
+        narrow = to_earlybert(narrow_config(full, ticket), cut).eval()(**text).prediction_logits
+        wide = to_bert(full, widen_weights(full, cut, ticket)).eval()(**text).prediction_logits
+    return {"exported": float((again - published).abs().max()), "narrow_export": float((narrow - wide).abs().max())}
 
 
 def train(out: Path, *arguments: str) -> None:
@@ -85,7 +115,9 @@ def main() -> None:
     work_dir: Path = given.work_dir.resolve()
     names = [DENSE, SEARCHED, *(f"random ticket {seed}" for seed in range(1, given.tickets + 1)), SCRATCH]
     folders = {name: work_dir / name.replace(" ", "-") for name in names}
-    results = {}
+    results, differences = {}, inverse(given.model)
+    print(f"imported and exported: hidden states differ by {differences['exported']:.1e} at most; ", end="")
+    print(f"logits of the two exports of a ticket by {differences['narrow_export']:.1e}", flush=True)
     for name in given.arms or names:
         if not (folders[name] / "DONE").is_file():
             print(f"{name}: training", flush=True)
@@ -99,7 +131,9 @@ def main() -> None:
         found = results[name]
         print(f"{name:<18} {found['tokens']:>12,} tokens  held-out masked loss {found['masked_loss']:.4f}", flush=True)
         if given.out:
-            write_json(given.out, measured_on("transformers") | {"fields": overrides, "arms": results})
+            write_json(
+                given.out, measured_on("transformers") | {"fields": overrides, "inverse": differences, "arms": results}
+            )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from earlybert.pretrain.plan.corpora import KEPT, open_corpus
 from earlybert.pretrain.plan.plan import Plan, corpus_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe
 from earlybert.pretrain.plan.stages import build_stages
-from earlybert.pretrain.plan.text import mask_notes, plan_markdown
+from earlybert.pretrain.plan.text import notes_on, plan_markdown
 from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
@@ -170,7 +170,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     check_environment()
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()
-    for note in mask_notes(plan):
+    for note in notes_on(plan):
         say(note, enabled=ranks.rank() == 0)
     initial_sha256 = distributed.on_rank_0(lambda: look_at_initial(plan, corpus)) if recipe.initial else None
     distributed.on_rank_0(lambda: held.enter_context(sole_use(run_dir, "run-dir")))

@@ -16,7 +16,7 @@ from earlybert.pretrain.cost.muon import orthogonalisation_flops, orthogonalised
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, corpus_plan, full_network
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, recipe_path
-from earlybert.pretrain.plan.text import compared_with_dense, mask_notes
+from earlybert.pretrain.plan.text import compared_with_dense, notes_on
 from earlybert.pretrain.ticket.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -133,4 +133,4 @@ def print_plan(plan: Plan) -> None:
     # Never folded: piped into a file, a table is as wide as it needs to be.
     Console(width=160).print(table)
     print(f"plan: {' -> '.join(plan.recipe.plan)}")
-    print("\n".join([compared_with_dense(plan), *mask_notes(plan)]))
+    print("\n".join([compared_with_dense(plan), *notes_on(plan)]))

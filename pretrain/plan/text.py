@@ -30,8 +30,14 @@ def plan_markdown(plan: Plan) -> str:
         for planned in plan.stages
         for stage in [planned.stage]
     ]
-    notes = "".join(f"\n{note}\n" for note in (compared_with_dense(plan), *mask_notes(plan)))
+    notes = "".join(f"\n{note}\n" for note in (compared_with_dense(plan), *notes_on(plan)))
     return f"{markdown_table(header, rows)}{notes}"
+
+
+def notes_on(plan: Plan) -> list[str]:
+    """What else to know: the weights that it begins with, where they are not fresh, and of its masks."""
+    initial = plan.recipe.initial
+    return [*([f"It begins with the weights of {initial}."] if initial else []), *mask_notes(plan)]
 
 
 def mask_notes(plan: Plan) -> list[str]:

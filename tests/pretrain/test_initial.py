@@ -143,7 +143,7 @@ def cut_back(place: Path, run: Path, name: str, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
-@pytest.mark.parametrize("step", [6, 13], ids=["before the cut", "after the cut"])
+@pytest.mark.parametrize("step", [6, pytest.param(13, marks=pytest.mark.slow)], ids=["before the cut", "after the cut"])
 def test_resumes_bit_for_bit(place: Path, domain_run: Path, step: int) -> None:
     """Dropout is on; the network may lie elsewhere by now, as the corpus may."""
     cut_back(place, domain_run, f"resumed-{step}", step)
@@ -177,6 +177,7 @@ def test_heads_that_lack_begin_fresh_and_are_named(place: Path) -> None:
     torch.testing.assert_close(found["pooler.weight"], published["pooler.dense.weight"], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_growth_begins_with_the_lower_layers(place: Path) -> None:
     """One published layer, then another with copies of it: a stack of weights that are given."""
     status, output = train(
