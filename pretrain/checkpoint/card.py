@@ -87,7 +87,7 @@ def _data(corpus: "Corpus") -> str:
     case = "lower case" if config["lowercase"] else "upper and lower case"
     given = "given" if config.get("tokenizer") else config["tokenizer_kind"]
     return (
-        f"Text of: {sources}. The vocabulary ({given}) has {corpus.vocab_size:,} tokens.\n"
+        f"Sources: {sources}. The vocabulary ({given}) has {corpus.vocab_size:,} tokens.\n"
         f"The samples are made for the objective `{corpus.objective}`, of text in {case}.\n\n"
         f"{markdown_table(('', *counts), rows)}"
     )
