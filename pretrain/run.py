@@ -19,15 +19,16 @@ if __name__ == "__main__":
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earlybert.core import distributed, ranks
 from earlybert.core.devices import keep_freed_memory, set_deterministic, set_matmul_precision
+from earlybert.core.environment import environment
 from earlybert.core.errors import UserError
-from earlybert.core.files import write_json, write_text
+from earlybert.core.files import read_json, write_json, write_text
 from earlybert.core.locks import sole_use
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
@@ -116,6 +117,7 @@ def follow_plan(setting: Run, latest: Checkpoint | None) -> None:
     )
     if latest is None:
         telemetry.text("plan", plan_markdown(setting.plan), 0)
+        telemetry.hyperparameters(recipe.flat(), ["validation/loss", "train/loss"])
     for index, planned in enumerate(setting.plan.stages):
         if latest is not None and (latest.state.stage_index, latest.state.finished) >= (index, True):
             continue
@@ -147,6 +149,10 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     """
     deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
     check_recipe(recipe, ranks.world_size())
+    settled = deepspeed_file.settled(recipe.optimizer)
+    if settled != recipe.optimizer:
+        say(f"optimizer numbers of {deepspeed_file.path} take the recipe's places", enabled=ranks.rank() == 0)
+    recipe = dataclasses.replace(recipe, optimizer=settled)
     stages = build_stages(recipe)
     for stage in stages:
         micro_batch = deepspeed_file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks.world_size())
@@ -176,7 +182,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     distributed.on_rank_0(lambda: held.enter_context(sole_use(run_dir, "run-dir")))
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
-    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))
+    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus, device))
     return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop, initial_sha256)
 
 
@@ -193,14 +199,17 @@ def look_at_initial(plan: Plan, corpus: Corpus) -> str:
     return fingerprint(given)
 
 
-def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus) -> None:
-    """Writes what the run is going to do, and what it will need of its corpus when that is gone.
+def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus, device: "torch.device") -> None:
+    """Writes what the run is going to do, where it starts, and what it will need of its corpus when that is gone.
 
     Raises UserError where the run directory cannot be written to.
     """
     try:
         recipe.save(run_dir / "config.yaml")
         write_json(run_dir / "plan.json", plan.content())
+        starts = run_dir / "environment.json"
+        machine = environment() | {"device": device_name(device), "ranks": ranks.world_size()}
+        write_json(starts, [*(read_json(starts) if starts.is_file() else []), machine])
         corpus.keep(run_dir / KEPT)
     except OSError as error:
         raise UserError(
@@ -305,6 +314,9 @@ def train(setting: Run, start: TrainingState, state: RunState, telemetry: Teleme
         f"{', compiled in the first step' if engine.compiled else ''}",
         enabled=ranks.rank() == 0,
     )
+    with suppress(OSError):  # for the record only: a full disk does not end a run
+        if ranks.rank() == 0:
+            write_json(setting.run_dir / "deepspeed" / f"{stage.name}.json", engine.resolved)
     if ticket is not None and stage.begin.needs_ticket and state.step == 0:
         # At the first step that it is trained for, so that a resumed run writes it again exactly where this is dropped.
         telemetry.ticket(ticket, state.global_step + 1)

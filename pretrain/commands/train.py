@@ -10,6 +10,7 @@ from earlybert.core import ranks
 from earlybert.core.arguments import ArgumentParser
 from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.plan.recipe import (
+    DEFAULT_DEEPSPEED,
     DEFAULT_RECIPE,
     Recipe,
     load_recipe,
@@ -66,5 +67,12 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path, bool]:
         return recipe, run_dir, arguments.begin_again
     begun = load_recipe(stored, [])
     recipe = recipe_to_begin(recipe_path(arguments.config) if arguments.config else stored, overrides, begun.initial)
+    if begun.optimizer != recipe.optimizer:
+        # The stored one has what the DeepSpeed file said.
+        from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
+
+        file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
+        recipe = dataclasses.replace(recipe, optimizer=file.settled(recipe.optimizer))
+        begun = dataclasses.replace(begun, optimizer=file.settled(begun.optimizer))
     require_same_run(begun, recipe, stored)
     return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir, arguments.begin_again

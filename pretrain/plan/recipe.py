@@ -261,6 +261,10 @@ class Recipe:
         """Those that the plan has, each once, in its order."""
         return [self.borders[word] for word in dict.fromkeys(self.plan) if word in self.borders]
 
+    def flat(self) -> dict[str, Any]:
+        """All values by their dotted names, as on the command line."""
+        return _flat(dataclasses.asdict(self))
+
     def save(self, path: Path) -> None:
         write_text(path, yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
 
@@ -409,7 +413,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def require_same_run(stored: Recipe, wanted: Recipe, path: Path) -> None:
     """Raises UserError when a run directory is asked to go on with something else than it began with."""
-    before, after = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(wanted))
+    before, after = stored.flat(), wanted.flat()
     for name, value in after.items():
         if value != before.get(name) and name not in LAYOUT_FIELDS:
             raise UserError(

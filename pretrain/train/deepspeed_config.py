@@ -1,6 +1,7 @@
 """DeepSpeed configuration files: every key checked, "auto" resolved, the optimizer section taken out."""
 
 import copy
+import dataclasses
 import difflib
 import math
 from dataclasses import dataclass
@@ -111,6 +112,24 @@ class DeepSpeedFile:
             # Once a step. Otherwise DeepSpeed rounds those sums to bf16 to add them up over the ranks.
             content.setdefault("communication_data_type", "fp32")
         return content
+
+    def settled(self, optimizer: OptimizerConfig) -> OptimizerConfig:
+        """The recipe's numbers with the file's in their places.
+
+        Raises UserError where the recipe has one that is neither the default nor the file's.
+        """
+        numbers = {name: value for name, value in self.optimizer_numbers.items() if hasattr(optimizer, name)}
+        if (clipping := self.number("gradient_clipping")) is not None:
+            numbers["max_grad_norm"] = clipping
+        default = OptimizerConfig()
+        for name, value in numbers.items():
+            given = getattr(optimizer, name)
+            if given not in (value, getattr(default, name)):
+                raise UserError(
+                    f"optimizer.{name} is {given}, but {self.path} says {value}; make them agree, or write "
+                    '"auto" into the file'
+                )
+        return dataclasses.replace(optimizer, **numbers)
 
     def precision(self) -> str | None:
         """The precision that the file itself asks for, or None when it leaves that to the recipe."""

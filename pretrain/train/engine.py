@@ -113,9 +113,10 @@ class StageEngine:
         self.micro_batch, accumulation = file.batches(stage.global_batch, stage.micro_batch, world_size())
         model = network_with(config, state.weights)
         optimizer = build_optimizer(model, file.optimizer, file.optimizer_numbers, recipe.optimizer)
-        resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
+        # What DeepSpeed is given, for the records of the run.
+        self.resolved = file.resolve(recipe.optimizer, self.precision, self.micro_batch, accumulation, world_size())
         with contextlib.redirect_stdout(None):  # its bf16 optimizer prints the memory in use, six times
-            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved)
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.resolved)
         add_up_at_once(self.engine.optimizer)
         if isinstance(self.engine.optimizer, BF16_Optimizer):
             # Alone there is nobody to add gradients up with, yet they would be copied together and back.

@@ -10,8 +10,9 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from earlybert.core.files import write_text
 from earlybert.core.progress import clock, say
@@ -79,6 +81,17 @@ class Telemetry:
     def text(self, name: str, text: str, global_step: int) -> None:
         """Markdown."""
         self._to_board("add_text", name, text, global_step)
+
+    def hyperparameters(self, values: Mapping[str, Any], results: Sequence[str]) -> None:
+        """For TensorBoard's HPARAMS tab: the run's numbers, and the series whose last values are its results."""
+        if not self.enabled or self._board is None:
+            return
+        simple = {
+            name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()
+        }
+        writer = self._board._get_file_writer()
+        for summary in hparams(simple, dict.fromkeys(results, 0.0)):
+            self._guarded(partial(writer.add_summary, summary))
 
     def ticket(self, ticket: Ticket, global_step: int) -> None:
         """The ticket as a picture and as text."""
