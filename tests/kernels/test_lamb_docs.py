@@ -15,8 +15,10 @@ from torch import Tensor
 from tests.conftest import BIN, ROOT, free_port, start
 
 TEXT = (ROOT / "docs" / "lamb.md").read_text()
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # For inference only, and it would be compiled for a minute.
 BEFORE = 'import deepspeed\n\ndeepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False\n'
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 AFTER = """
 import sys
 
@@ -38,13 +40,12 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def test_example(tmp_path: Path) -> None:
     """All its Python as one script, on one rank and on two."""
-    example, saving = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    example, _, saving = PYTHON.findall(TEXT)
     script, outs = tmp_path / "example.py", [tmp_path / "one.pt", tmp_path / "two.pt"]
     script.write_text(BEFORE + example + saving + AFTER)
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     torchrun = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port()]
     processes = [
-        start([sys.executable, str(script), str(outs[0])], tmp_path, **alone),
+        start([sys.executable, str(script), str(outs[0])], tmp_path, **ALONE, MASTER_PORT=free_port()),
         start([*torchrun, str(script), str(outs[1])], tmp_path),
     ]
     ratios = [printed_ratios(finish(process)) for process in processes]
@@ -53,6 +54,21 @@ def test_example(tmp_path: Path) -> None:
     assert ratios[0] == pytest.approx(printed_ratios(TEXT), rel=1e-3)
     one, two = (torch.load(out) for out in outs)
     assert one.keys() == two.keys() and largest_difference(one, two) < 2e-6
+
+
+def test_example_with_the_trainer(tmp_path: Path) -> None:
+    """It prints the losses that the page says, which are those of the Trainer without DeepSpeed."""
+    _, example, _ = PYTHON.findall(TEXT)
+    plain = example.replace("deepspeed=config, ", "").replace(", callbacks=[BindLamb()]", "")
+    assert plain.count("deepspeed") == 0 and plain.count("BindLamb") == 1
+    expected = re.search(r"it prints `(\[.*?\])`, under ZeRO-0", TEXT)
+    assert expected is not None
+    scripts = {"plain": plain, "ZeRO-0": example.replace('"stage": 1', '"stage": 0'), "ZeRO-1": example}
+    for name, script in scripts.items():
+        (tmp_path / f"{name}.py").write_text(BEFORE + script if name != "plain" else script)
+        alone = {} if name == "plain" else ALONE | {"MASTER_PORT": free_port()}
+        output = finish(start([sys.executable, f"{name}.py"], tmp_path, **alone))
+        assert output.strip().splitlines()[-1] == expected[1], name
 
 
 def largest_difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
