@@ -49,7 +49,12 @@ def train_here(cwd: Path, *arguments: str, prepare: Callable[[], None] | None = 
         arguments: Of the command.
         prepare: What to do before, to make something go wrong; what it starts of `unittest.mock` is undone.
     """
-    from earlybert.pretrain import run
+    return run_here(cwd, "train", *arguments, prepare=prepare)
+
+
+def run_here(cwd: Path, command: str, *arguments: str, prepare: Callable[[], None] | None = None) -> tuple[int, str]:
+    """`earlybert COMMAND`, as in `train_here`."""
+    from earlybert.core import cli
 
     output, status, threads = io.StringIO(), 0, threading.enumerate()
     with settings_put_back(), contextlib.chdir(cwd):
@@ -57,7 +62,7 @@ def train_here(cwd: Path, *arguments: str, prepare: Callable[[], None] | None = 
             prepare()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             try:
-                run.main(list(arguments))
+                cli.main([command, *arguments])
             except SystemExit as left:
                 status = left.code if isinstance(left.code, int) else int(left.code is not None)
             except Exception:

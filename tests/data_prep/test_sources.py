@@ -346,4 +346,5 @@ def test_pydocs_gives_the_same_prose_again_and_no_paragraph_twice() -> None:
     text = " ".join(first)
     # English prose: its commonest words make up about a tenth of it or more; code and tables have hardly any.
     assert sum(text.lower().split().count(word) for word in ("the", "a", "of", "is", "to")) > 0.1 * len(text.split())
-    assert ">>>" not in text and "::" not in text
+    # Prose may name the prompt, but has no example with one.
+    assert ">>> " not in text and "::" not in text
