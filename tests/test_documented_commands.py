@@ -3,9 +3,12 @@
 `test_docs.py` looks at names and flags, here the commands are carried out up to where they would begin to work.
 """
 
+import argparse
 import glob
 import json
+import runpy
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +91,8 @@ def stop(*_: object, **__: object) -> None:
 def test_all_commands_are_found() -> None:
     """By counts of what to expect, so that no change of the pages' form leaves them out."""
     found = [parameter.values[0] for parameter in DOCUMENTED]
-    assert len(found) > 60 and set(found) == set(cli.COMMANDS)
+    assert len(found) > 60 and {"prepare", "train", "plan", "ticket", "export", "report", "finetune"} <= set(found)
+    assert len(BENCHMARKS) > 15
 
 
 @pytest.mark.parametrize(("command", "arguments"), DOCUMENTED)
@@ -120,6 +124,33 @@ def test_command_is_taken(command: str, arguments: list[str], place: Path, monke
     with pytest.raises((Parsed, SystemExit)) as ended:
         cli.main([command, *arguments])
     assert isinstance(ended.value, Parsed) or not ended.value.code
+
+
+BENCHMARKS = [
+    pytest.param(words[index], words[index + 1 :], id=f"{page_name(page)}: {shlex.join(words)}")
+    for page in PAGES
+    for words in fenced(page)
+    for index, word in enumerate(words)
+    if word.startswith("benchmarks/") and words[0] == "python"
+]
+
+
+@pytest.mark.parametrize(("script", "arguments"), BENCHMARKS)
+def test_benchmark_is_taken(script: str, arguments: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks, too, up to where they have their arguments; the rest is a recipe's or fine-tuning's."""
+    parse_known_args = argparse.ArgumentParser.parse_known_args
+
+    def parse_and_stop(self: Any, *given: Any, **named: Any) -> None:
+        _, rest = parse_known_args(self, *given, **named)
+        raise Parsed(*rest)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(Parsed) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+    if rest := [str(word) for word in ended.value.args]:
+        assert build_stages(train.parse_arguments(rest)[0])
 
 
 @pytest.fixture(scope="module")
