@@ -77,7 +77,7 @@ class CorpusConfig(SourceConfig):
     mix: list[MixedSource] = field(default_factory=list)
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     tokenizer: str | None = None
-    add_tokens: str | None = None
+    add_tokens: str | None = field(default=None, metadata=LATER)
     tokenizer_kind: TokenizerKind = "wordpiece"
     vocab_size: int = 30522
     lowercase: bool = True
