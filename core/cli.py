@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         importlib.import_module(module_of(name)).main(arguments)
     except KeyboardInterrupt:
-        print("earlybert: stopped; what is finished stays: run the same command again to resume", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("earlybert: stopped; what is finished stays: run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
