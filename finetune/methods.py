@@ -22,7 +22,7 @@ from earlybert.core.distributed import broadcast_object, rank
 from earlybert.core.files import file_hash
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
-from earlybert.finetune.model import MASKED_TOKENS, EarlyBertForMaskedTokens, TaskModel
+from earlybert.finetune.model import MASKED_TOKENS, TaskModel, TrainedForMaskedTokens
 from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_full, starting_weights
 from earlybert.finetune.rankings import Recorder, make_ranking
@@ -153,11 +153,11 @@ def search(
     The learning rate follows the curve of the whole dense run. The step is the number of updates made.
     """
     network = dataclasses.replace(config.network, searching=True)
-    searched: TaskModel | type[EarlyBertForMaskedTokens] = model_class
+    searched: TaskModel | type[TrainedForMaskedTokens] = model_class
     collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
     masking: Masking | None = None
     if settings.search_objective == "mlm":
-        searched, network = EarlyBertForMaskedTokens, dataclasses.replace(network, losses=(MASKED_TOKENS.name,))
+        searched, network = TrainedForMaskedTokens, dataclasses.replace(network, losses=(MASKED_TOKENS.name,))
         collate = DataCollatorForTokenClassification(pretrained.tokenizer)
 
         def masking(row: Features, epoch: int, index: int) -> Features:

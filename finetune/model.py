@@ -69,7 +69,7 @@ def _cross_entropy(logits_NC: Tensor, label_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NC.float(), label_N, ignore_index=IGNORED, reduction="sum")
 
 
-class EarlyBertForSequenceClassification(TrainedModel):
+class TrainedForSequenceClassification(TrainedModel):
     """Pooler, dropout and a linear layer on the first token's state; with one label it is a regression."""
 
     def __init__(self, config: TrainedConfig) -> None:
@@ -102,7 +102,7 @@ class EarlyBertForSequenceClassification(TrainedModel):
         return ClassifierOutput(loss=loss, logits=logits_BC, **self.network.penalties())
 
 
-class EarlyBertForQuestionAnswering(TrainedModel):
+class TrainedForQuestionAnswering(TrainedModel):
     """A linear layer that scores every token as the first and as the last of the answer."""
 
     def __init__(self, config: TrainedConfig) -> None:
@@ -136,7 +136,7 @@ class EarlyBertForQuestionAnswering(TrainedModel):
         return output
 
 
-class EarlyBertForMaskedTokens(TrainedModel):
+class TrainedForMaskedTokens(TrainedModel):
     """The masked-token objective on a task's text, for a search that looks at no label (EarlyBERT, Appendix B)."""
 
     network: PreTrainingNetwork
@@ -161,4 +161,4 @@ class EarlyBertForMaskedTokens(TrainedModel):
         return TaskOutput(loss=loss, **self.network.penalties())
 
 
-TaskModel = type[EarlyBertForSequenceClassification] | type[EarlyBertForQuestionAnswering]
+TaskModel = type[TrainedForSequenceClassification] | type[TrainedForQuestionAnswering]

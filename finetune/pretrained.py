@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from earlybert.core.errors import UserError
-from earlybert.finetune.model import EarlyBertForMaskedTokens, TaskModel
+from earlybert.finetune.model import TaskModel, TrainedForMaskedTokens
 from earlybert.finetune.network import TrainedConfig
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.network.initial import initial_tensor
@@ -39,7 +39,7 @@ def task_config(pretrained: Pretrained, head: dict[str, object], dropout: float)
 
 
 def starting_weights(
-    model_class: TaskModel | type[EarlyBertForMaskedTokens], config: TrainedConfig, pretrained: Weights, seed: int
+    model_class: TaskModel | type[TrainedForMaskedTokens], config: TrainedConfig, pretrained: Weights, seed: int
 ) -> dict[str, Tensor]:
     """Pre-trained values, and for the rest (task head, coefficients) initial ones.
 

@@ -10,7 +10,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from earlybert.finetune.model import EarlyBertForQuestionAnswering
+from earlybert.finetune.model import TrainedForQuestionAnswering
 from earlybert.finetune.network import TrainedModel
 from earlybert.pretrain.checkpoint.card import Form, header, how_to_load, shape
 from earlybert.pretrain.checkpoint.model_folder import write_model_folder
@@ -22,7 +22,7 @@ from earlybert.pretrain.network.surgery import widen_weights
 def hugging_face_model(model: TrainedModel, form: Form) -> BertPreTrainedModel:
     """The same function as `BertForSequenceClassification` or `BertForQuestionAnswering`, or as the narrow one."""
     config, network, weights = model.config, model.config.network, model.state_dict()
-    answers = isinstance(model, EarlyBertForQuestionAnswering)
+    answers = isinstance(model, TrainedForQuestionAnswering)
     model_class: type[BertPreTrainedModel] = BertForQuestionAnswering if answers else BertForSequenceClassification
     if form == "earlybert":
         model_class = narrow_class(model_class)
@@ -41,7 +41,7 @@ def save_trained(model: TrainedModel, tokenizer: PreTrainedTokenizerFast, folder
 
 def _card(model: TrainedModel, form: Form, class_name: str) -> str:
     """What the network is; what it was fine-tuned on is beside it, in result.json."""
-    answers = isinstance(model, EarlyBertForQuestionAnswering)
+    answers = isinstance(model, TrainedForQuestionAnswering)
     kind = "question-answering" if answers else "text-classification"
     load = f"## Load it\n\n{how_to_load(form, class_name)}"
     return f"{header(kind)}# Fine-tuned for {kind.replace('-', ' ')}\n\n{shape(model.config.network, form)}\n{load}"

@@ -19,7 +19,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
 from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
-from earlybert.finetune.model import EarlyBertForSequenceClassification
+from earlybert.finetune.model import TrainedForSequenceClassification
 from earlybert.finetune.tasks.metrics import Values
 from earlybert.finetune.tasks.task import Predict, Task, a_tenth
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids, truncate
@@ -189,7 +189,7 @@ class SentenceData:
     The test set is read only `with_test`, too: like the others before any work begins, so that it is known to be whole.
     """
 
-    model_class = EarlyBertForSequenceClassification
+    model_class = TrainedForSequenceClassification
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
-from earlybert.finetune.model import EarlyBertForQuestionAnswering
+from earlybert.finetune.model import TrainedForQuestionAnswering
 from earlybert.finetune.tasks.squad_scoring import score
 from earlybert.finetune.tasks.task import Predict, Task, a_tenth
 from earlybert.finetune.text import SPECIAL_TOKENS, Features, assemble, token_ids
@@ -251,7 +251,7 @@ def _answer_is_in_place(question: Question) -> bool:
 class SquadData:
     """SQuAD's questions as rows of a given tokenizer, its scores and its predictions."""
 
-    model_class = EarlyBertForQuestionAnswering
+    model_class = TrainedForQuestionAnswering
 
     def __init__(self, folder: Path | None, tokenizer: PreTrainedTokenizerFast, rule: WindowRule) -> None:
         rule.check()

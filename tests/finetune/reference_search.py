@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from earlybert.finetune.model import EarlyBertForSequenceClassification
+from earlybert.finetune.model import TrainedForSequenceClassification
 from earlybert.finetune.pretrained import starting_weights, task_config
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from tests.finetune.made_up import tiny_bert
@@ -49,7 +49,7 @@ def reference_search(bert: Path, batches: list[dict[str, Tensor]], total: int, l
     names = {0: "0", 1: "1"}
     config = task_config(pretrained, {"id2label": names, "label2id": {"0": 0, "1": 1}}, 0.0)
     config = config.with_network(dataclasses.replace(config.network, searching=True))
-    start = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=7)
+    start = starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=7)
     model = tiny_bert().bert.double().train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

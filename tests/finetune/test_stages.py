@@ -15,7 +15,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.finetune import methods, training
 from earlybert.finetune.config import Settings, TaskSettings
-from earlybert.finetune.model import IGNORED, EarlyBertForSequenceClassification
+from earlybert.finetune.model import IGNORED, TrainedForSequenceClassification
 from earlybert.finetune.pretrained import starting_weights, task_config
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.registry import TASKS
@@ -66,8 +66,8 @@ def run_trainer(
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, task.head, used.dropout)
     config = config.with_network(dataclasses.replace(config.network, searching=searching))
-    model = EarlyBertForSequenceClassification(config)
-    model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=1))
+    model = TrainedForSequenceClassification(config)
+    model.load_state_dict(starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=1))
     return make_trainer(model, task.train(None), DataCollatorWithPadding(pretrained.tokenizer), used, run)
 
 

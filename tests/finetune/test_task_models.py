@@ -25,10 +25,10 @@ from transformers import (
 from earlybert.core.errors import UserError
 from earlybert.finetune.methods import drop_layers, layers_to_drop
 from earlybert.finetune.model import (
-    EarlyBertForMaskedTokens,
-    EarlyBertForQuestionAnswering,
-    EarlyBertForSequenceClassification,
     TaskModel,
+    TrainedForMaskedTokens,
+    TrainedForQuestionAnswering,
+    TrainedForSequenceClassification,
 )
 from earlybert.finetune.network import TrainedModel
 from earlybert.finetune.pretrained import starting_weights, task_config
@@ -43,8 +43,8 @@ from tests.finetune.made_up import tiny_bert, tiny_tokenizer
 
 THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
 HEADS: list[tuple[TaskModel, dict[str, Any]]] = [
-    (EarlyBertForSequenceClassification, THREE),
-    (EarlyBertForQuestionAnswering, {}),
+    (TrainedForSequenceClassification, THREE),
+    (TrainedForQuestionAnswering, {}),
 ]
 
 
@@ -56,7 +56,7 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
 
 
 def labels(model: object) -> dict[str, Tensor]:
-    if isinstance(model, (EarlyBertForQuestionAnswering, BertForQuestionAnswering)):
+    if isinstance(model, (TrainedForQuestionAnswering, BertForQuestionAnswering)):
         return {"start_positions": torch.tensor([1, 2, 0]), "end_positions": torch.tensor([4, 2, 0])}
     return {"labels": torch.tensor([2, 0, 1])}
 
@@ -129,7 +129,7 @@ def test_neither_padding_nor_states_that_the_head_does_not_read_are_computed(
     for layer in model.network.encoder_layers:
         layer.feed_forward.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
     model(**batch())
-    assert rows == [27, 27, 27 if model_class is EarlyBertForQuestionAnswering else 3]
+    assert rows == [27, 27, 27 if model_class is TrainedForQuestionAnswering else 3]
 
 
 def test_padding_comes_back_as_it_was() -> None:
@@ -156,7 +156,7 @@ def test_a_narrow_network_is_reloaded_by_the_auto_classes(
 ) -> None:
     ours = narrow(open_pretrained(str(bert)), model_class, head)
     save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert", "bert"])
-    answers = model_class is EarlyBertForQuestionAnswering
+    answers = model_class is TrainedForQuestionAnswering
     auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
     torch.testing.assert_close(logits(auto.from_pretrained(tmp_path / "earlybert")), logits(ours), rtol=1e-4, atol=1e-6)
     plain = BertForQuestionAnswering if answers else BertForSequenceClassification
@@ -185,7 +185,7 @@ print([plain, scores(sys.argv[1] + "/earlybert")])
 
 
 def test_a_fresh_process_predicts_the_same(bert: Path, tmp_path: Path) -> None:
-    ours = narrow(open_pretrained(str(bert)), EarlyBertForSequenceClassification, THREE)
+    ours = narrow(open_pretrained(str(bert)), TrainedForSequenceClassification, THREE)
     save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert", "bert"])
     rows = tiny_tokenizer()(["the old tree", "sad"], return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -223,10 +223,10 @@ def test_a_pipeline_gives_the_tasks_own_value(bert: Path, all_glue: Path, tmp_pa
 def test_the_head_of_the_search_is_the_head_of_the_training(bert: Path) -> None:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, THREE, 0.0)
-    training = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=5)
+    training = starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=5)
     config = config.with_network(dataclasses.replace(config.network, searching=True))
-    search = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=5)
-    other = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=6)
+    search = starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=5)
+    other = starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=6)
     assert search["classifier.weight"].equal(training["classifier.weight"])
     assert not other["classifier.weight"].equal(training["classifier.weight"])
     added = set(search) - set(training)
@@ -237,8 +237,8 @@ def test_masked_token_loss_is_hugging_faces(bert: Path) -> None:
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, {}, 0.0)
     config = config.with_network(dataclasses.replace(config.network, losses=("masked",)))
-    ours = EarlyBertForMaskedTokens(config)
-    ours.load_state_dict(starting_weights(EarlyBertForMaskedTokens, config, pretrained.weights, seed=0))
+    ours = TrainedForMaskedTokens(config)
+    ours.load_state_dict(starting_weights(TrainedForMaskedTokens, config, pretrained.weights, seed=0))
     theirs = BertForMaskedLM.from_pretrained(bert)
     wanted = torch.full((3, 13), -100)
     wanted[0, 3], wanted[1, 8], wanted[2, 1] = 17, 5, 40
@@ -255,8 +255,8 @@ def test_what_the_classifiers_dropout_keeps_is_scaled_up(bert: Path) -> None:
     """The encoder is left in evaluation; each logit is one unit of the pooled state."""
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, THREE, 0.25)
-    model = EarlyBertForSequenceClassification(config)
-    model.load_state_dict(starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=3))
+    model = TrainedForSequenceClassification(config)
+    model.load_state_dict(starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=3))
     torch.nn.init.zeros_(model.classifier.bias)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.eye(3, config.network.hidden_size))
@@ -275,11 +275,11 @@ def test_layerdrop_leaves_out_every_third_layer(bert: Path) -> None:
     assert layers_to_drop(4) == [0] and layers_to_drop(6) == [0, 3] and layers_to_drop(1) == []
     pretrained = open_pretrained(str(bert))
     config = task_config(pretrained, THREE, 0.0)
-    weights = starting_weights(EarlyBertForSequenceClassification, config, pretrained.weights, seed=3)
+    weights = starting_weights(TrainedForSequenceClassification, config, pretrained.weights, seed=3)
     shorter, kept = drop_layers(config.network, weights, [0])
-    ours = EarlyBertForSequenceClassification(config.with_network(shorter))
+    ours = TrainedForSequenceClassification(config.with_network(shorter))
     ours.load_state_dict(kept)
-    theirs = hugging_face_model(full(pretrained, EarlyBertForSequenceClassification, THREE), "bert")
+    theirs = hugging_face_model(full(pretrained, TrainedForSequenceClassification, THREE), "bert")
     layers = theirs.get_submodule("bert.encoder.layer")
     assert isinstance(layers, torch.nn.ModuleList)
     del layers[0]
@@ -335,7 +335,7 @@ def test_a_model_that_does_not_fit_is_refused(
 
 
 def test_our_own_network_that_lacks_a_layer_is_refused(bert: Path, tmp_path: Path) -> None:
-    ours = narrow(open_pretrained(str(bert)), EarlyBertForSequenceClassification, THREE)
+    ours = narrow(open_pretrained(str(bert)), TrainedForSequenceClassification, THREE)
     save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert"])
     file = tmp_path / "earlybert" / "model.safetensors"
     weights = load_file(file)
