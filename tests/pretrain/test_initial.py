@@ -24,7 +24,7 @@ from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertForP
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.ticket.ticket import Ticket
-from tests.conftest import run_training, small_recipe
+from tests.conftest import BIN, ROOT, free_port, run_training, small_recipe
 from tests.pretrain.run_files import losses
 
 SHAPE: dict[str, Any] = {
@@ -75,8 +75,11 @@ def domain_run(place: Path) -> Path:
     return place / "whole"
 
 
-def train(place: Path, run_dir: str, *arguments: str, initial: str = "bert") -> tuple[int, str]:
-    return run_training(place, "--config", "recipe.yaml", "--run-dir", run_dir, "--initial", initial, *arguments)
+def train(
+    place: Path, run_dir: str, *arguments: str, initial: str = "bert", launcher: tuple[str, ...] | None = None
+) -> tuple[int, str]:
+    everybody = ("--config", "recipe.yaml", "--run-dir", run_dir, "--initial", initial)
+    return run_training(place, *everybody, *arguments, launcher=launcher)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -162,6 +165,25 @@ def test_another_network_is_refused_on_resuming(place: Path, domain_run: Path) -
     weights["bert.embeddings.word_embeddings.weight"][7, 3] += 1e-3
     save_file(weights, place / "changed" / "model.safetensors", metadata={"format": "pt"})
     refused(train(place, "other", initial="changed"), "step-00000013 began with other weights")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_two_ranks_begin_with_the_same_weights(place: Path, domain_run: Path, stage: int) -> None:
+    """Losses of a ticket on two ranks under ZeRO, without dropout, are those of one process to rounding."""
+    deepspeed = json.loads((ROOT / "ds_configs" / "lamb.json").read_text())
+    (place / f"zero{stage}.json").write_text(json.dumps(deepspeed | {"zero_optimization": {"stage": stage}}))
+    arguments = (
+        *("--ticket", str(domain_run / "ticket.json"), "--plan", "[narrow, phase1]", "--export", "[]"),
+        *("--model.hidden_dropout", "0", "--model.attention_dropout", "0", "--deepspeed", f"zero{stage}.json"),
+    )
+    launcher = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port())
+    for name, launched in ((f"alone-{stage}", None), (f"ranks-{stage}", launcher)):
+        status, output = train(place, name, *arguments, launcher=launched)
+        assert status == 0, output
+    alone, ranks = losses(place / f"alone-{stage}"), losses(place / f"ranks-{stage}")
+    assert len(alone) == 8
+    assert [loss for _, loss in ranks] == pytest.approx([loss for _, loss in alone], rel=1e-5)
 
 
 def test_heads_that_lack_begin_fresh_and_are_named(place: Path) -> None:
