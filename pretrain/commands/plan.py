@@ -22,6 +22,9 @@ from earlybert.pretrain.ticket.ticket import Ticket
 if TYPE_CHECKING:
     from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 
+# BERT saw its text 40 times (Devlin et al. 2019, A.2).
+MANY_EPOCHS = 40
+
 
 def main(argv: list[str]) -> None:
     """Prints the stages with steps, tokens, parameters and operations; with a cluster also memory, time and disk."""
@@ -39,6 +42,8 @@ def main(argv: list[str]) -> None:
     plan = given_plan(recipe)
     file = given_deepspeed_file(recipe)
     print_plan(plan)
+    if recipe.data:
+        print_epochs(plan, Corpus.open(Path(recipe.data)))
     print_micro_batches(plan, file, cluster)
     if muon := file is not None and file.optimizer == "Muon":
         print_muon(plan)
@@ -55,6 +60,18 @@ def given_deepspeed_file(recipe: Recipe) -> "DeepSpeedFile | None":
     from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 
     return DeepSpeedFile.load(Path(recipe.deepspeed))
+
+
+def print_epochs(plan: Plan, corpus: Corpus) -> None:
+    """How often each phase sees the corpus; raises UserError where that lacks a phase's length."""
+    last = {planned.stage.phase: planned.stage for planned in plan.stages}
+    for phase, stage in last.items():
+        drawn = stage.first_position + stage.steps * stage.global_batch
+        stored = corpus.stored_samples("train", stage.length)
+        epochs = drawn / stored
+        often = f"{epochs:,.1f} times" if epochs >= 1 else f"{drawn:,} of them once"
+        print(f"data: {phase} sees the {stored:,} samples of length {stage.length} {often}", end="")
+        print("; a network learns such a text by heart: use more text, or fewer steps" if epochs > MANY_EPOCHS else "")
 
 
 def print_micro_batches(plan: Plan, file: "DeepSpeedFile | None", cluster: Cluster | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cost_model import full_batch, published_runs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from torch import Tensor
@@ -201,6 +202,28 @@ def test_muon_has_one_moment_and_more_to_compute() -> None:
     for cluster, flops in ((one, orthogonalisation_flops(LARGE)), (many, largest)):
         more = optimizer_seconds(muon, cluster) - optimizer_seconds(lamb, cluster)
         assert more == pytest.approx(flops / (125e12 * 0.6))
+
+
+def test_plan_says_how_often_the_text_is_seen(
+    finished_run: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2,000 steps of 50 sequences in phase 1, 10 of 20 in phase 2, over the samples that `datasets` reads."""
+    from datasets import Dataset, concatenate_datasets
+
+    monkeypatch.chdir(workplace)
+    corpus = yaml.safe_load((finished_run / "config.yaml").read_text())["data"]
+    arguments = ["--config", "small.yaml", "--data", corpus]
+    cli.main(["plan", *arguments, "--phase1.steps", "2000"])
+    output = capsys.readouterr().out
+    for phase, length, drawn in (("phase1", 32, 2000 * 50), ("phase2", 64, 10 * 20)):
+        shards = sorted((Path(corpus) / "train" / f"length-{length}").glob("shard-*.arrow"))
+        count = len(concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards]))
+        often = f"{drawn / count:,.1f} times" if drawn >= count else f"{drawn} of them once"
+        assert f"data: {phase} sees the {count:,} samples of length {length} {often}" in output
+    assert output.count("learns such a text by heart") == 1
+    with pytest.raises(SystemExit):
+        cli.main(["plan", *arguments, "--phase1.length", "16"])
+    assert "has no samples of length 16; it was prepared for 32, 64" in capsys.readouterr().err
 
 
 def test_plan_says_what_muon_adds(capsys: pytest.CaptureFixture[str]) -> None:
