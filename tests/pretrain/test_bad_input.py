@@ -167,7 +167,7 @@ def test_another_recipe_in_the_same_run_directory(place: Path, capsys: pytest.Ca
         (["ticket", "draw", "nowhere", "--out", "t.json"], ["nowhere", "config.yaml"]),
         (["ticket", "random", "--out", "t.json"], ["--config"]),
         (
-            ["ticket", "all", "--config", "quickstart_stacking", "--plan", "[phase1,stack,phase1]", "--out", "t.json"],
+            ["ticket", "all", "--config", "stacking_base", "--plan", "[phase1,stack,phase1]", "--out", "t.json"],
             ["plan is ['phase1', 'stack', 'phase1'], but grow makes it", "--grow '[]'"],
         ),
         (["checkpoint", "verify", "nowhere"], ["nowhere", "no checkpoint"]),
