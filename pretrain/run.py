@@ -100,6 +100,7 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
         latest = newest_checkpoint(setting)
         if latest is None and not begin_again:
             distributed.on_rank_0(lambda: require_no_progress(setting))
+        distributed.on_rank_0(lambda: note_start(setting))
         follow_plan(setting, latest)
 
 
@@ -182,7 +183,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     distributed.on_rank_0(lambda: held.enter_context(sole_use(run_dir, "run-dir")))
     # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
     complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
-    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus, device))
+    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))
     return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop, initial_sha256)
 
 
@@ -199,22 +200,27 @@ def look_at_initial(plan: Plan, corpus: Corpus) -> str:
     return fingerprint(given)
 
 
-def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus, device: "torch.device") -> None:
-    """Writes what the run is going to do, where it starts, and what it will need of its corpus when that is gone.
+def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus) -> None:
+    """Writes what the run is going to do, and what it will need of its corpus when that is gone.
 
     Raises UserError where the run directory cannot be written to.
     """
     try:
         recipe.save(run_dir / "config.yaml")
         write_json(run_dir / "plan.json", plan.content())
-        starts = run_dir / "environment.json"
-        machine = environment() | {"device": device_name(device), "ranks": ranks.world_size()}
-        write_json(starts, [*(read_json(starts) if starts.is_file() else []), machine])
         corpus.keep(run_dir / KEPT)
     except OSError as error:
         raise UserError(
             f"run-dir is {run_dir}, which cannot be written to ({error.strerror}); name a folder of your own with room"
         ) from None
+
+
+def note_start(setting: Run) -> None:
+    """Adds to the record of where the run was started; a full disk does not end it."""
+    path = setting.run_dir / "environment.json"
+    machine = environment() | {"device": device_name(setting.device), "ranks": ranks.world_size()}
+    with suppress(OSError):
+        write_json(path, [*(read_json(path) if path.is_file() else []), machine])
 
 
 def newest_checkpoint(setting: Run) -> Checkpoint | None:

@@ -132,7 +132,7 @@ def _require_safe(folder: Path) -> None:
     pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
     if pickled:
         raise UserError(
-            f"{folder / pickled[0]}: is a pickle file, which may run code when it is opened; convert it on a machine "
+            f"{folder / pickled[0]}: is a pickled file, which may run code when it is opened; convert it on a machine "
             "where you trust it, with from_pretrained and save_pretrained, which writes model.safetensors"
         )
     raise UserError(f"{folder}: holds no weights; a model needs {' or '.join(WEIGHT_FILES)}")

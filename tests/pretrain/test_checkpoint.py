@@ -42,10 +42,11 @@ def test_tensors_are_whole_and_plain(finished_run: Path) -> None:
 
 
 def test_state_has_the_fields_that_every_version_reads(finished_run: Path) -> None:
-    """Those of the first version; what a run counts up is what its stages say."""
+    """Those of the first version and what it began with; what a run counts up is what its stages say."""
     state = json.loads((list_checkpoints(finished_run / "checkpoints")[-1] / "state.json").read_text())
     where = {"stage", "stage_index", "step", "global_step", "position", "steps_before", "finished", "optimizer_step"}
-    assert set(state) == where | {"format", "loss_scale", "ticket_sha256", "corpus", "optimizer", "versions"}
+    known = where | {"format", "loss_scale", "ticket_sha256", "corpus", "optimizer", "versions"}
+    assert set(state) == known | {"initial_sha256"} and state["initial_sha256"] is None
     stages = json.loads((finished_run / "plan.json").read_text())["stages"]
     *before, last = stages
     assert (state["stage"], state["stage_index"], state["finished"]) == (last["name"], len(before), True)

@@ -293,7 +293,7 @@ def swap_two_tokens(folder: Path) -> None:
         (lose("config.json"), "has neither config.yaml, as a run has, nor config.json"),
         (lose("model.safetensors"), "holds no weights; a model needs model.safetensors"),
         (lose("tokenizer.json"), "the model needs its tokenizer, tokenizer.json or .*; it has none"),
-        (pickle, "pytorch_model.bin: is a pickle file, .* save_pretrained, which writes model.safetensors"),
+        (pickle, "pytorch_model.bin: is a pickled file, .* save_pretrained, which writes model.safetensors"),
         (swap_two_tokens, "corpus: was prepared with another vocabulary than that of .*; prepare it with --tokenizer"),
         (shutil.rmtree, "no run and no folder"),
     ],

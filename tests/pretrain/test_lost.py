@@ -94,7 +94,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(finished_
 def test_a_finished_run_needs_its_corpus_no_more(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / finished_run.name
     shutil.copytree(finished_run, run)
     config = (run / "config.yaml").read_text()
     (stated,) = [line for line in config.splitlines() if line.startswith("data: ")]
