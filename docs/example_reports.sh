@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes docs/examples/: the report of one run, and of a ticket beside a random ticket and dense training. The recipe is
-# the quickstart's with fewer steps: about 20 CPU minutes in all. Runs that are done are not repeated.
+# the quickstart's with fewer steps: about 10 CPU minutes in all. Runs that are done are not repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
