@@ -39,12 +39,9 @@ def _commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None
-    git = ["git", "-C", str(folder)]
+    # Without --exclude it would name the nearest tag.
+    described = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], check=True, capture_output=True, text=True
-        ).stdout
+        return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+" if changed else commit

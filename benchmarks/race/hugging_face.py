@@ -30,7 +30,7 @@ from earlybert.pretrain.cost.hardware import device_name, device_precision
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.work import flops_per_sequence
 from earlybert.pretrain.plan.plan import corpus_plan
-from earlybert.pretrain.plan.recipe import Recipe, load_recipe
+from earlybert.pretrain.plan.recipe import SHAPE, Recipe, load_recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import StepBatches, stage_loader
 from earlybert.pretrain.train.feeding import prefetched_steps
@@ -80,11 +80,7 @@ def model_of(setting: Setting) -> BertForMaskedLM:
     torch.manual_seed(setting.recipe.seed)
     config = BertConfig(
         vocab_size=setting.corpus.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        intermediate_size=shape.intermediate_size,
-        max_position_embeddings=shape.max_position_embeddings,
+        **{theirs: getattr(shape, ours) for ours, theirs in SHAPE.items()},
         hidden_dropout_prob=shape.hidden_dropout,
         attention_probs_dropout_prob=shape.attention_dropout,
         initializer_range=shape.initializer_range,

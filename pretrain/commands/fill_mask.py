@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from earlybert.core import devices  # noqa: F401
-    from earlybert.pretrain.plan.corpora import Corpus, corpus_directory
+    from earlybert.data_prep.samples.corpus import Corpus
+    from earlybert.pretrain.plan.corpora import corpus_directory
     from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
     from earlybert.pretrain.report.hidden_words import Riddle, guesses, held_out_riddles
 
