@@ -132,18 +132,28 @@ def own_settings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with text.txt, small.yaml and (once a run has prepared it) corpora/."""
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("shared")
     write_text(folder / "text.txt")
     (folder / "small.yaml").write_text(yaml.safe_dump(small_recipe(folder / "text.txt")))
+    (folder / "corpora").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(shared_workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text, recipe and corpora, in a folder of its own for each file: two may call a run by the same name."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("text.txt", "small.yaml", "corpora", "finished"):
+        (folder / name).symlink_to(shared_workplace / name)
     return folder
 
 
 @pytest.fixture(scope="session")
-def finished_run(workplace: Path) -> Path:
+def finished_run(shared_workplace: Path) -> Path:
     """A complete run of the small recipe, made by plain python."""
     arguments = ("--config", "small.yaml", "--run-dir", "finished")
-    status, output = run_training(workplace, *arguments, launcher=(sys.executable,))
+    status, output = run_training(shared_workplace, *arguments, launcher=(sys.executable,))
     assert status == 0, output
-    return workplace / "finished"
+    return shared_workplace / "finished"
