@@ -72,7 +72,7 @@ def arguments_of(arm: str, dense: Path, searched: Path) -> list[str]:
     """What makes an arm of the dense one's recipe."""
     recipe = load_recipe(dense / "config.yaml", [])
     cut = ["--plan", "[search, narrow, phase1]"]
-    cut += ["--narrow.step_factor", str(1 - recipe.search.steps / recipe.phase1.steps)]
+    cut += ["--narrow.step_factor", str(1 - recipe.search.steps / recipe.phase("phase1").steps)]
     config = ["--config", str(dense / "config.yaml")]
     if arm == SCRATCH:
         return [*config, "--initial", "null"]

@@ -211,7 +211,7 @@ def small_step(micro_batches: int, precision: HalfPrecision) -> tuple[Counts, Co
     phase = PhaseConfig(
         length=8, max_predictions=2, global_batch=micro_batches, micro_batch=1, steps=9, learning_rate=1e-3, warmup=0.5
     )
-    recipe = Recipe(phase1=phase, phase2=phase, plan=["search"], precision=precision)
+    recipe = Recipe(phase1=phase, plan=["search"], precision=precision)
     stage = build_stages(recipe)[0]
     small = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     config = NetworkConfig(**BERT_LARGE | small, searching=True)

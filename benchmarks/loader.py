@@ -125,7 +125,7 @@ def make_loader(corpus: Corpus, length: int, micro_batch: int, whole_words: bool
         learning_rate=0.01,
         warmup=0.1,
     )
-    recipe = Recipe(phase1=phase, phase2=phase, plan=["phase1"])
+    recipe = Recipe(phase1=phase, plan=["phase1"])
     return StepLoader(
         corpus,
         "train",

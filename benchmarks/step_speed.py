@@ -124,7 +124,7 @@ def make_recipe() -> Recipe:
         warmup=0.1,
     )
     shape = ModelConfig(**MODELS[OPTIONS.model], max_position_embeddings=max(512, OPTIONS.length))
-    return Recipe(model=shape, phase1=phase, phase2=phase, plan=["phase1"])
+    return Recipe(model=shape, phase1=phase, plan=["phase1"])
 
 
 def real_batches(recipe: Recipe, folder: Path) -> list[Batch]:

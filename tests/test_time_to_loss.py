@@ -164,12 +164,13 @@ def test_every_arm_has_a_plan(device: str, tmp_path: Path) -> None:
             check_recipe(found[name], 1)
     dense, plan = found["dense"], found["best plan"]
     stages = build_stages(plan)
-    assert sum(stage.steps for stage in stages) == dense.phase1.steps / 2
+    assert sum(stage.steps for stage in stages) == dense.phase("phase1").steps / 2
     assert [plan.stack.layers[0], plan.model.num_layers] == [found[SHALLOW].model.num_layers, dense.model.num_layers]
     assert (stages[0].masks.share_at(0), stages[-1].masks.last) == (0.3, 0.15)
     assert plan.deepspeed is not None
     assert DeepSpeedFile.load(Path(plan.deepspeed)).optimizer == "Muon"
-    assert found["dense, 0.7 of the rate"].phase1.learning_rate == pytest.approx(0.7 * dense.phase1.learning_rate)
+    rates = [recipe.phase("phase1").learning_rate for recipe in (found["dense, 0.7 of the rate"], dense)]
+    assert rates[0] == pytest.approx(0.7 * rates[1])
     assert found["ticket, grown"].widen.to == ["full"]
     assert set().union(*references(device).values()) <= arms(device).keys()
 

@@ -30,7 +30,7 @@ def add_tune(actions: Any) -> None:
     parser.add_argument("--config", help="without a run: a recipe, with --FIELD VALUE overrides, and widths by chance")
     parser.add_argument("--device", choices=DEVICES, help="default: this machine's")
     parser.add_argument(
-        "--tokens", type=_positive, help=f"tokens of a micro-batch; default: phase 1's, {TOKENS:,} if auto"
+        "--tokens", type=_positive, help=f"tokens of a micro-batch; default: the first phase's, {TOKENS:,} if auto"
     )
     parser.add_argument("--measure", action="store_true", help="time this machine instead of modelling a device")
 
@@ -57,8 +57,8 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
         shape = Plan(recipe, full).ticket_shape.num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)
     recipe.draw.check(recipe.model.intermediate_size)
-    micro_batch = recipe.phase1.micro_batch
-    tokens = arguments.tokens or (TOKENS if micro_batch == "auto" else micro_batch * recipe.phase1.length)
+    phase = recipe.first_phase
+    tokens = arguments.tokens or (TOKENS if phase.micro_batch == "auto" else phase.micro_batch * phase.length)
     masks = masks_by_multiple(coefficients_LU, recipe.draw)
     widths = sorted({int(width) for mask_LU in masks.values() for width in mask_LU.sum(axis=1)})
     name, seconds = _clock(arguments, recipe, widths, tokens)

@@ -72,12 +72,8 @@ def _check_search(recipe: Recipe) -> None:
     search = recipe.search
     recipe.draw.check(recipe.model.intermediate_size)
     require(search.steps >= 1, "search.steps", search.steps, "at least 1")
-    require(
-        search.steps <= recipe.phase1.steps,
-        "search.steps",
-        search.steps,
-        f"at most phase1.steps, {recipe.phase1.steps}",
-    )
+    most = recipe.phase("phase1").steps
+    require(search.steps <= most, "search.steps", search.steps, f"at most phase1.steps, {most}")
     require(search.snapshot_every >= 1, "search.snapshot_every", search.snapshot_every, "at least 1")
     require(search.stop_window >= 0, "search.stop_window", search.stop_window, "at least 0")
     require(0 <= search.stop_threshold <= 1, "search.stop_threshold", search.stop_threshold, "from 0 to 1")

@@ -1,10 +1,12 @@
 """The recipe: every number of a run, typed; how it is read from YAML and overridden on the command line."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from types import UnionType
+from typing import Any, Literal, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -100,8 +102,8 @@ class OptimizerConfig:
         eps: added to the square root of the second moment.
         weight_decay: decoupled decay of weight matrices and embeddings; biases, LayerNorms and coefficients have none.
         max_grad_norm: global norm to which gradients are clipped.
-        muon_learning_rate: peak in phase 1 where the optimizer is Muon, of its matrices; the phases' learning_rate is
-            that of the rest. The two keep this proportion, in phase 2 too.
+        muon_learning_rate: peak in phase 1, or in phase 2 of a recipe without it, where the optimizer is Muon, of its
+            matrices; the phases' learning_rate is that of the rest. The two keep this proportion, in phase 2 too.
         muon_weight_decay: decoupled decay of Muon's matrices.
         momentum: decay of Muon's momentum.
     """
@@ -163,8 +165,8 @@ class Recipe:
     """A plan and all its numbers.
 
     Args:
-        phase1: the first phase, short sequences.
-        phase2: the second phase, long sequences.
+        phase1: the first phase, short sequences; needed where the plan has a search or this phase.
+        phase2: the second phase, long sequences; needed where the plan has it.
         plan: what runs, in order: search, narrow, phase1, phase2; stack and widen between two parts of phase 1, and
             coefficients before a search in the middle of it. With phases alone it is dense training.
         seed: everything random derives from it.
@@ -205,8 +207,8 @@ class Recipe:
         export: forms written to the run directory at the end.
     """
 
-    phase1: PhaseConfig
-    phase2: PhaseConfig
+    phase1: PhaseConfig | None = None
+    phase2: PhaseConfig | None = None
     plan: list[str] = field(default_factory=lambda: ["search", "narrow", "phase1", "phase2"])
     seed: int = 42
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -242,7 +244,15 @@ class Recipe:
     export: list[Literal["earlybert", "bert"]] = field(default_factory=lambda: ["earlybert"])
 
     def phase(self, name: str) -> PhaseConfig:
-        return self.phase2 if name == "phase2" else self.phase1
+        """That of a stage's word or of a phase; raises UserError where the recipe does not have it."""
+        name, phase = ("phase2", self.phase2) if name == "phase2" else ("phase1", self.phase1)
+        if phase is None:
+            raise UserError(f"{name} is missing, but plan is {self.plan}; the recipe must have a section {name}")
+        return phase
+
+    @property
+    def first_phase(self) -> PhaseConfig:
+        return self.phase1 or self.phase("phase2")
 
     @property
     def mask_shares(self) -> tuple[float, float]:
@@ -261,12 +271,21 @@ class Recipe:
         """Those that the plan has, each once, in its order."""
         return [self.borders[word] for word in dict.fromkeys(self.plan) if word in self.borders]
 
+    def content(self) -> dict[str, Any]:
+        """As in a file; a phase that it does not have is no section."""
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name not in PHASE_SECTIONS or value is not None}
+
     def flat(self) -> dict[str, Any]:
         """All values by their dotted names, as on the command line."""
-        return _flat(dataclasses.asdict(self))
+        return _flat(self.content())
 
     def save(self, path: Path) -> None:
-        write_text(path, yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+        write_text(path, yaml.safe_dump(self.content(), sort_keys=False))
+
+
+# Sections that a recipe may do without.
+PHASE_SECTIONS = ("phase1", "phase2")
 
 
 def recipe_path(name: str) -> Path:
@@ -295,7 +314,7 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
             f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys to values"
         )
     types = get_type_hints(section)
-    hints = {field.name: types[field.name] for field in dataclasses.fields(section)}
+    hints = {field.name: _section_or_type(types[field.name]) for field in dataclasses.fields(section)}
     seen: set[str] = set()
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
@@ -312,8 +331,14 @@ def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None
             _check_keys(value_node, hints[key], f"{prefix}{key}.", path)
 
 
-def check_recipe_file(path: Path) -> None:
-    """Raises UserError when the YAML file is malformed or holds a key that is no field of a recipe."""
+def _section_or_type(hint: Any) -> Any:
+    """The dataclass of a section that may be left out; any other type as it is."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else ()
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), hint)
+
+
+def check_recipe_file(path: Path) -> set[str]:
+    """The keys of the YAML file; raises UserError when it is malformed or one is no field of a recipe."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -324,15 +349,19 @@ def check_recipe_file(path: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a UTF-8 recipe ({error})") from None
     if node is None:
-        raise UserError(f"{path}: is empty; a recipe needs at least phase1 and phase2")
+        raise UserError(f"{path}: is empty; a recipe needs at least the phases of its plan, phase1 and phase2")
     _check_keys(node, Recipe, "", path)
+    return {key.value for key, _ in node.value}
 
 
-def recipe_parser() -> jsonargparse.ArgumentParser:
-    """Command-line parser with one dotted flag per field of a recipe."""
+def recipe_parser(phases: Sequence[str] = PHASE_SECTIONS) -> jsonargparse.ArgumentParser:
+    """Command-line parser with one dotted flag per field of a recipe that has these phases, all of whose numbers it
+    needs."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--recipe_file", action="config", help=jsonargparse.SUPPRESS)
-    parser.add_class_arguments(Recipe, nested_key=None)
+    for name in phases:
+        parser.add_class_arguments(PhaseConfig, name)
+    parser.add_class_arguments(Recipe, nested_key=None, skip=set(PHASE_SECTIONS))
     return parser
 
 
@@ -352,14 +381,16 @@ def load_recipe(
             it says otherwise is refused. Without it the recipe says everything, as a run's does.
         begun_with: What stands for `initial` where the recipe has none.
     """
-    check_recipe_file(file)
+    sections = check_recipe_file(file)
+    flags = {re.split("[.=]", word.removeprefix("--"))[0] for word in overrides}
+    phases = [name for name in PHASE_SECTIONS if name in sections | flags]
     arguments, defaults = [f"--recipe_file={file}", *overrides], {"initial": begun_with}
-    recipe = _parsed(arguments, defaults)
+    recipe = _parsed(arguments, phases, defaults)
     if recipe.initial and look_at:
         network = look_at(recipe.initial)
         shape = {f"model.{ours}": getattr(network, theirs) for ours, theirs in SHAPE.items()}
         size = max(network.vocab_size, MINIMUM_VOCABULARY)
-        recipe = _parsed(arguments, defaults | shape | {"corpus.vocab_size": size})
+        recipe = _parsed(arguments, phases, defaults | shape | {"corpus.vocab_size": size})
         _require_shape(recipe, network)
     if recipe.ticket:
         # A given ticket takes the place of the search.
@@ -367,11 +398,12 @@ def load_recipe(
     return _with_absolute_paths(_with_corpus_lengths(with_growth(recipe)))
 
 
-def _parsed(arguments: list[str], defaults: dict[str, Any]) -> Recipe:
-    parser = recipe_parser()
+def _parsed(arguments: list[str], phases: Sequence[str], defaults: dict[str, Any]) -> Recipe:
+    parser = recipe_parser(phases)
     parser.set_defaults(defaults)
     parsed = parse(parser, arguments)
-    return Recipe(**{field.name: parsed[field.name] for field in dataclasses.fields(Recipe)})
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    return Recipe(**{name: parsed[name] for name in names if name in parsed})
 
 
 def _require_shape(recipe: Recipe, initial: NetworkConfig) -> None:

@@ -255,7 +255,7 @@ def savings(plan: Plan, stages: Sequence[StageOutcome], seconds: float | None) -
         return None
     dense_step = medians[dense.name]
     before = sum(stage.steps * medians[stage.name] / dense_step for stage in first_phase if stage is not last)
-    train, base = float(last.planned.stage.steps), float(plan.recipe.phase1.steps)
+    train, base = float(last.planned.stage.steps), float(plan.recipe.phase("phase1").steps)
     for stage in stages:
         if stage not in first_phase:
             weight = stage.planned.flops_per_step / last.planned.flops_per_step

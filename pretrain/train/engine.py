@@ -127,7 +127,7 @@ class StageEngine:
         else:
             self.layout = partition_layout(self.engine)
             start_state(self.engine, self.layout)
-        self._muon_share = recipe.optimizer.muon_learning_rate / recipe.phase1.learning_rate
+        self._muon_share = recipe.optimizer.muon_learning_rate / recipe.first_phase.learning_rate
         self.compiled = resolve_compile(recipe.compile, file, device)
         if self.compiled:
             # In place: a wrapper would give every parameter another name.

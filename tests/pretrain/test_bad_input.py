@@ -156,7 +156,7 @@ def test_another_recipe_in_the_same_run_directory(place: Path, capsys: pytest.Ca
     sentence = refusal(capsys, "--run-dir", "begun", "--seed", "43")
     assert "seed is 43" in sentence and "42" in sentence
     again, *_ = parse_arguments(["--run-dir", "begun", "--phase1.micro_batch", "5"])
-    assert again.phase1.micro_batch == 5
+    assert again.phase("phase1").micro_batch == 5
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_bad_clusters_are_refused(
 def test_the_plan_says_which_micro_batch_auto_takes_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["plan", "--config=bert_large", "--plan=[phase1]", "--cluster", "1x8", "V100-32GB"])
     printed = capsys.readouterr().out
-    assert load_recipe(recipe_path("bert_large"), []).phase1.micro_batch == "auto"
+    assert load_recipe(recipe_path("bert_large"), []).phase("phase1").micro_batch == "auto"
     micro_batch = fitting_micro_batch(Shape(LARGE, 128, 20, 65_536), parse_cluster("1x8 V100-32GB", 100))
     assert f"--phase1.micro_batch {micro_batch}\n" in printed
     assert "as few equal parts as fit into 90% of the memory; auto takes what is free" in printed

@@ -80,7 +80,7 @@ def test_full_size_recipes_have_the_papers_numbers(
 ) -> None:
     recipe = load_recipe(recipe_path(name), [])
     assert [stage.steps for stage in build_stages(recipe)] == [400, 5_630, 1_250]
-    phase1, phase2 = recipe.phase1, recipe.phase2
+    phase1, phase2 = recipe.phase("phase1"), recipe.phase("phase2")
     assert (phase1.steps, phase1.global_batch, phase1.length, phase1.max_predictions) == (7_038, 65_536, 128, 20)
     assert (phase2.steps, phase2.global_batch, phase2.length, phase2.max_predictions) == (1_563, 32_768, 512, 80)
     assert (phase1.learning_rate, phase1.warmup) == (6e-3, 0.2843)
@@ -97,8 +97,8 @@ def test_full_size_recipes_have_the_papers_numbers(
 def test_numbers_are_read_from_the_file(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, [])
     # YAML 1.1 takes 1e-2 for a text.
-    assert recipe.phase1.learning_rate == 0.01
-    assert (recipe.model.num_layers, recipe.phase2.steps, recipe.search.steps) == (2, 6, 5)
+    assert recipe.phase("phase1").learning_rate == 0.01
+    assert (recipe.model.num_layers, recipe.phase("phase2").steps, recipe.search.steps) == (2, 6, 5)
     assert recipe.plan == ["search", "narrow", "phase1", "phase2"]
     assert recipe.corpus.lengths == [16, 32]
 
@@ -106,10 +106,10 @@ def test_numbers_are_read_from_the_file(recipe_file: Path) -> None:
 def test_options_override_the_file(recipe_file: Path) -> None:
     options = ["--phase1.steps", "12", "--model.num_layers=3", "--plan", "[phase1]", "--data", "somewhere"]
     recipe = load_recipe(recipe_file, options)
-    assert (recipe.phase1.steps, recipe.model.num_layers, recipe.plan) == (12, 3, ["phase1"])
+    assert (recipe.phase("phase1").steps, recipe.model.num_layers, recipe.plan) == (12, 3, ["phase1"])
     assert recipe.corpus.lengths == [16]
     assert recipe.data is not None and Path(recipe.data) == Path("somewhere").resolve()
-    assert recipe.phase1.length == 16
+    assert recipe.phase("phase1").length == 16
 
 
 def test_saved_recipe_is_the_same_recipe(recipe_file: Path, tmp_path: Path) -> None:
@@ -151,6 +151,43 @@ def test_sections_that_the_plan_does_not_use_are_not_judged(recipe_file: Path) -
     """A short dense run need not know how to switch off a search."""
     dense = ["--plan", "[phase1]", "--search.steps", "400", "--draw.width_multiple", "7", "--phase2.length", "512"]
     check_recipe(load_recipe(recipe_file, dense))
+
+
+PHASE2 = SMALL.splitlines(keepends=True)[-1]
+PHASE1 = "".join(SMALL.splitlines(keepends=True)[3:-1])
+NETWORK = SMALL.splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("plan", "phase"),
+    [("[phase1]", PHASE1), ("[search]", PHASE1), ("[search, narrow, phase1]", PHASE1), ("[phase2]", PHASE2)],
+)
+def test_a_recipe_needs_only_the_phases_of_its_plan(tmp_path: Path, plan: str, phase: str) -> None:
+    """And no search section; what it does not have is not in config.yaml either, and that file is read again."""
+    file, saved = tmp_path / "one.yaml", tmp_path / "config.yaml"
+    file.write_text(f"plan: {plan}\n{NETWORK}{phase}draw: {{width_multiple: 8}}\n")
+    recipe = load_recipe(file, ["--search.steps", "4"] if "search" in plan else [])
+    check_recipe(recipe)
+    recipe.save(saved)
+    absent = "phase2" if phase == PHASE1 else "phase1"
+    assert absent not in yaml.safe_load(saved.read_text())
+    assert load_recipe(saved, []) == recipe
+    assert all(not name.startswith(absent) for name in recipe.flat())
+
+
+def test_a_phase_of_the_plan_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(f"plan: [phase1]\n{NETWORK}{PHASE1}")
+    assert "phase2 is missing, but plan is ['phase1', 'phase2']" in refused_option(file, "--plan", "[phase1, phase2]")
+    assert "phase2.length" in refused_option(file, "--phase2.steps", "3")
+
+
+def test_a_run_begun_with_a_phase_that_it_does_not_need_goes_on_without(tmp_path: Path, recipe_file: Path) -> None:
+    """As runs of recipes that had to have both."""
+    stored = load_recipe(recipe_file, ["--plan", "[phase1]"])
+    file = tmp_path / "one.yaml"
+    file.write_text(SMALL.replace(PHASE2, ""))
+    require_same_run(stored, load_recipe(file, ["--plan", "[phase1]"]), recipe_file)
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

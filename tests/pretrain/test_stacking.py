@@ -23,7 +23,7 @@ from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, PlannedStage, full_network
-from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
+from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe, load_recipe, recipe_path
 from earlybert.pretrain.plan.schedule import Form
 from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.ticket.search import SearchConfig
@@ -127,8 +127,14 @@ def test_cutting_then_stacking_is_stacking_then_cutting(order: Copy) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+# The recipe has none.
+SECOND = PhaseConfig(
+    length=512, max_predictions=80, global_batch=240, micro_batch="auto", steps=40_000, learning_rate=1e-4, warmup=0.1
+)
+
+
 def paper(**changes: Any) -> Recipe:
-    return dataclasses.replace(load_recipe(recipe_path("stacking_base"), []), **changes)
+    return dataclasses.replace(load_recipe(recipe_path("stacking_base"), []), **{"phase2": SECOND} | changes)
 
 
 def planned(recipe: Recipe) -> Plan:
@@ -166,7 +172,7 @@ def test_one_curve_whatever_is_stacked(schedule: Form) -> None:
     """Without learning rates of its own a growing phase 1 has, step for step, the dense run's; at any budget."""
     for steps in (40, 1_001):
         grows = paper(stack=Stack(layers=[3, 6], until=[0.125, 0.3]), schedule=schedule)
-        grows = dataclasses.replace(grows, phase1=dataclasses.replace(grows.phase1, steps=steps, warmup=0.2))
+        grows = dataclasses.replace(grows, phase1=dataclasses.replace(grows.phase("phase1"), steps=steps, warmup=0.2))
         (dense,) = build_stages(dataclasses.replace(grows, plan=["phase1"]))
         rates = [stage.schedule.learning_rate_at(i) for stage in build_stages(grows) for i in range(stage.steps)]
         assert rates == [dense.schedule.learning_rate_at(step) for step in range(steps)]
