@@ -211,7 +211,9 @@ def check_command(words: list[str], makefile: str) -> None:
             return
     if words[0] == "make":
         for target in words[1:]:
-            assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"make {target}"
+            variable, given, _ = target.partition("=")
+            defined = rf"^{variable} \?=" if given else rf"^{re.escape(target)}:"
+            assert re.search(defined, makefile, re.MULTILINE), f"make {target}"
     if re.match(r"--\w+\.", words[0]):
         assert flags_in(words[:1]) <= flags_of("train") | flags_of("finetune") | flags_of("prepare"), words[0]
 
