@@ -1,5 +1,6 @@
 """`earlybert plan`: what would run, before anything runs."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from earlybert.core.arguments import ArgumentParser
+from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.commands.recipe import recipe_to_begin
+from earlybert.pretrain.cost.budget import print_proposal, propose
 from earlybert.pretrain.cost.cluster import Cluster, parse_cluster
 from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.gpus import GPUS
@@ -34,6 +37,7 @@ def main(argv: list[str]) -> None:
         "--cluster", nargs="+", help=f'NODES x GPUS-PER-NODE GPU, for example "4x8 V100-32GB"; GPUs: {", ".join(GPUS)}'
     )
     parser.add_argument("--network_gbit", type=float, default=100.0, help="network of a node, Gbit/s; default 100")
+    parser.add_argument("--hours", type=float, help="a budget on the cluster: proposes steps, batch and learning rate")
     parser.epilog = "Every field of the recipe can be overridden, e.g. --phase1.steps 100."
     arguments, overrides = parser.parse_known_args(argv)
     recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
@@ -41,14 +45,27 @@ def main(argv: list[str]) -> None:
     check_recipe(recipe, cluster.gpus if cluster else 1)
     plan = given_plan(recipe)
     file = given_deepspeed_file(recipe)
+    optimizer = file.optimizer if file else "Lamb"
+    if arguments.hours is not None:
+        plan = plan_for_budget(plan, cluster, arguments.hours, optimizer)
     print_plan(plan)
     if recipe.data:
         print_epochs(plan, Corpus.open(Path(recipe.data)))
     print_micro_batches(plan, file, cluster)
-    if muon := file is not None and file.optimizer == "Muon":
+    if muon := optimizer == "Muon":
         print_muon(plan)
     if cluster:
         print_cluster_plan(plan, cluster, muon=muon)
+
+
+def plan_for_budget(plan: Plan, cluster: Cluster | None, hours: float, optimizer: str) -> Plan:
+    """The plan with what fits into the hours, which it prints; raises UserError."""
+    if cluster is None:
+        raise UserError('--hours needs --cluster, the machines that the hours are of, for example "4x8 V100-32GB"')
+    found = propose(plan, cluster, hours, muon=optimizer == "Muon")
+    check_recipe(found.recipe, cluster.gpus)
+    print_proposal(plan.recipe, found, cluster, hours, optimizer)
+    return dataclasses.replace(plan, recipe=found.recipe)
 
 
 def given_deepspeed_file(recipe: Recipe) -> "DeepSpeedFile | None":

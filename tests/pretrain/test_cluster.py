@@ -221,6 +221,9 @@ def test_plan_says_how_often_the_text_is_seen(
         often = f"{drawn / count:,.1f} times" if drawn >= count else f"{drawn} of them once"
         assert f"data: {phase} sees the {count:,} samples of length {length} {often}" in output
     assert output.count("learns such a text by heart") == 1
+    # As a budget may well propose.
+    cli.main(["plan", *arguments, "--cluster", "1x1 V100-16GB", "--hours", "0.01"])
+    assert capsys.readouterr().out.count("learns such a text by heart") == 2
     with pytest.raises(SystemExit):
         cli.main(["plan", *arguments, "--phase1.length", "16"])
     assert "has no samples of length 16; it was prepared for 32, 64" in capsys.readouterr().err
