@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
@@ -32,40 +34,72 @@ class Curve:
 EFFORTS = {"steps": "optimizer steps", "tokens": "tokens", "flops": "floating-point operations", "seconds": "seconds"}
 
 
+def stage_slices(stages: Sequence[str]) -> list[slice]:
+    """Where each stage's values lie, of values that are ordered by stage."""
+    ends = [index for index in range(1, len(stages)) if stages[index] != stages[index - 1]]
+    return [slice(*both) for both in pairwise([0, *ends, len(stages)])] if len(stages) else []
+
+
 def smoothed(values: NDArray[np.float64], stages: Sequence[str]) -> NDArray[np.float64]:
-    """Mean of the latest thirtieth of the values (five at least) within the same stage."""
-    window = max(5, len(values) // 30)
+    """Mean of a thirtieth of the values (five at least) around each, of the same stage alone.
+
+    At a stage's ends it is that of half as many: a single value there would look like a jump.
+    """
+    half = max(5, len(values) // 30) // 2
     result = np.empty_like(values)
-    first = 0
-    for index in range(len(values)):
-        if stages[index] != stages[first]:
-            first = index
-        result[index] = values[max(first, index + 1 - window) : index + 1].mean()
+    for part in stage_slices(stages):
+        for index in range(part.start, part.stop):
+            result[index] = values[max(part.start, index - half) : min(part.stop, index + half + 1)].mean()
     return result
 
 
 def curves_figure(curves: Sequence[Curve], title: str) -> Figure:
-    """Training loss (line; the search dotted) and validation loss (dots) against every measure of effort.
+    """Training loss (a line a stage; the search dotted) and validation loss (dots) against every measure of effort.
 
-    Dashed: the loss of guessing by frequency. `title` says which part of the loss it is.
+    Dashed: the loss of guessing by frequency. Upright: where a stage ends, with the name of the next. `title` says
+    which part of the loss it is.
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (effort, label) in zip(figure.subplots(2, 2).flat, EFFORTS.items(), strict=True):
         for number, curve in enumerate(curves):
+            color = f"C{number}"
             losses = smoothed(curve.losses, curve.stages)
-            for part, style in ((curve.searching, ":"), (~curve.searching, "-")):
-                drawn = np.where(part, losses, np.nan)
-                axes.plot(curve.xs[effort], drawn, style, color=f"C{number}", linewidth=1)
+            for part in stage_slices(curve.stages):
+                style = ":" if curve.searching[part.start] else "-"
+                axes.plot(curve.xs[effort][part], losses[part], style, color=color, linewidth=1)
             shown = curve.validation_xs[effort], curve.validation_losses
-            axes.plot(*shown, "o", color=f"C{number}", markersize=5, label=curve.name)
-        for level in {curve.guessing for curve in curves}:
-            axes.axhline(level, color="grey", linestyle="--", linewidth=1, label="guessing by frequency")
+            axes.plot(*shown, "o", color=color, markersize=5, label=curve.name)
+        mark_borders(axes, curves, effort)
+        mark_guessing(axes, curves)
         axes.set(xlabel=label, ylabel=f"loss of {title}, nats")
         if effort in ("tokens", "flops"):
             axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].legend(title="dots: validation, lines: training")
     return figure
+
+
+def mark_borders(axes: Axes, curves: Sequence[Curve], effort: str) -> None:
+    """An upright line where a stage ends, with the next one's name; one for all runs that have the same there."""
+    borders = {
+        (float(curve.xs[effort][after.start - 1]), curve.stages[after.start]): f"C{number}"
+        for number, curve in enumerate(curves)
+        for after in stage_slices(curve.stages)[1:]
+    }
+    for (x, name), color in borders.items():
+        axes.axvline(x, color=color, linestyle="-.", linewidth=0.7, alpha=0.7)
+        top = axes.get_xaxis_transform()
+        axes.text(x, 0.98, name, color=color, fontsize=7, rotation=90, va="top", ha="left", transform=top)
+
+
+def mark_guessing(axes: Axes, curves: Sequence[Curve]) -> None:
+    """A line for each corpus; with several of them it has the names of its runs."""
+    runs: dict[float, list[str]] = {}
+    for curve in curves:
+        runs.setdefault(round(curve.guessing, 3), []).append(curve.name)
+    for level, names in runs.items():
+        of = f", {', '.join(names)}" if len(runs) > 1 else ""
+        axes.axhline(level, color="grey", linestyle="--", linewidth=1, label=f"guessing by frequency{of}")
 
 
 def attention_figure(masses: Mapping[str, AttentionMass]) -> Figure:

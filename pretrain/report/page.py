@@ -70,7 +70,8 @@ SPLIT = (
 )
 CURVES = (
     "What a search took belongs to the run's cost, so its steps, tokens, operations and seconds come first (dotted). "
-    "Lines are means over a thirtieth of the steps. Tokens and operations are those of full sequences."
+    "Lines are means over a thirtieth of the steps, of one stage each. At an upright line the stage begins that it "
+    "names. Tokens and operations are those of full sequences."
 )
 MASKS = (
     "Both axes are steps of the search; a square says on which share of the units the masks drawn at those two steps "
