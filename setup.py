@@ -55,6 +55,9 @@ setup(
         "web": ["fsspec[http]"],
         # earlybert prepare --dask
         "dask": ["distributed>=2025.1"],
+        # trackers of a recipe, beside TensorBoard
+        "wandb": ["wandb>=0.31,<1"],
+        "trackio": ["trackio>=0.43,<1"],
         "dev": [
             "pytest",
             "pytest-timeout",
@@ -66,6 +69,7 @@ setup(
             "rensa",
             "distributed",
             "fsspec[http]",
+            "wandb",
             "mwparserfromhell",
         ],
         # Compiles the CUDA kernels for V100 and A100, and runs them on a CPU, in tests: no GPU, no CUDA toolkit.

@@ -59,6 +59,8 @@ from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.micro_batch import build_engine, out_of_memory_named
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import Telemetry
+from earlybert.pretrain.train.trackers.registry import open_trackers, require_installed
+from earlybert.pretrain.train.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
     import torch
@@ -109,16 +111,20 @@ def follow_plan(setting: Run, latest: Checkpoint | None) -> None:
     recipe, run_dir = setting.recipe, setting.run_dir
     step = latest.state.global_step if latest else 0
     checkpoints = CheckpointWriter(setting.checkpoints, recipe.keep_checkpoints, newest_step=step)
+    resume_after = step if latest else -1
+    trackers: list[Tracker] = []
+    distributed.on_rank_0(lambda: trackers.extend(open_trackers(recipe.trackers, run_dir, resume_after)))
     telemetry = Telemetry(
         run_dir,
+        trackers,
         enabled=ranks.rank() == 0,
-        resume_after=step if latest else -1,
+        resume_after=resume_after,
         ranks=ranks.world_size(),
         device=device_name(setting.device),
     )
+    telemetry.hyperparameters(recipe.flat(), ["validation/loss", "train/loss"])
     if latest is None:
         telemetry.text("plan", plan_markdown(setting.plan), 0)
-        telemetry.hyperparameters(recipe.flat(), ["validation/loss", "train/loss"])
     for index, planned in enumerate(setting.plan.stages):
         if latest is not None and (latest.state.stage_index, latest.state.finished) >= (index, True):
             continue
@@ -150,6 +156,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     """
     deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
     check_recipe(recipe, ranks.world_size())
+    require_installed(recipe.trackers)
     settled = deepspeed_file.settled(recipe.optimizer)
     if settled != recipe.optimizer:
         say(f"optimizer numbers of {deepspeed_file.path} take the recipe's places", enabled=ranks.rank() == 0)

@@ -36,6 +36,7 @@ from earlybert.pretrain.train.batches import StepBatches, stage_loader
 from earlybert.pretrain.train.feeding import prefetched_steps
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import StageProgress, Telemetry
+from earlybert.pretrain.train.trackers.tensorboard import TensorBoard
 
 LOOP = "Hugging Face"
 NOT_PREDICTED = -100
@@ -172,10 +173,12 @@ def train(setting: Setting, stop: StopRequest) -> bool:
     stage, folder = setting.stage, setting.run_dir
     newest = newest_checkpoint(folder / "checkpoints")
     done = read_json(newest / "trainer_state.json")["global_step"] if newest else 0
+    resume_after = done if newest else -1
     telemetry = Telemetry(
         folder,
+        [TensorBoard(folder, resume_after)],
         enabled=True,
-        resume_after=done if newest else -1,
+        resume_after=resume_after,
         device=device_name(torch.device(device_type())),
     )
     loader = stage_loader(setting.corpus, "train", stage, setting.recipe, setting.micro_batch)

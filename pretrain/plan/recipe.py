@@ -47,6 +47,7 @@ LAYOUT_FIELDS = (
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
+    "trackers",
     "phase1.micro_batch",
     "phase2.micro_batch",
 )
@@ -204,6 +205,7 @@ class Recipe:
         checkpoint_every: optimizer steps between checkpoints; each stage also ends with one.
         keep_checkpoints: newest checkpoints that are kept.
         log_every: optimizer steps between lines of metrics.jsonl.
+        trackers: where curves, pictures and texts go beside metrics.jsonl; wandb and trackio are optional packages.
         export: forms written to the run directory at the end.
     """
 
@@ -241,6 +243,7 @@ class Recipe:
     checkpoint_every: int = 200
     keep_checkpoints: int = 3
     log_every: int = 10
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=lambda: ["tensorboard"])
     export: list[Literal["earlybert", "bert"]] = field(default_factory=lambda: ["earlybert"])
 
     def phase(self, name: str) -> PhaseConfig:

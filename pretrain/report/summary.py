@@ -50,4 +50,5 @@ def print_summary(outcome: Outcome) -> None:
     elif outcome.changed_layout:
         print(f"time saved             not measured: {CHANGED_LAYOUT}")
     print(f"run directory          {outcome.run_dir}")
-    print(f"curves                 tensorboard --logdir {outcome.run_dir}/tensorboard")
+    if "tensorboard" in outcome.plan.recipe.trackers:
+        print(f"curves                 tensorboard --logdir {outcome.run_dir}/tensorboard")

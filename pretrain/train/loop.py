@@ -113,13 +113,13 @@ def log_validation(
 ) -> Level | None:
     """The scores, and where the network is on its way past word frequencies: returned, and said where it has changed.
 
-    TensorBoard gets a curve of that.
+    The trackers get a curve of that.
     """
     telemetry.scalars("validation", state.global_step, {"stage": state.stage, "step": state.step, **scores})
     if (loss := scores.get("masked_loss")) is None:
         return None
     frequencies = corpus.manifest["unigram_cross_entropy"]
-    telemetry.board_scalars("validation", state.global_step, {"masked_nats_below_frequencies": frequencies - loss})
+    telemetry.tracked_scalars("validation", state.global_step, {"masked_nats_below_frequencies": frequencies - loss})
     reached = level(loss, frequencies)
     if reached != before:
         values = f"validation loss {loss:.3f} nats, guessing by frequency {frequencies:.3f}"
@@ -133,6 +133,6 @@ def log_step(
     """The line of a step, now and then LAMB's trust ratios, and where the time went since that was last written."""
     telemetry.scalars("train", state.global_step, metrics)
     if state.finished or state.step % STEPS_PER_TRUST_RATIOS < recipe.log_every:
-        telemetry.board_scalars("trust_ratio", state.global_step, engine.trust_ratios())
+        telemetry.tracked_scalars("trust_ratio", state.global_step, engine.trust_ratios())
     if (means := engine.times.taken()) is not None:
         telemetry.scalars("time", state.global_step, {"stage": state.stage, "step": state.step, **means})

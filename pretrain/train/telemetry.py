@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and progress on the console. Only rank 0 says anything.
+"""What a run tells: metrics.jsonl, its trackers, and progress on the console. Only rank 0 says anything.
 
 A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time`, seconds since the epoch. Kinds:
 "start" (the run began or went on: on how many ranks, and what the interruption before it cost), "train", "time",
@@ -8,7 +8,6 @@ A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,25 +19,32 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from earlybert.core.files import write_text
 from earlybert.core.progress import clock, say
 from earlybert.pretrain.ticket.text import ticket_markdown
 from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train.trackers.tracker import Tracker
 
 SECONDS_BETWEEN_LINES = 10.0
-HISTOGRAM_BINS = 64
 
 
 class Telemetry:
     """Writer of one run's curves; on ranks other than 0 every method does nothing.
 
-    A resumed run first drops what an interrupted one wrote after its checkpoint, so no step appears twice.
+    A resumed run first drops the lines that an interrupted one wrote after its checkpoint, so no step appears twice.
     """
 
-    def __init__(self, run_dir: Path, *, enabled: bool, resume_after: int, ranks: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        trackers: Sequence[Tracker],
+        *,
+        enabled: bool,
+        resume_after: int,
+        ranks: int = 1,
+        device: str = "cpu",
+    ) -> None:
         self.enabled = enabled
         if not enabled:
             return
@@ -49,17 +55,15 @@ class Telemetry:
         # Unbuffered: what the disk has not taken stays in `_unwritten` until it does.
         self._metrics = path.open("ab", buffering=0)
         self._unwritten = b""
-        threading.excepthook = _show_exception
-        self._board_folder = run_dir / "tensorboard"
-        self._board: SummaryWriter | None = SummaryWriter(str(self._board_folder), purge_step=resume_after + 1)
+        self._trackers, self._failed = trackers, [False] * len(trackers)
         self._warned = False
         step = max(0, resume_after)
         self._line("start", step, {"ranks": ranks, "device": device, **_costs_of_interruption(lines, step)})
 
     def scalars(self, kind: str, global_step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and one TensorBoard series `kind/name` per number."""
+        """One line of metrics.jsonl, and in the trackers one series `kind/name` per number."""
         self._line(kind, global_step, values)
-        self.board_scalars(kind, global_step, values)
+        self.tracked_scalars(kind, global_step, values)
 
     def _line(self, kind: str, global_step: int, values: Mapping[str, Any]) -> None:
         if not self.enabled:
@@ -68,70 +72,62 @@ class Telemetry:
         self._unwritten += (json.dumps(line) + "\n").encode()
         self._guarded(self._write_metrics)
 
-    def board_scalars(self, kind: str, global_step: int, values: Mapping[str, Any]) -> None:
-        """One TensorBoard series `kind/name` per number."""
-        for name, value in values.items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._to_board("add_scalar", f"{kind}/{name}", value, global_step)
+    def tracked_scalars(self, kind: str, global_step: int, values: Mapping[str, Any]) -> None:
+        """One series `kind/name` per number, in the trackers alone."""
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, float) and math.isfinite(value)
+        }
+        self._track(lambda tracker: tracker.scalars(numbers, global_step))
 
     def histogram(self, name: str, values: Tensor, global_step: int) -> None:
-        # TensorBoard's own bins are a tenth wide at 1, where the coefficients are.
-        self._to_board("add_histogram", name, values, global_step, HISTOGRAM_BINS)
+        self._track(lambda tracker: tracker.histogram(name, values, global_step))
 
-    def text(self, name: str, text: str, global_step: int) -> None:
-        """Markdown."""
-        self._to_board("add_text", name, text, global_step)
+    def text(self, name: str, markdown: str, global_step: int) -> None:
+        self._track(lambda tracker: tracker.text(name, markdown, global_step))
 
     def hyperparameters(self, values: Mapping[str, Any], results: Sequence[str]) -> None:
-        """For TensorBoard's HPARAMS tab: the run's numbers, and the series whose last values are its results."""
-        if not self.enabled or self._board is None:
-            return
-        simple = {
-            name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()
-        }
-        writer = self._board._get_file_writer()
-        for summary in hparams(simple, dict.fromkeys(results, 0.0)):
-            self._guarded(partial(writer.add_summary, summary))
+        """The run's numbers, and the series whose last values are its results."""
+        self._track(lambda tracker: tracker.hyperparameters(values, results))
 
     def ticket(self, ticket: Ticket, global_step: int) -> None:
         """The ticket as a picture and as text."""
         if self.enabled:
             from earlybert.pretrain.ticket import figures  # matplotlib, which the other ranks need not load
 
-            self._to_board("add_figure", "ticket", figures.ticket_figure(ticket), global_step)
+            self._track(lambda tracker: tracker.figure("ticket", figures.ticket_figure(ticket), global_step))
             self.text("ticket", ticket_markdown(ticket), global_step)
 
     def mask_distances(self, steps: list[int], matrices: dict[str, list[list[float]]], global_step: int) -> None:
         """The matrix of mask distances so far as a picture (EarlyBERT Figure 1)."""
         if self.enabled:
-            from earlybert.pretrain.ticket import figures
+            from earlybert.pretrain.ticket.figures import mask_distance_figure
 
-            self._to_board("add_figure", "mask_distance", figures.mask_distance_figure(steps, matrices), global_step)
+            self._track(
+                lambda tracker: tracker.figure("mask_distance", mask_distance_figure(steps, matrices), global_step)
+            )
 
     def close(self) -> None:
         """Raises OSError when lines of metrics.jsonl are left that the disk does not take."""
         if self.enabled:
             self._write_metrics()
             self._metrics.close()
-            if self._board is not None:
-                self._guarded(self._board.close)
+            for tracker in self._trackers:
+                self._guarded(tracker.close)
 
     def _write_metrics(self) -> None:
         while self._unwritten:
             written = self._metrics.write(self._unwritten)
             self._unwritten = self._unwritten[written:]
 
-    def _to_board(self, method: str, *arguments: Any) -> None:
-        def add() -> None:
-            if self._board is None:
-                self._board = SummaryWriter(str(self._board_folder))
-            getattr(self._board, method)(*arguments)
-
-        if not self.enabled or (self._board is None and self._unwritten):
+    def _track(self, write: Callable[[Tracker], None]) -> None:
+        if not self.enabled:
             return
-        if not self._guarded(add):
-            # The library's writer does not recover. Once the disk takes lines again, another event file is begun.
-            self._board = None
+        for index, tracker in enumerate(self._trackers):
+            # One that the disk has failed waits until metrics.jsonl is complete again.
+            if not (self._failed[index] and self._unwritten):
+                self._failed[index] = not self._guarded(partial(write, tracker))
 
     def _guarded(self, write: Callable[[], None]) -> bool:
         """Curves are not worth a run: on a full disk it says so once and goes on. Returns whether it was written."""
@@ -143,12 +139,6 @@ class Telemetry:
             self._warned = True
             return False
         return True
-
-
-def _show_exception(found: threading.ExceptHookArgs) -> None:
-    """Of a thread. TensorBoard's hands what goes wrong to whoever writes next, where it is reported in one line."""
-    if not type(found.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(found)
 
 
 def _costs_of_interruption(lines: list[dict[str, Any]], resumed_step: int) -> dict[str, Any]:

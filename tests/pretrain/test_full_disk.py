@@ -12,8 +12,10 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 from earlybert.pretrain.train.telemetry import Telemetry
+from earlybert.pretrain.train.trackers.tensorboard import TensorBoard
 
-telemetry = Telemetry(Path(sys.argv[1]), enabled=True, resume_after=-1)
+run_dir = Path(sys.argv[1])
+telemetry = Telemetry(run_dir, [TensorBoard(run_dir, -1)], enabled=True, resume_after=-1)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 for step in range(400):
     if step in (50, 200):

@@ -341,6 +341,7 @@ OTHER_LAYOUT: dict[str, Any] = {
     "checkpoint_every": 7,
     "keep_checkpoints": 9,
     "log_every": 3,
+    "trackers": "[]",
     "phase1.micro_batch": 2,
     "phase2.micro_batch": 1,
 }

@@ -13,6 +13,7 @@ import torch
 
 from earlybert.pretrain.train.telemetry import Telemetry
 from earlybert.pretrain.train.timing import StepTimes, _TimedBackend
+from earlybert.pretrain.train.trackers.tensorboard import TensorBoard
 from tests.conftest import BIN, free_port, run_training
 from tests.pretrain.run_files import events_of, metrics
 
@@ -71,7 +72,8 @@ def test_utilisation_counts_the_work_that_is_done(finished_run: Path) -> None:
 
 
 def write_steps(run_dir: Path, steps: range, resume_after: int, value: float, ranks: int) -> None:
-    telemetry = Telemetry(run_dir, enabled=True, resume_after=resume_after, ranks=ranks)
+    trackers = [TensorBoard(run_dir, resume_after)]
+    telemetry = Telemetry(run_dir, trackers, enabled=True, resume_after=resume_after, ranks=ranks)
     for step in steps:
         telemetry.scalars("train", step, {"stage": "phase1", "loss": value + step})
     telemetry.close()
@@ -171,6 +173,7 @@ def test_two_ranks_communicate_and_speak_once(workplace: Path) -> None:
         parts = line["forward_backward"] + line["communication"] + line["optimizer"]
         assert parts == pytest.approx(steps[line["step"]], rel=0.3)
     assert metrics(workplace / "two-ranks", "start")[0]["ranks"] == 2
+    assert len(list((workplace / "two-ranks" / "tensorboard").iterdir())) == 1
     assert output.count("phase1: 20 steps") == 1
     warned = [line for line in output.splitlines() if "Warning:" in line]
     assert len(warned) == len(set(warned)), output

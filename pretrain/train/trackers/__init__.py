@@ -1,0 +1,1 @@
+"""Where a run's curves go beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio."""
