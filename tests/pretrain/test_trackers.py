@@ -37,8 +37,8 @@ def write_steps(run_dir: Path, trackers: Sequence[Tracker], steps: range, resume
 
 def records(path: Path) -> Iterator[Any]:
     """What a file of Weights & Biases holds: records in pieces of blocks, as LevelDB's logs have them."""
-    from wandb.proto import wandb_internal_pb2
-
+    # The module makes its classes as it is imported.
+    protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     content, at, whole = path.read_bytes(), 7, b""
     while at < len(content):
         if 32768 - at % 32768 < 7:
@@ -48,7 +48,7 @@ def records(path: Path) -> Iterator[Any]:
         whole += content[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last piece
-            record = wandb_internal_pb2.Record()
+            record = protocol.Record()
             record.ParseFromString(whole)
             whole = b""
             yield record
