@@ -1,11 +1,11 @@
 """Is the searched ticket better than chance? Trains random tickets of the same width in every layer beside it.
 
-    python benchmarks/ticket_vs_random.py runs/quickstart [--seeds 0 1 2] [--out FILE.json]
+    python benchmarks/ticket_vs_random.py runs/quickstart [--seeds 0 1 2] [--rankings weights] [--out FILE]
 
 Everything but the ticket is the run's own: recipe, corpus, initial weights, data order, masks. Where the run continued
 from its searched weights (narrow.rewind), so do the random tickets; it must have kept the checkpoint where its search
-ended (--keep_checkpoints 99). Prints validation losses at the end of every stage. Interrupted, it goes on with the arm
-it was at.
+ended (--keep_checkpoints 99). With --rankings it also trains tickets that searches of their own draw in another order
+(draw.ranking). Prints validation losses at the end of every stage. Interrupted, it goes on with the arm it was at.
 """
 
 import argparse
@@ -46,10 +46,15 @@ def copy_searched(run_dir: Path, arm: Path, ticket: Path) -> None:
         shutil.copy(ticket, temporary / "ticket.json")
 
 
+def train(command: list[str]) -> None:
+    subprocess.run([*command, "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="a finished run with a ticket")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rankings", choices=("importance", "weights"), nargs="+", default=[])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     run_dir: Path = arguments.run_dir
@@ -64,8 +69,13 @@ def main() -> None:
             command += ["--ticket", str(ticket)]
         elif not arm.is_dir():
             copy_searched(run_dir, arm, ticket)
-        subprocess.run([*command, "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
+        train(command)
         arms[f"random ticket, seed {seed}"] = arm
+    for ranking in arguments.rankings:
+        arm = run_dir.with_name(f"{run_dir.name}-{ranking}")
+        command = [sys.executable, str(RUN), "--config", str(run_dir / "config.yaml"), "--run-dir", str(arm)]
+        train([*command, "--draw.ranking", ranking])
+        arms[f"searched by {ranking}"] = arm
     table = {name: final_losses(arm) for name, arm in arms.items()}
     stages = [stage["name"] for stage in json.loads((run_dir / "plan.json").read_text())["stages"] if stage["narrow"]]
     print(f"{'validation loss, nats':<26}" + "".join(f"{stage:>10}" for stage in stages))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from earlybert.core.errors import UserError
-from earlybert.finetune.rankings import RankingName
 from earlybert.finetune.text import SPECIAL_TOKENS
+from earlybert.pretrain.ticket.search import RankingName
 from earlybert.pretrain.ticket.ticket import TicketRule
 
 Method = Literal["dense", "shortened", "earlybert", "random", "all", "layerdrop"]

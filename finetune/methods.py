@@ -25,7 +25,7 @@ from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import MASKED_TOKENS, TaskModel, TrainedForMaskedTokens
 from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_full, starting_weights
-from earlybert.finetune.rankings import Recorder, make_ranking
+from earlybert.finetune.recording import Recorder
 from earlybert.finetune.text import Features, masked
 from earlybert.finetune.training import Collate, Masking, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
@@ -34,6 +34,7 @@ from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.parameters import split_name
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
+from earlybert.pretrain.ticket.rankings import make_ranking
 from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.ticket import (
     Ticket,

@@ -23,7 +23,7 @@ from earlybert.core.files import read_json
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
-from earlybert.finetune.rankings import Recorder
+from earlybert.finetune.recording import Recorder
 from earlybert.finetune.text import Features, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
 from earlybert.pretrain.train.stopping import StopRequest
@@ -111,7 +111,7 @@ class TimedTrainer(Trainer):
         if self.recorder and self.accelerator.sync_gradients:
             assert self.model is not None
             scaler = self.accelerator.scaler
-            self.recorder.ranking.after_backward(self.model, scaler.get_scale() if scaler else 1.0)
+            self.recorder.after_backward(self.model, scaler.get_scale() if scaler else 1.0)
         return loss
 
     def get_batch_samples(

@@ -57,6 +57,7 @@ from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from earlybert.pretrain.train.engine import check_environment
 from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.micro_batch import build_engine, out_of_memory_named
+from earlybert.pretrain.train.recording import search_ranking
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import Telemetry
 from earlybert.pretrain.train.trackers.registry import open_trackers, require_installed
@@ -340,6 +341,7 @@ def train(setting: Run, start: TrainingState, state: RunState, telemetry: Teleme
             stage,
             setting.recipe,
             setting.corpus,
+            ranking=search_ranking(setting.recipe, start.importance),
             search_folder=setting.run_dir / "search",
             telemetry=telemetry,
             writer=writer,

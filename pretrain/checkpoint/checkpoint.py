@@ -3,7 +3,8 @@
 Nothing in the tensors depends on world size, ZeRO stage or micro-batch. A checkpoint is a folder
 
     rank-00000.safetensors ...   each rank's share of whole tensors, as "master/NAME", "exp_avg/NAME", "exp_avg_sq/NAME"
-                                 (Muon's matrices have no exp_avg_sq)
+                                 (Muon's matrices have no exp_avg_sq); of the coefficients of a search by importance
+                                 also what that has added up, as "importance/NAME"
     state.json                   stage, step, data position, optimizer step, loss scale, ticket hash, versions
     manifest.json                size and SHA-256 of every other file, and which file holds which tensor
 
@@ -21,7 +22,7 @@ import safetensors
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json
 from earlybert.pretrain.checkpoint.state import RunState
-from earlybert.pretrain.network.parameters import moments_of
+from earlybert.pretrain.network.parameters import is_coefficient, moments_of
 from earlybert.pretrain.network.state import MOMENTS, TrainingState, Weights
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 FAMILY, VERSION = "earlybert-checkpoint", 1
 FORMAT = f"{FAMILY}/{VERSION}"
+
+# What the tensors are called that a search by importance adds up.
+IMPORTANCE = "importance"
 
 # Beside the folder of checkpoints: the global step of the newest one that was ever complete, 0 before the first.
 NEWEST = "newest_checkpoint.json"
@@ -118,7 +122,8 @@ class Checkpoint:
     @property
     def training_state(self) -> TrainingState:
         """What training goes on from; each tensor is read when it is asked for."""
-        return TrainingState(self.weights, self.moments, self.state.optimizer_step, self.state.loss_scale)
+        importance = Tensors(self, IMPORTANCE)
+        return TrainingState(self.weights, self.moments, self.state.optimizer_step, self.state.loss_scale, importance)
 
     def open_shard(self, name: str) -> Any:
         """One of the safetensors files, mapped; raises UserError for anything else."""
@@ -127,14 +132,19 @@ class Checkpoint:
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"{self.path / name}: cannot be read as safetensors ({error})") from None
 
-    def require_parameters(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises UserError unless the tensors are exactly those of a model with these parameters."""
+    def require_parameters(self, expected: Mapping[str, tuple[int, ...]], *, importance: bool = False) -> None:
+        """Raises UserError unless the tensors are exactly those of a model with these parameters.
+
+        `importance` says whether it is searched by that, so that its coefficients have it.
+        """
         kind = self.state.optimizer["type"]
         wanted = {
             f"{stored}/{name}": shape
             for name, shape in expected.items()
             for stored in ("master", *moments_of(name, kind))
         }
+        if importance:
+            wanted |= {f"{IMPORTANCE}/{name}": shape for name, shape in expected.items() if is_coefficient(name)}
         if missing := sorted(wanted.keys() ^ self.files.keys()):
             where = (
                 "the model has it, the checkpoint does not" if missing[0] in wanted else "the model has no such tensor"

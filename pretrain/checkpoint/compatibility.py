@@ -33,7 +33,10 @@ def run_ticket(run_dir: Path, checkpoint: Checkpoint) -> Ticket:
 
 def require_run_checkpoint(checkpoint: Checkpoint, run_dir: Path, plan: Plan, corpus: Corpus) -> Plan:
     """Raises UserError unless the checkpoint is one of this run; returns the plan with the ticket that it needs."""
-    if stage_of(checkpoint, plan, corpus).needs_ticket:
+    planned = stage_of(checkpoint, plan, corpus)
+    if planned.needs_ticket:
         plan = plan.with_ticket(run_ticket(run_dir, checkpoint), str(run_dir / "ticket.json"))
-    checkpoint.require_parameters(parameter_shapes(plan.network(checkpoint.state.stage_index)))
+    shapes = parameter_shapes(plan.network(checkpoint.state.stage_index))
+    by_importance = planned.stage.searching and plan.recipe.draw.ranking == "importance"
+    checkpoint.require_parameters(shapes, importance=by_importance)
     return plan

@@ -8,6 +8,7 @@ Threads never communicate: collectives stay in the order of the training loop.
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 from earlybert.core import distributed, ranks
 from earlybert.core.files import content_hash, file_entry, open_to_readers, write_json
 from earlybert.kernels.partition import Partition
-from earlybert.pretrain.checkpoint.checkpoint import FORMAT, NEWEST, list_checkpoints
+from earlybert.pretrain.checkpoint.checkpoint import FORMAT, IMPORTANCE, NEWEST, list_checkpoints
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.state import MOMENTS
 
@@ -68,14 +69,18 @@ class CheckpointWriter:
         """Whether this rank's share of it is still being written."""
         return self._writing is not None and not self._writing.done()
 
-    def begin(self, layout: list[Partition], optimizer: Optimizer, state: RunState) -> None:
+    def begin(
+        self, layout: list[Partition], optimizer: Optimizer, state: RunState, importance: Mapping[str, Tensor]
+    ) -> None:
         """Copies masters and moments and starts to write `folder/step-NNNNNNNN`. None may be in flight.
 
-        `layout` says where the optimizer holds every parameter.
+        `layout` says where the optimizer holds every parameter. `importance` is written as it is, by rank 0.
         """
         assert not self.in_flight, "settle the checkpoint before"
         self._state = replace(state)
         share = _share(layout, optimizer)
+        if ranks.rank() == 0:
+            share |= {f"{IMPORTANCE}/{name}": tensor for name, tensor in importance.items()}
         self._writing = self._thread.submit(_write, self._temporary(state), share)
 
     def settle(self) -> str | None:

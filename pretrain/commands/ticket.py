@@ -86,8 +86,8 @@ def _compare(arguments: Namespace, _: list[str]) -> None:
 def _draw(arguments: Namespace, _: list[str]) -> None:
     recipe = load_recipe(run_config_path(arguments.run_dir), [])
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
-    rule = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
-    ticket = draw_from_snapshot(arguments.run_dir / "search", arguments.step, _shape(recipe), rule, recipe.seed)
+    how = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
+    ticket = draw_from_snapshot(arguments.run_dir / "search", arguments.step, _shape(recipe), how, recipe.seed)
     _write(ticket, arguments.out)
 
 
@@ -109,7 +109,7 @@ def _random(arguments: Namespace, overrides: list[str]) -> None:
         ticket = random_ticket_like(Ticket.load(arguments.like), arguments.seed)
     else:
         recipe = _recipe(arguments, overrides)
-        ticket = random_ticket(_shape(recipe), recipe.draw, arguments.seed)
+        ticket = random_ticket(_shape(recipe), recipe.draw.rule, arguments.seed)
     _write(ticket, arguments.out)
 
 

@@ -17,10 +17,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class TrainingState:
     """What a stage starts from: fp32 weights, and (unless the optimizer starts afresh) moments and its step count.
 
-    `loss_scale` is the state of fp16's dynamic loss scale, empty in other precisions.
+    `loss_scale` is the state of fp16's dynamic loss scale, empty in other precisions. `importance` is what a search by
+    importance has added up so far, by the name of the coefficients; empty elsewhere.
     """
 
     weights: Weights
     moments: Mapping[str, Weights] = field(default_factory=dict)
     optimizer_step: int = 0
     loss_scale: Mapping[str, Any] = field(default_factory=dict)
+    importance: Weights = field(default_factory=dict)

@@ -30,6 +30,11 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         _check_phase(recipe, name, world_size)
     if "search" in recipe.plan:
         _check_search(recipe)
+    elif recipe.draw.ranking != "coefficient" and not recipe.ticket:
+        raise UserError(
+            f"draw.ranking is {recipe.draw.ranking!r}, but plan is {recipe.plan}; without a search nothing is ranked, "
+            "so leave it out"
+        )
     for border in recipe.plan_borders:
         border.check(recipe)
         _check_cuts(recipe, border)

@@ -102,7 +102,7 @@ class Plan:
             before, ticket = network, None
             if stage.begin.needs_ticket:
                 needs_ticket = True
-                ticket = self.ticket or random_ticket(full_shape(before), self.recipe.draw, seed=0)
+                ticket = self.ticket or random_ticket(full_shape(before), self.recipe.draw.rule, seed=0)
             network = stage.begin.network(before, self.full, ticket, stage.turn)
             trained = dataclasses.replace(network, searching=stage.searching)
             planned.append(PlannedStage(stage, before, trained, needs_ticket))

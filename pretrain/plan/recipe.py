@@ -23,8 +23,7 @@ from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.borders.widen import Widen
 from earlybert.pretrain.plan.growth import with_growth
 from earlybert.pretrain.plan.schedule import Form
-from earlybert.pretrain.ticket.search import SearchConfig
-from earlybert.pretrain.ticket.ticket import TicketRule
+from earlybert.pretrain.ticket.search import DrawConfig, SearchConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_DEEPSPEED = Path(__file__).parent.parent.parent / "ds_configs" / "lamb.json"
@@ -185,7 +184,7 @@ class Recipe:
         corpus: the corpus to prepare when there is no data folder.
         optimizer: numbers of the optimizer; its type stands in the DeepSpeed file.
         search: how to search.
-        draw: how much the ticket prunes.
+        draw: how much the ticket prunes, and by what.
         narrow: how the narrow network starts.
         stack: how the network grows in depth.
         widen: how a narrow network gets its cut units back.
@@ -226,7 +225,7 @@ class Recipe:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    draw: TicketRule = field(default_factory=TicketRule)
+    draw: DrawConfig = field(default_factory=DrawConfig)
     narrow: Narrow = field(default_factory=Narrow)
     stack: Stack = field(default_factory=Stack)
     widen: Widen = field(default_factory=Widen)

@@ -162,7 +162,9 @@ class Outcome:
             "time_split": {stage.name: stage.time_split for stage in stages if stage.time_split},
         }
         if narrow is not None and plan.ticket is not None:
-            origin = {"ticket_sha256": plan.ticket.sha256, "ticket_source": plan.ticket.source.kind}
+            source = plan.ticket.source
+            origin = {"ticket_sha256": plan.ticket.sha256, "ticket_source": source.kind}
+            origin |= {"ticket_ranking": source.ranking} if source.ranking else {}
             content["narrow"] = network_content(narrow) | origin
         if (savings := self.savings) is not None:
             dense, trained = savings.dense_stage, savings.trained_stage

@@ -51,7 +51,7 @@ def words(outcomes: Outcomes) -> str:
         meanings["mask distance"] = "share of the units on which the masks drawn at two steps differ"
     if searches or any(each.plan.ticket for each in outcomes.values()):
         meanings["ticket"] = (
-            "which heads and neurons of each layer stay: those with the largest coefficients when the search ends"
+            "which heads and neurons of each layer stay: those that its search ranks highest, unless it is given"
         )
     meanings |= borders
     meanings |= {
@@ -123,11 +123,13 @@ def what_is_trained(outcome: Outcome) -> str:
         ways.append("widened in part")
     grown = f", {' and '.join(ways)}," if ways else ""
     origins = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
-    ticket = f"{origins[plan.ticket.source.kind if plan.ticket else 'search']} ticket of it"
+    ranking = plan.ticket.source.ranking if plan.ticket else plan.recipe.draw.ranking
+    by = f" by {ranking}" if ranking not in (None, "coefficient") else ""
+    ticket = f"{origins[plan.ticket.source.kind if plan.ticket else 'search']} ticket of it{by}"
     if outcome.ends_wide:
         return f"{ticket} is trained first, then the full network{grown.rstrip(',')}"
     if plan.stages[-1].stage.searching:
-        return f"the full network{grown} is searched for a ticket"
+        return f"the full network{grown} is searched for a ticket{by}"
     return f"{ticket if plan.stages[-1].narrow else 'the full network'}{grown} is trained to the end"
 
 

@@ -3,9 +3,9 @@
 Shape suffixes: L layers, U units (heads or neurons) of a layer, K recordings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -52,9 +52,30 @@ class SearchConfig:
     stop_threshold: float = 0.05
 
 
+# What they are: `rankings.py`.
+RankingName = Literal["coefficient", "importance", "weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(TicketRule):
+    """How a ticket is drawn where a search ends: by which rule, of units in which order.
+
+    Args:
+        ranking: what the search records and the rule cuts the smallest of: the magnitude of "coefficient" (the paper),
+            first-order "importance" to the loss, or the norm of the "weights".
+    """
+
+    ranking: RankingName = "coefficient"
+
+    @property
+    def rule(self) -> TicketRule:
+        """What every ticket has, also one that was not searched for."""
+        return TicketRule(**{field.name: getattr(self, field.name) for field in fields(TicketRule)})
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Coefficients [L, U] in fp32 after `step` updates."""
+    """What units are ranked by, [L, U] in fp32, after `step` updates: coefficients, or what stands in their place."""
 
     step: int
     heads_LU: NDArray[np.float32]
@@ -62,7 +83,7 @@ class Snapshot:
 
     @classmethod
     def from_masters(cls, step: int, masters: "dict[str, Tensor]") -> "Snapshot":
-        """From the gathered coefficient parameters by name."""
+        """From the numbers of all units, by the name of their coefficients."""
         rows: dict[Unit, dict[int, NDArray[np.float32]]] = {unit: {} for unit in UNITS}
         for name, tensor in masters.items():
             unit = facts_of(name).unit
@@ -158,7 +179,7 @@ class MaskHistory:
         write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices()})
 
 
-def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, rule: TicketRule, seed: int) -> Ticket:
+def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, how: DrawConfig, seed: int) -> Ticket:
     """Draws a ticket from a recorded step, the last one when None, of a run with this seed; raises UserError."""
     steps = recorded_steps(folder)
     if not steps:
@@ -166,6 +187,12 @@ def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, rule: T
     path = snapshot_path(folder, steps[-1] if step is None else step)
     snapshot = load_snapshot(path)
     source = TicketSource(
-        kind="search", stage="search", step=snapshot.step, seed=seed, coefficients_sha256=file_hash(path)
+        kind="search",
+        stage="search",
+        step=snapshot.step,
+        seed=seed,
+        coefficients_sha256=file_hash(path),
+        # Tickets by coefficient are as they were before there was a choice.
+        ranking=None if how.ranking == "coefficient" else how.ranking,
     )
-    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, rule, source)
+    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, how.rule, source)

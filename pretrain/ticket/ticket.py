@@ -79,7 +79,7 @@ class TicketRule:
 class TicketSource:
     """Where a ticket came from: a search (stage, step, hash of what it recorded), chance (seed), or nothing cut.
 
-    `ranking`: what a fine-tuning search ranked the units by; None is the magnitude of the coefficient.
+    `ranking`: what the search ranked the units by; None is the magnitude of the coefficient.
     """
 
     kind: Literal["search", "random", "all"]

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import deepspeed
@@ -190,16 +190,17 @@ class StageEngine:
         """LAMB's trust ratios of the last step by parameter name; empty for other optimizers."""
         return self.optimizer.trust_ratios() if isinstance(self.optimizer, Lamb) else {}
 
-    def gather(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-        """fp32 masters of the parameters whose names are wanted, whole, on every rank; all ranks must call it."""
-        found = {}
+    def masters(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+        """Names and fp32 masters of the parameters whose names are wanted, whole, on the CPU of every rank.
+
+        One after the other; all ranks must go through all of them.
+        """
         for partition in self.layout:
             for piece in partition.pieces:
                 if wanted(piece.name):
                     full = partition.gather(piece, [partition.flat])
                     assert full is not None
-                    found[piece.name] = full[0].float().cpu()
-        return found
+                    yield piece.name, full[0].float().cpu()
 
     def loss_scale_state(self) -> dict[str, Any]:
         """State of fp16's dynamic loss scale; empty in other precisions."""

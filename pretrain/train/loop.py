@@ -1,4 +1,4 @@
-"""Training one stage: steps, validation, recordings of the coefficients, checkpoints."""
+"""Training one stage: steps, validation, recordings of a search, checkpoints."""
 
 from contextlib import closing
 from pathlib import Path
@@ -11,13 +11,14 @@ from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
+from earlybert.pretrain.ticket.rankings import Ranking
 from earlybert.pretrain.ticket.search import MaskHistory
 from earlybert.pretrain.train import health, sanity
 from earlybert.pretrain.train.batches import stage_loader
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.feeding import prefetched_steps
 from earlybert.pretrain.train.plateau import Level, level
-from earlybert.pretrain.train.recording import CoefficientRecorder
+from earlybert.pretrain.train.recording import SearchRecorder
 from earlybert.pretrain.train.saving import StageCheckpoints
 from earlybert.pretrain.train.step import train_step, validate
 from earlybert.pretrain.train.stopping import StopRequest
@@ -34,6 +35,7 @@ def train_stage(
     recipe: Recipe,
     corpus: Corpus,
     *,
+    ranking: Ranking,
     search_folder: Path,
     telemetry: Telemetry,
     writer: CheckpointWriter,
@@ -41,11 +43,12 @@ def train_stage(
 ) -> bool:
     """Trains from where `state` is to the end of the stage, and leaves a checkpoint that says it is finished.
 
+    `ranking` is a search's, with what it has seen before it was interrupted.
     Returns False when the run was asked to stop before: the checkpoint then says where it is.
     """
     sanity.check_state(engine)
-    times, checkpoints = engine.times, StageCheckpoints(writer, engine, state)
-    recorder = begin_recording(search_folder, recipe, engine, telemetry, state) if stage.searching else None
+    times, checkpoints = engine.times, StageCheckpoints(writer, engine, state, ranking)
+    recorder = begin_recording(search_folder, recipe, ranking, engine, telemetry, state) if stage.searching else None
     loader = stage_loader(corpus, "train", stage, recipe, engine.micro_batch)
     validation = stage_loader(corpus, "validation", stage, recipe, engine.micro_batch).load(0).kept()
     skipped = 0
@@ -65,6 +68,8 @@ def train_stage(
                 checkpoints.settle()
                 raise health.failure(problem, engine, loader, state.position, stage, recipe)
             state.position += stage.global_batch
+            if recorder is not None:
+                recorder.after_step(updated=not skipped)
             if skipped:
                 continue  # fp16 overflow: the update is skipped and does not count
             state.step += 1
@@ -89,11 +94,11 @@ def train_stage(
 
 
 def begin_recording(
-    folder: Path, recipe: Recipe, engine: StageEngine, telemetry: Telemetry, state: RunState
-) -> CoefficientRecorder:
+    folder: Path, recipe: Recipe, ranking: Ranking, engine: StageEngine, telemetry: Telemetry, state: RunState
+) -> SearchRecorder:
     """Goes on with what an interrupted search recorded up to its checkpoint; one that starts afresh records afresh."""
-    history = MaskHistory(folder, recipe.draw, recipe.search, up_to_step=state.step or -1)
-    recorder = CoefficientRecorder(history, engine, telemetry, state)
+    history = MaskHistory(folder, recipe.draw.rule, recipe.search, up_to_step=state.step or -1)
+    recorder = SearchRecorder(history, ranking, engine, telemetry, state)
     if not history.steps:
         recorder.record()
     return recorder

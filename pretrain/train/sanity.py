@@ -51,7 +51,7 @@ def require_tied_embeddings(model: PreTrainingNetwork) -> None:
 def require_zero_vocabulary_padding(engine: StageEngine) -> None:
     """Rows that pad the vocabulary are exactly zero: decay and trust ratio would see anything else."""
     vocab_size = engine.config.vocab_size
-    for name, values in engine.gather(lambda name: facts_of(name).pads_vocabulary).items():
+    for name, values in engine.masters(lambda name: facts_of(name).pads_vocabulary):
         padding = values[vocab_size:]
         if torch.count_nonzero(padding):
             row = vocab_size + int(padding.reshape(len(padding), -1).any(dim=1).nonzero()[0])
@@ -60,6 +60,6 @@ def require_zero_vocabulary_padding(engine: StageEngine) -> None:
 
 def require_finite_coefficients(engine: StageEngine) -> None:
     """A ticket is drawn from these."""
-    for name, values in engine.gather(is_coefficient).items():
+    for name, values in engine.masters(is_coefficient):
         if not values.isfinite().all():
             raise UserError(f"{name}: coefficient {int((~values.isfinite()).nonzero()[0])} is not finite")

@@ -7,6 +7,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.progress import say
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
+from earlybert.pretrain.ticket.rankings import Ranking
 from earlybert.pretrain.train import sanity
 from earlybert.pretrain.train.engine import StageEngine
 
@@ -18,10 +19,11 @@ class StageCheckpoints:
         writer: The run's.
         engine: What is saved.
         state: The training loop's own, which that keeps up to date.
+        ranking: Of the search, whose sums are saved; those of other stages are empty.
     """
 
-    def __init__(self, writer: CheckpointWriter, engine: StageEngine, state: RunState) -> None:
-        self.writer, self.engine, self.state = writer, engine, state
+    def __init__(self, writer: CheckpointWriter, engine: StageEngine, state: RunState, ranking: Ranking) -> None:
+        self.writer, self.engine, self.state, self.ranking = writer, engine, state, ranking
 
     def begin(self) -> None:
         """Begins to write where the run is."""
@@ -29,7 +31,7 @@ class StageCheckpoints:
         sanity.check_state(self.engine)
         optimizer_step, loss_scale = self.engine.optimizer_step(), self.engine.loss_scale_state()
         state = replace(self.state, optimizer_step=optimizer_step, loss_scale=loss_scale)
-        self.writer.begin(self.engine.layout, self.engine.optimizer, state)
+        self.writer.begin(self.engine.layout, self.engine.optimizer, state, self.ranking.sums)
 
     def settle(self) -> None:
         """Completes the checkpoint in flight, if any; where that is not possible it says so once and goes on."""

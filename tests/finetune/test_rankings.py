@@ -11,13 +11,12 @@ from transformers import TrainerCallback
 from earlybert.finetune import methods
 from earlybert.finetune.config import Settings, TaskSettings
 from earlybert.finetune.pretrained import task_config
-from earlybert.finetune.rankings import RankingName
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.finetune.training import TimedTrainer
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
-from earlybert.pretrain.ticket.search import Snapshot, load_snapshot, snapshot_path
+from earlybert.pretrain.ticket.search import RankingName, Snapshot, load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.text import ticket_markdown
 from earlybert.pretrain.ticket.ticket import FullShape, Ticket, TicketRule, random_ticket
 from tests.finetune.reference_search import reference_search

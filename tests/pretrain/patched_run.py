@@ -120,6 +120,7 @@ def checkpoint_after_surgery() -> None:
     """Every stage that begins with surgery first writes a checkpoint to after/STAGE."""
     from earlybert.pretrain import run
     from earlybert.pretrain.checkpoint.writer import CheckpointWriter
+    from earlybert.pretrain.ticket.rankings import Ranking
     from earlybert.pretrain.train.saving import StageCheckpoints
 
     train = run.train_stage
@@ -127,7 +128,7 @@ def checkpoint_after_surgery() -> None:
     def checkpointed(engine: Any, state: Any, stage: Any, *arguments: Any, writer: Any, **options: Any) -> bool:
         if state.step == 0 and stage.begin.word in ("narrow", "stack", "widen"):
             folder = writer.folder.parent / "after" / stage.name
-            StageCheckpoints(CheckpointWriter(folder, 1, newest_step=-1), engine, state).require()
+            StageCheckpoints(CheckpointWriter(folder, 1, newest_step=-1), engine, state, Ranking()).require()
         return train(engine, state, stage, *arguments, writer=writer, **options)
 
     mock.patch.object(run, "train_stage", checkpointed).start()

@@ -107,7 +107,7 @@ def test_engine_steps_as_defined(device: torch.device, tmp_path: Path) -> None:
         work = Work.total(map(Work.of, batches))
         forward_and_backward(engine, batches, work, range(len(batches)), SEARCH)
         assert engine.updated() and engine.gradient_norm() > 1
-    found = engine.gather(lambda name: True)
+    found = dict(engine.masters(lambda name: True))
     engine.destroy()
     for (name, before), exact in zip(weights.items(), steps_by_definition(config, weights, steps), strict=True):
         error = (found[name].double() - exact).norm() / (exact - before).norm().clamp(min=1e-12)

@@ -15,8 +15,8 @@ from earlybert.pretrain.report.outcome import Outcome, Validation, savings, stag
 from earlybert.pretrain.report.page import how_good, what_is_trained
 from earlybert.pretrain.report.report import spent_before
 from earlybert.pretrain.report.timeline import Interruptions
-from earlybert.pretrain.ticket.search import SearchConfig
-from earlybert.pretrain.ticket.ticket import TicketRule, all_ticket
+from earlybert.pretrain.ticket.search import DrawConfig, SearchConfig
+from earlybert.pretrain.ticket.ticket import all_ticket
 
 # A step of phase 2 is a step of phase 1 with half the sequences, so half its operations in every network.
 PHASE1 = PhaseConfig(
@@ -35,7 +35,7 @@ def planned(plan: list[str], **changes: Any) -> Plan:
         model=ModelConfig(hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64),
         search=SearchConfig(steps=10),
         narrow=Narrow(step_factor=0.8),
-        draw=TicketRule(head_ratio=0.5, neuron_ratio=0.5, width_multiple=8),
+        draw=DrawConfig(head_ratio=0.5, neuron_ratio=0.5, width_multiple=8),
     )
     recipe = dataclasses.replace(recipe, **changes)
     return Plan(recipe, full_network(recipe, 1000, "nsp"))
@@ -140,7 +140,7 @@ def outcome(plan: Plan, seconds: dict[str, list[float]]) -> Outcome:
 
 def test_operations_saved() -> None:
     """With nothing cut, 10 + 80 steps of 100: a tenth. A plan may also cost more than dense training."""
-    nothing = TicketRule(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1)
+    nothing = DrawConfig(head_ratio=0.0, neuron_ratio=0.0, width_multiple=1)
     assert outcome(planned(EARLYBERT[:3], draw=nothing), {}).operations_saved == pytest.approx(0.1)
     longer = planned(EARLYBERT[:3], draw=nothing, narrow=Narrow(step_factor=1.0))
     assert outcome(longer, {}).operations_saved == pytest.approx(-0.1)

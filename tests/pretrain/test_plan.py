@@ -18,8 +18,8 @@ from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
 from earlybert.pretrain.plan.schedule import Form, whole_steps
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.plan.text import mask_notes
-from earlybert.pretrain.ticket.search import SearchConfig
-from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, random_ticket
+from earlybert.pretrain.ticket.search import DrawConfig, SearchConfig
+from earlybert.pretrain.ticket.ticket import full_shape, random_ticket
 
 PHASE1 = PhaseConfig(
     length=128,
@@ -165,7 +165,7 @@ def test_narrow_stages_keep_the_warmup_proportion() -> None:
 
 
 def test_description_of_the_paper_s_plan() -> None:
-    recipe = paper(draw=TicketRule(width_multiple=1))
+    recipe = paper(draw=DrawConfig(width_multiple=1))
     full = full_network(recipe, 30_522, "nsp")
     described = Plan(recipe, full).content()
     assert [stage["tokens"] for stage in described["stages"]] == [
@@ -186,9 +186,9 @@ def test_description_of_the_paper_s_plan() -> None:
 
 def test_plan_is_known_before_the_ticket_is_drawn() -> None:
     """Layers share the neurons differently in every ticket, but there are as many."""
-    recipe = paper(model=ModelConfig(num_layers=3), draw=TicketRule(width_multiple=64))
+    recipe = paper(model=ModelConfig(num_layers=3), draw=DrawConfig(width_multiple=64))
     full = full_network(recipe, 30_522, "nsp")
-    drawn = random_ticket(full_shape(full), recipe.draw, seed=11)
+    drawn = random_ticket(full_shape(full), recipe.draw.rule, seed=11)
     plan = Plan(recipe, full)
     assert plan.content() == plan.with_ticket(drawn, "the ticket").content()
 
@@ -202,7 +202,7 @@ def test_dense_plan_describes_itself_as_dense() -> None:
 def test_networks_of_the_stages() -> None:
     recipe = paper(search=SearchConfig(steps=5))
     full = full_network(recipe, 30_522, "full-sentences")
-    ticket = random_ticket(full_shape(full), recipe.draw, seed=1)
+    ticket = random_ticket(full_shape(full), recipe.draw.rule, seed=1)
     plan = Plan(recipe, full)
     search, phase1, _ = (each.network for each in plan.with_ticket(ticket, "the ticket").stages)
     assert search.searching and search.kept_heads is None and not full.searching

@@ -15,6 +15,7 @@ from earlybert.core.files import file_hash
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.plan.recipe import PhaseConfig, Recipe
 from earlybert.pretrain.ticket.search import (
+    DrawConfig,
     MaskHistory,
     SearchConfig,
     Snapshot,
@@ -33,7 +34,8 @@ RULE = TicketRule(head_ratio=0.25, neuron_ratio=0.3, width_multiple=8)
 PHASE = PhaseConfig(
     length=16, max_predictions=3, global_batch=8, micro_batch=4, steps=50, learning_rate=0.01, warmup=0.2
 )
-RECIPE = Recipe(phase1=PHASE, phase2=PHASE, draw=RULE, seed=17)
+DRAW = DrawConfig(**dataclasses.asdict(RULE))
+RECIPE = Recipe(phase1=PHASE, phase2=PHASE, draw=DRAW, seed=17)
 
 
 def snapshot(step: int, seed: int | None = None, noise: float = 1.0) -> Snapshot:
