@@ -22,20 +22,21 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, *, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
     """Show how work goes on; call what is yielded with what has been done since the last call.
 
     Args:
         description: What is being done.
         total: The work there is, in any unit.
+        in_bytes: That unit is a byte, and what is done is shown in megabytes, too.
     """
     show = _bar if sys.stderr.isatty() else _lines
-    with show(description, total) as advance:
+    with show(description, total, in_bytes) as advance:
         yield advance
 
 
 @contextmanager
-def _lines(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def _lines(description: str, total: int, in_bytes: bool) -> Iterator[Callable[[int], None]]:
     say(description)
     began = printed = time.monotonic()
     done = 0
@@ -46,21 +47,30 @@ def _lines(description: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if done and now - printed >= SECONDS_BETWEEN_LINES:
             left = (now - began) * (total - done) / done
-            say(f"{description}: {done / total:.0%}, {left / 60:.0f} minutes left")
+            size = f", {done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if in_bytes else ""
+            say(f"{description}: {done / total:.0%}{size}, {left / 60:.0f} minutes left")
             printed = now
 
     yield advance
 
 
 @contextmanager
-def _bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int, in_bytes: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
+        *([DownloadColumn()] if in_bytes else []),
         TimeRemainingColumn(),
         TextColumn("left"),
     )

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,8 +14,13 @@ from typing import Any, Self, TypeVar
 from earlybert.core.errors import UserError
 from earlybert.core.progress import progress
 from earlybert.data_prep.dask_engine import DaskEngine
+from earlybert.data_prep.job_progress import counted
 
 Result = TypeVar("Result")
+# Between two looks at how far the jobs of other processes are.
+SECONDS_BETWEEN_LOOKS = 0.5
+# In a process of a pool: what all of them have done of their jobs' weights, shared with the one that shows it.
+_done: Any = None
 
 
 class Workers:
@@ -33,8 +38,11 @@ class Workers:
         # Spawned, as a fork of a process with threads (tokenizers, PyTorch) may never return from a lock.
         context = multiprocessing.get_context("spawn")
         self._dask = DaskEngine(dask) if dask else None
+        self._done, self._shown = context.Value("q") if count > 1 else None, 0
         self._pool = self._dask or (
-            ProcessPoolExecutor(count, context, initializer=start_worker) if count > 1 else None
+            ProcessPoolExecutor(count, context, initializer=_start_counting, initargs=(self._done,))
+            if count > 1
+            else None
         )
         self._lost: tuple[type[BaseException], ...] = (BrokenProcessPool, *(self._dask.lost if self._dask else ()))
         self._others = set(multiprocessing.active_children())
@@ -63,6 +71,8 @@ class Workers:
         jobs: Sequence[tuple[Any, ...]],
         description: str,
         sizes: Iterable[int] | None = None,
+        *,
+        in_bytes: bool = False,
     ) -> list[Result]:
         """`function(*job)` for every job; the results in the order of the jobs.
 
@@ -70,7 +80,8 @@ class Workers:
             function: A function of a module, called in any process.
             jobs: Its arguments.
             description: For the progress bar.
-            sizes: How much work each job is, for the progress bar.
+            sizes: How much work each job is, for the progress bar; a job may `tell` how far it is.
+            in_bytes: The sizes are bytes.
 
         Raises:
             UserError: A job failed so, or a process was killed.
@@ -78,20 +89,33 @@ class Workers:
         weights = [1] * len(jobs) if sizes is None else [max(1, size) for size in sizes]
         if not jobs:
             return []
-        with progress(description, sum(weights)) as advance:
+        weighed = list(zip(jobs, weights, strict=True))
+        with progress(description, sum(weights), in_bytes=in_bytes) as advance:
             if self._pool is None:
-                results = []
-                for job, weight in zip(jobs, weights, strict=True):
-                    results.append(function(*job))
-                    advance(weight)
-                return results
+                return [counted(function, job, weight, advance) for job, weight in weighed]
             with _interrupts_waiting():
-                futures = [self._pool.submit(function, *job) for job in jobs]
+                futures = [self._submit(function, job, weight) for job, weight in weighed]
             weight_of = dict(zip(futures, weights, strict=True))
-            for future in as_completed(futures):
-                self._raise_failure(future)
-                advance(weight_of[future])
+            waiting = set(futures)
+            while waiting:
+                ended, waiting = wait(waiting, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                for future in ended:
+                    self._raise_failure(future)
+                advance(sum(weight_of[future] for future in ended) if self._dask else self._newly_done())
             return [future.result() for future in futures]
+
+    def _submit(self, function: Callable[..., Result], job: tuple[Any, ...], weight: int) -> "Future[Result]":
+        """The workers of a Dask engine, which may be anywhere, tell nothing on the way."""
+        assert self._pool is not None
+        return self._pool.submit(function, *job) if self._dask else self._pool.submit(_counting, function, job, weight)
+
+    def _newly_done(self) -> int:
+        """What the processes have done since this was last asked."""
+        assert self._done is not None
+        # Not by its lock, which a process that was killed may hold.
+        done = self._done.get_obj().value
+        new, self._shown = done - self._shown, done
+        return new
 
     def _raise_failure(self, future: Future[Any]) -> None:
         try:
@@ -111,6 +135,20 @@ def _interrupts_waiting() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_counting(done: Any) -> None:
+    global _done
+    _done = done
+    start_worker()
+
+
+def _counting(function: Callable[..., Result], job: tuple[Any, ...], weight: int) -> Result:
+    def count(amount: int) -> None:
+        with _done.get_lock():
+            _done.value += amount
+
+    return counted(function, job, weight, count)
 
 
 def start_worker() -> None:

@@ -14,7 +14,7 @@ FOLDERS = ["core", "data_prep", "kernels", "pretrain", "finetune"]
 
 # Rooms, and files that stand beside them, from the lowest up: each may import the ones before it, and itself.
 ROOMS = {
-    "data_prep": "dask_engine workers cleaning sources config tokens samples steps prepare commands",
+    "data_prep": "dask_engine job_progress workers cleaning sources config tokens samples steps prepare commands",
     "pretrain": "network ticket plan cost checkpoint train report commands run",
 }
 DATA_PREP, PRETRAIN = ([f"{folder}.{room}" for room in rooms.split()] for folder, rooms in ROOMS.items())

@@ -31,6 +31,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json, whole_folder, write_json
 from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.job_progress import portion
 from earlybert.data_prep.samples.manifest import describe_file, write_manifest
 from earlybert.data_prep.samples.shards import TOKENS_PER_SHARD, SampleSet, make_samples, shard_folder
 from earlybert.data_prep.steps.hints import (
@@ -61,6 +62,8 @@ from earlybert.data_prep.workers import Workers
 # More text changes a vocabulary of usual size little, and training SentencePiece on it would take over 1 GB.
 SAMPLE_BYTES = 32 * 10**6
 CONFIG = "config.json"
+# Share of the time of a unit that is read and tokenised; for progress only, and about right.
+READING = 0.5
 # All code that a corpus depends on.
 CODE = tuple(Path(str(resources.files(f"earlybert.{room}"))) for room in ("core", "data_prep"))
 
@@ -169,7 +172,8 @@ class Preparation:
     def _train_tokenizer(self) -> Any:
         chosen = _choose_units(self.units)
         jobs = [(unit, self.config) for unit in chosen]
-        self.workers.run(_read, jobs, "Reading text for the vocabulary", [unit.unit.bytes for unit in chosen])
+        sizes = [unit.unit.bytes_to_read for unit in chosen]
+        self.workers.run(_read, jobs, "Reading text for the vocabulary", sizes, in_bytes=True)
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             sample = Path(folder) / "sentences.txt"
             if not _write_sample(sample, chosen, self.config):
@@ -192,8 +196,8 @@ class Preparation:
         mine = self.tokens(vocabulary)[part - 1 :: parts]
         waiting = [tokens for tokens in mine if not tokens.is_done]
         jobs = [(tokens, self.config, vocabulary) for tokens in waiting]
-        sizes = [tokens.text.unit.bytes for tokens in waiting]
-        self.workers.run(_read_and_tokenise, jobs, "Reading and tokenising", sizes)
+        sizes = [tokens.text.unit.bytes_to_read for tokens in waiting]
+        self.workers.run(_read_and_tokenise, jobs, "Reading and tokenising", sizes, in_bytes=True)
         return len(mine)
 
     def merge(self, vocabulary: Vocabulary) -> None:
@@ -353,8 +357,11 @@ def _read(unit: UnitFiles, config: CorpusConfig) -> None:
 
 
 def _read_and_tokenise(tokens: UnitTokens, config: CorpusConfig, vocabulary: Vocabulary) -> None:
-    _read(tokens.text, config)
-    tokens.make(_encoder(vocabulary), vocabulary.dtype)
+    reading = 0.0 if tokens.text.is_read else READING
+    with portion(0.0, reading):
+        _read(tokens.text, config)
+    with portion(reading, 1.0):
+        tokens.make(_encoder(vocabulary), vocabulary.dtype)
 
 
 @lru_cache(maxsize=1)

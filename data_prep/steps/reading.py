@@ -14,6 +14,7 @@ from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.cleaning.near_duplicates import check_library, minhash_bands
 from earlybert.data_prep.cleaning.rules import clean
 from earlybert.data_prep.config import CorpusConfig, MixedSource
+from earlybert.data_prep.job_progress import tell
 from earlybert.data_prep.sources.registry import source_of
 from earlybert.data_prep.sources.rows import check_rows
 from earlybert.data_prep.sources.source import Fragment
@@ -42,6 +43,12 @@ class WorkUnit:
     def bytes(self) -> int:
         """About how much text it holds, unpacked, markup included."""
         return sum(fragment.bytes for fragment in self.fragments)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """The same, of what is read before `max_megabytes` ends it; at least 1."""
+        limit = self.source.max_megabytes
+        return max(1, self.bytes if limit is None else min(self.bytes, int(limit * 1e6)))
 
     @property
     def key(self) -> str:
@@ -108,7 +115,7 @@ def _grouped(fragments: list[Fragment]) -> list[list[Fragment]]:
 
 
 def read_unit(unit: WorkUnit, config: CorpusConfig, counts: Counts) -> Iterator[Document]:
-    """The cleaned documents of one unit, in order. A unit may well give none.
+    """The cleaned documents of one unit, in order, and how far the reading is. A unit may well give none.
 
     Args:
         unit: One of `work_units(config)`.
@@ -119,8 +126,10 @@ def read_unit(unit: WorkUnit, config: CorpusConfig, counts: Counts) -> Iterator[
         UserError: Something cannot be read; the message names the file and the line, page or offset.
     """
     limit = float("inf") if unit.source.max_megabytes is None else unit.source.max_megabytes * 1e6
-    size = 0
+    seen = size = 0
     for text in _texts(unit, counts):
+        seen += len(text.encode(errors="replace"))
+        tell(max(seen / max(1, unit.bytes), size / limit))
         cleaned = clean(text, config.cleaning, counts)
         if not cleaned:
             continue

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from earlybert.core.files import read_json, whole_file, write_json
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
+from earlybert.data_prep.job_progress import tell
 from earlybert.data_prep.steps.reading import WorkUnit, read_unit
 from earlybert.data_prep.tokens.arrays import map_array
 from earlybert.data_prep.tokens.sentences import read_sentences, split_sentences
@@ -122,8 +123,11 @@ class UnitTokens:
                 _open(stack, self.folder / f"{name}.bin")
                 for name in ("tokens", "sentence_tokens", "document_sentences")
             )
+            size, seen = max(1, self.text.sentences.stat().st_size), 0
             for sentences, ended_documents in read_sentences(self.text.sentences):
                 ids, lengths = encoder.encode(sentences, dtype)
+                seen += sum(len(sentence.encode()) + 1 for sentence in sentences)
+                tell(seen / size)
                 tokens.write(ids.tobytes())
                 sentence_tokens.write(lengths.astype(np.uint32).tobytes())
                 document_sentences.write(np.array(ended_documents, np.uint32).tobytes())
