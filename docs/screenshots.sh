@@ -43,8 +43,8 @@ PYTHON
 }
 
 mkdir -p docs/images
-photograph curves 1100 '#scalars&tagFilter=train/(masked|learning|gradient|tokens|util)|validation/masked'
-photograph search 1000 '?tagFilter=^mask_distance$|^ticket$|coefficients#timeseries'
+photograph curves 1100 '#scalars&tagFilter=^loss/(train|validation), masked|^optimizer/|^speed/(tokens|util)'
+photograph search 1000 '?tagFilter=^mask_distance$|^ticket$|^search/coefficients#timeseries'
 photograph time 760 '#scalars&tagFilter=^time/'
 photograph trust_ratios 760 '#scalars&tagFilter=trust_ratio/layers.0'
 photograph text 1100 '#text'

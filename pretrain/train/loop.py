@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from earlybert.core import distributed
+from earlybert.core import distributed, ranks
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.state import RunState
@@ -136,8 +136,22 @@ def log_step(
     telemetry: Telemetry, engine: StageEngine, state: RunState, recipe: Recipe, metrics: dict[str, Any]
 ) -> None:
     """The line of a step, now and then LAMB's trust ratios, and where the time went since that was last written."""
-    telemetry.scalars("train", state.global_step, metrics)
+    telemetry.scalars("train", state.global_step, metrics, untracked=meaningless(engine, recipe))
     if state.finished or state.step % STEPS_PER_TRUST_RATIOS < recipe.log_every:
         telemetry.tracked_scalars("trust_ratio", state.global_step, engine.trust_ratios())
     if (means := engine.times.taken()) is not None:
-        telemetry.scalars("time", state.global_step, {"stage": state.stage, "step": state.step, **means})
+        times = {"stage": state.stage, "step": state.step, **means}
+        alone = ranks.world_size() == 1
+        telemetry.scalars("time", state.global_step, times, untracked=["communication"] if alone else [])
+
+
+def meaningless(engine: StageEngine, recipe: Recipe) -> list[str]:
+    """Numbers of a step that say nothing in this stage: a line of them would be 0 or 1, or that of another one."""
+    config = engine.config
+    full = config.kept_units is None and config.num_hidden_layers == recipe.model.num_layers
+    absent = {
+        "l1": not config.searching,
+        "loss_scale": engine.precision != "fp16",
+        "dense_equivalent_utilisation": full,
+    }
+    return [name for name, is_absent in absent.items() if is_absent]

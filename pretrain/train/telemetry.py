@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -60,10 +60,13 @@ class Telemetry:
         step = max(0, resume_after)
         self._line("start", step, {"ranks": ranks, "device": device, **_costs_of_interruption(lines, step)})
 
-    def scalars(self, kind: str, global_step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and in the trackers one series `kind/name` per number."""
+    def scalars(
+        self, kind: str, global_step: int, values: Mapping[str, Any], *, untracked: Collection[str] = ()
+    ) -> None:
+        """One line of metrics.jsonl, and in the trackers one series `kind/name` per number that is not `untracked`."""
         self._line(kind, global_step, values)
-        self.tracked_scalars(kind, global_step, values)
+        tracked = {name: value for name, value in values.items() if name not in untracked}
+        self.tracked_scalars(kind, global_step, tracked)
 
     def _line(self, kind: str, global_step: int, values: Mapping[str, Any]) -> None:
         if not self.enabled:

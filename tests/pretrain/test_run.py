@@ -49,13 +49,19 @@ def test_training_learns(finished_run: Path) -> None:
 
 def test_tensorboard_has_every_curve_once(finished_run: Path) -> None:
     events = events_of(finished_run)
-    for name in ("loss", "masked_accuracy", "learning_rate", "gradient_norm", "tokens_per_second"):
-        series = events.Scalars(f"train/{name}")
+    for name in (
+        "loss/train (nats)",
+        "predictions/train, masked (share that is right)",
+        "optimizer/learning rate (factor)",
+        "optimizer/gradient norm (nats)",
+        "speed/tokens (1 per second)",
+    ):
+        series = events.Scalars(name)
         assert [event.step for event in series] == list(range(1, 51)), name
     written = {line["global_step"]: line["loss"] for line in metrics(finished_run)}
-    assert all(event.value == pytest.approx(written[event.step]) for event in events.Scalars("train/loss"))
-    assert [event.step for event in events.Scalars("mask_distance/neurons")] == [10, 20]
-    assert [event.step for event in events.Histograms("coefficients/heads")] == [0, 10, 20]
+    assert all(event.value == pytest.approx(written[event.step]) for event in events.Scalars("loss/train (nats)"))
+    assert [event.step for event in events.Scalars("search/mask distance of neurons (share of the units)")] == [10, 20]
+    assert [event.step for event in events.Histograms("search/coefficients of heads (values)")] == [0, 10, 20]
 
 
 def test_learning_rate_and_l1_follow_the_recipe(finished_run: Path) -> None:

@@ -23,24 +23,50 @@ TIMES = {"data", "checkpoint", "validation", "forward_backward", "communication"
 def test_tensorboard_shows_everything(finished_run: Path) -> None:
     events = events_of(finished_run)
     tags = events.Tags()
-    for name in ("loss", "masked_loss", "next_sentence_loss", "l1", "masked_accuracy", "next_sentence_accuracy"):
-        assert f"train/{name}" in tags["scalars"]
-    for name in ("learning_rate", "gradient_norm", "loss_scale", "tokens_per_second", "utilisation"):
-        assert f"train/{name}" in tags["scalars"]
-    assert {f"time/{part}" for part in TIMES} <= set(tags["scalars"])
+    parts = [f"{split}, {part}" for split in ("train", "validation") for part in ("masked", "next sentence")]
+    expected = {f"loss/{name} (nats)" for name in ("train", "validation", "train, L1 term of the search", *parts)}
+    expected |= {f"predictions/{name} (share that is right)" for name in parts}
+    expected |= {"loss/validation, masked, below guessing by frequency (nats)"}
+    expected |= {"optimizer/learning rate (factor)", "optimizer/gradient norm (nats)"}
+    expected |= {f"speed/{name}" for name in ("tokens (1 per second)", "step (seconds)", "waiting for data (seconds)")}
+    expected |= {f"speed/utilisation{name} (share of the peak)" for name in ("", ", dense equivalent")}
+    # On one rank nothing is communicated.
+    expected |= {f"time/{part.replace('_', ' ')} (seconds a step)" for part in TIMES - {"communication"}}
+    expected |= {f"search/mask distance of {units} (share of the units)" for units in ("heads", "neurons")}
+    # In fp32 there is no loss scale.
+    assert {tag for tag in tags["scalars"] if not tag.startswith("trust_ratio/")} == expected
     # Query, key and value have a ratio each, as LAMB takes them for three matrices.
     layer = ["qkv.weight[0]", "qkv.weight[1]", "qkv.weight[2]", "output.weight"]
-    assert {f"trust_ratio/layers.1.attention.{name}" for name in layer} <= set(tags["scalars"])
+    assert {f"trust_ratio/layers.1.attention.{name} (ratio)" for name in layer} <= set(tags["scalars"])
     # Every 50 steps of a stage, and at its end: of hundreds of curves more would be waited for.
-    assert [value.step for value in events.Scalars("trust_ratio/layers.1.attention.output.weight")] == [20, 40, 50]
-    assert {"validation/masked_loss", "validation/masked_accuracy"} <= set(tags["scalars"])
-    assert {"coefficients/heads", "coefficients/neurons"} <= set(tags["histograms"])
+    assert [value.step for value in events.Scalars("trust_ratio/layers.1.attention.output.weight (ratio)")] == [
+        20,
+        40,
+        50,
+    ]
+    assert set(tags["histograms"]) == {f"search/coefficients of {units} (values)" for units in ("heads", "neurons")}
     assert {"plan/text_summary", "ticket/text_summary"} <= set(tags["tensors"])
     # The matrix as far as it goes at every recording after the first; the ticket when it begins to be trained.
     assert [image.step for image in events.Images("mask_distance")] == [10, 20]
     assert [image.step for image in events.Images("ticket")] == [21]
     for image in (*events.Images("mask_distance"), *events.Images("ticket")):
         assert image.encoded_image_string.startswith(b"\x89PNG") and image.width > 300
+
+
+def test_tensorboard_opens_on_the_losses_and_shows_what_there_is(finished_run: Path) -> None:
+    """It sorts groups by name, whatever kind of chart. Numbers that say nothing in a stage stay in metrics.jsonl."""
+    events = events_of(finished_run)
+    tags = events.Tags()
+    charts = sorted([*tags["scalars"], *tags["histograms"], *tags["images"]])
+    assert charts[0] == "loss/train (nats)" and charts[2].startswith("loss/")
+    assert all(re.search(r" \(.+\)$", tag) for tag in (*tags["scalars"], *tags["histograms"]))
+    searched = [line["global_step"] for line in metrics(finished_run) if line["stage"] == "search"]
+    assert [event.step for event in events.Scalars("loss/train, L1 term of the search (nats)")] == searched
+    narrow = [line["global_step"] for line in metrics(finished_run) if line["stage"] != "search"]
+    dense_equivalent = events.Scalars("speed/utilisation, dense equivalent (share of the peak)")
+    assert [event.step for event in dense_equivalent] == narrow
+    assert all({"l1", "loss_scale", "dense_equivalent_utilisation"} <= line.keys() for line in metrics(finished_run))
+    assert all("communication" in line for line in metrics(finished_run, "time"))
 
 
 def test_texts_say_what_the_run_does(finished_run: Path) -> None:
@@ -86,7 +112,7 @@ def test_one_timeline_across_restarts_and_world_sizes(tmp_path: Path) -> None:
     write_steps(tmp_path, range(11, 21), 10, 300.0, ranks=1)
     expected = {step: 100.0 + step for step in range(1, 7)}
     expected |= {step: 200.0 + step for step in range(7, 11)} | {step: 300.0 + step for step in range(11, 21)}
-    series = events_of(tmp_path).Scalars("train/loss")
+    series = events_of(tmp_path).Scalars("loss/train (nats)")
     assert [(event.step, event.value) for event in series] == sorted(expected.items())
     assert {line["global_step"]: line["loss"] for line in metrics(tmp_path)} == expected
     assert len(metrics(tmp_path)) == 20
@@ -115,8 +141,8 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_double(workplac
     status, output = run_training(workplace, *arguments)
     assert status == 0, output
     events = events_of(workplace / "twice")
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 16))
-    assert [event.step for event in events.Histograms("coefficients/heads")] == [0, 10, 15]
+    assert [event.step for event in events.Scalars("loss/train (nats)")] == list(range(1, 16))
+    assert [event.step for event in events.Histograms("search/coefficients of heads (values)")] == [0, 10, 15]
     assert [event.step for event in events.Tensors("plan/text_summary")] == [0]
 
 

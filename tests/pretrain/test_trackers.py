@@ -257,6 +257,7 @@ def test_an_unknown_tracker_is_refused(workplace: Path) -> None:
 def test_tensorboard_gets_what_the_others_get(tmp_path: Path) -> None:
     write_steps(tmp_path, open_trackers(["tensorboard", "tensorboard"], tmp_path, -1), range(1, 3), -1, 100.0)
     tags = events_of(tmp_path).Tags()
-    assert tags["scalars"] == ["train/loss"] and tags["histograms"] == ["coefficients/heads"]
+    assert tags["scalars"] == ["loss/train (nats)"]
+    assert tags["histograms"] == ["search/coefficients of heads (values)"]
     assert tags["images"] == ["ticket"] and "ticket/text_summary" in tags["tensors"]
-    assert [event.value for event in events_of(tmp_path).Scalars("train/loss")] == [101.0, 102.0]
+    assert [event.value for event in events_of(tmp_path).Scalars("loss/train (nats)")] == [101.0, 102.0]

@@ -91,7 +91,7 @@ def test_a_node_crashes_and_fewer_ranks_go_on(place: Path) -> None:
     assert "node[1-3] with 1 ranks each" in job.log and "node[1-2] with 1 ranks each" in job.log
     assert job.runs == ["NODE_FAIL", "COMPLETED"]
     assert [line["ranks"] for line in metrics(job.run_dir, "start")] == [3, 2]
-    curve = [(event.step, pytest.approx(event.value)) for event in events_of(job.run_dir).Scalars("train/loss")]
+    curve = [(event.step, pytest.approx(event.value)) for event in events_of(job.run_dir).Scalars("loss/train (nats)")]
     assert curve == actual
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, in the run directory."""
+"""TensorBoard's event files, in the run directory. `charts` has the names of what they show."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from earlybert.pretrain.train.trackers.charts import chart, histogram_chart
 from earlybert.pretrain.train.trackers.tracker import HISTOGRAM_BINS
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ class TensorBoard:
 
     def scalars(self, values: Mapping[str, float], global_step: int) -> None:
         for name, value in values.items():
-            self._write("add_scalar", name, value, global_step)
+            self._write("add_scalar", chart(name), value, global_step)
 
     def histogram(self, name: str, values: Tensor, global_step: int) -> None:
-        self._write("add_histogram", name, values, global_step, HISTOGRAM_BINS)
+        self._write("add_histogram", histogram_chart(name), values, global_step, HISTOGRAM_BINS)
 
     def text(self, name: str, markdown: str, global_step: int) -> None:
         self._write("add_text", name, markdown, global_step)
@@ -43,7 +44,7 @@ class TensorBoard:
         simple = {
             name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()
         }
-        for summary in hparams(simple, dict.fromkeys(results, 0.0)):
+        for summary in hparams(simple, dict.fromkeys(map(chart, results), 0.0)):
             self._writer._get_file_writer().add_summary(summary)
 
     def close(self) -> None:
