@@ -288,8 +288,9 @@ def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
     if setting.recipe.ticket:
         return Ticket.load(Path(setting.recipe.ticket))
     assert searched is not None
-    recipe, step = setting.recipe, searched.state.step
-    return draw_from_snapshot(setting.run_dir / "search", step, setting.plan.ticket_shape, recipe.draw, recipe.seed)
+    recipe, plan, step = setting.recipe, setting.plan, searched.state.step
+    wider = plan.wider_tickets(recipe.draw)
+    return draw_from_snapshot(setting.run_dir / "search", step, plan.ticket_shape, recipe.draw, recipe.seed, wider)
 
 
 def begin(setting: Run, index: int, latest: Checkpoint | None) -> tuple[TrainingState, RunState]:

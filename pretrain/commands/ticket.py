@@ -13,7 +13,6 @@ from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import (
-    FullShape,
     Ticket,
     TicketRule,
     all_ticket,
@@ -66,6 +65,9 @@ def print_ticket(ticket: Ticket) -> None:
     print("rule    " + ", ".join(f"{name} {value}" for name, value in rule.items()))
     for kind in ("heads", "neurons"):
         print(f"{kind:<8}pruned {ticket.realised[kind]:,} (asked for {ticket.requested[kind]:,})")
+    for each in ticket.wider:
+        counts = f"{sum(map(len, each.heads)):,} heads, {sum(map(len, each.neurons)):,} neurons"
+        print(f"wider   {counts} (pruned shares {each.head_ratio:g} and {each.neuron_ratio:g})")
     for layer, (heads, neurons) in enumerate(zip(ticket.heads, ticket.neurons, strict=True)):
         print(f"layer {layer:>2}  {len(neurons):>5} neurons, heads {' '.join(map(str, heads))}")
     print(f"sha256  {ticket.sha256}")
@@ -87,13 +89,15 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
     recipe = load_recipe(run_config_path(arguments.run_dir), [])
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
     how = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
-    ticket = draw_from_snapshot(arguments.run_dir / "search", arguments.step, _shape(recipe), how, recipe.seed)
+    plan, folder = _plan(recipe), arguments.run_dir / "search"
+    ticket = draw_from_snapshot(
+        folder, arguments.step, plan.ticket_shape, how, recipe.seed, wider=plan.wider_tickets(how)
+    )
     _write(ticket, arguments.out)
 
 
-def _shape(recipe: Recipe) -> FullShape:
-    full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective)
-    return Plan(recipe, full).ticket_shape
+def _plan(recipe: Recipe) -> Plan:
+    return Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
 
 
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
@@ -108,13 +112,14 @@ def _random(arguments: Namespace, overrides: list[str]) -> None:
     if arguments.like:
         ticket = random_ticket_like(Ticket.load(arguments.like), arguments.seed)
     else:
-        recipe = _recipe(arguments, overrides)
-        ticket = random_ticket(_shape(recipe), recipe.draw.rule, arguments.seed)
+        plan = _plan(_recipe(arguments, overrides))
+        rule = plan.recipe.draw.rule
+        ticket = random_ticket(plan.ticket_shape, rule, arguments.seed, plan.wider_tickets(rule))
     _write(ticket, arguments.out)
 
 
 def _all(arguments: Namespace, overrides: list[str]) -> None:
-    _write(all_ticket(_shape(_recipe(arguments, overrides))), arguments.out)
+    _write(all_ticket(_plan(_recipe(arguments, overrides)).ticket_shape), arguments.out)
 
 
 def _write(ticket: Ticket, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Shape of a network, full or narrow. Light to import: nothing here needs PyTorch."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,14 +17,18 @@ class NarrowUnits(NamedTuple):
     heads: KeptIndices
     neurons: KeptIndices
 
+    def of_layers(self, layers: Sequence[int]) -> "NarrowUnits":
+        """Those of another network, whose layers keep what these do."""
+        return NarrowUnits(*(tuple(kept[layer] for layer in layers) for kept in self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Shape of the full network, and which of its heads and neurons are there. To be changed by `dataclasses.replace`.
 
     `losses` are the names of the parts of the loss that it has heads for (`losses/`). `kept_heads[l]` and
-    `kept_neurons[l]` are what layer l holds; None keeps everything. `searching` adds one coefficient per head and
-    neuron.
+    `kept_neurons[l]` are what layer l holds; None keeps everything. `wider` is what it will hold after each widening
+    to a wider ticket. `searching` adds one coefficient per head and neuron.
     """
 
     vocab_size: int = 30522
@@ -42,6 +47,7 @@ class NetworkConfig:
     searching: bool = False
     kept_heads: KeptIndices | None = None
     kept_neurons: KeptIndices | None = None
+    wider: tuple[NarrowUnits, ...] = ()
     ticket_sha256: str | None = None
 
     @property
@@ -77,7 +83,7 @@ class NetworkConfig:
 
 def dense_config(config: NetworkConfig) -> NetworkConfig:
     """The same network with all its heads and neurons."""
-    return dataclasses.replace(config, kept_heads=None, kept_neurons=None)
+    return dataclasses.replace(config, kept_heads=None, kept_neurons=None, wider=())
 
 
 def without_coefficients(config: NetworkConfig) -> NetworkConfig:

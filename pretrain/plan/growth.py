@@ -16,8 +16,10 @@ from earlybert.pretrain.plan.borders.widen import Width
 if TYPE_CHECKING:
     from earlybert.pretrain.plan.recipe import Recipe
 
-GrownWidth = Literal["ticket"] | Width
-WIDTHS: tuple[GrownWidth, ...] = ("ticket", *get_args(Width))
+GrownWidth = Literal["ticket"] | Width | dict[str, float]
+WIDTHS: tuple[str, ...] = ("ticket", *get_args(Width))
+# Widths that give units back and take others.
+EXCHANGES = (("all_heads", "all_neurons"), ("all_neurons", "all_heads"))
 # What a plan says beside the list: whether there are a search, a ticket and a second phase.
 FRAME = ("search", "narrow", "phase1", "phase2")
 
@@ -30,7 +32,7 @@ class Growth:
         until: share of phase 1's steps at which the part ends; the last one ends at 1.
         layers: depth, which must divide the next one.
         width: units of each layer, "ticket" for those of the ticket, "all_heads" or "all_neurons" for all of one kind
-            and the ticket's of the other, or "full".
+            and the ticket's of the other, or "full"; a wider ticket's as in `Widen.to`.
         learning_rate: at the part's end, straight lines between; all parts have one, or none has.
     """
 
@@ -47,7 +49,8 @@ def read_growth(entry: Mapping[str, Any], name: str) -> Growth:
         if key not in fields:
             raise UserError(f"{name}.{key} is no field of a part{alternatives(str(key), fields)}")
         if key == "width":
-            require(value in WIDTHS, f"{name}.{key}", value, f"one of {', '.join(WIDTHS)}")
+            expected = f"one of {', '.join(WIDTHS)}, or {{neuron_ratio: 0.1}}"
+            require(value in WIDTHS or isinstance(value, dict), f"{name}.{key}", value, expected)
         elif key == "layers":
             require(type(value) is int and value >= 1, f"{name}.{key}", value, "a whole number, at least 1")
         else:
@@ -73,7 +76,7 @@ def with_growth(recipe: "Recipe") -> "Recipe":
     parts = _complete(recipe, growths)
     changes = list(pairwise(parts))
     stacks = [(before, after) for before, after in changes if before.layers != after.layers]
-    widens: list[tuple[float, Width]] = [
+    widens: list[tuple[float, Width | dict[str, float]]] = [
         (before.until, after.width)
         for before, after in changes
         if after.width != "ticket" and after.width != before.width
@@ -130,7 +133,7 @@ def _check_change(before: _Part, after: _Part) -> None:
                 f"{after.name}.width is ticket after {before.width}; a full network is cut where it grows in layers, "
                 "because its search follows a stack"
             )
-    elif before.width == "full" or {before.width, after.width} == {"all_heads", "all_neurons"}:
+    elif before.width == "full" or (before.width, after.width) in EXCHANGES:
         raise UserError(f"{after.name}.width is {after.width} after {before.width}; widening only gives units back")
     elif deeper:
         raise UserError(f"{after.name} changes layers and width at once; give each change an entry of its own")

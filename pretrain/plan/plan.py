@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.losses.registry import corpus_losses
@@ -13,7 +14,7 @@ from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.grammar import PHASES
 from earlybert.pretrain.plan.recipe import SHAPE, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
-from earlybert.pretrain.ticket.ticket import FullShape, Ticket, full_shape, random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, Ratios, Ticket, TicketRule, full_shape, random_ticket
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Plan:
             before, ticket = network, None
             if stage.begin.needs_ticket:
                 needs_ticket = True
-                ticket = self.ticket or random_ticket(full_shape(before), self.recipe.draw.rule, seed=0)
+                rule = self.recipe.draw.rule
+                ticket = self.ticket or random_ticket(full_shape(before), rule, seed=0, wider=self.wider_tickets(rule))
             network = stage.begin.network(before, self.full, ticket, stage.turn)
             trained = dataclasses.replace(network, searching=stage.searching)
             planned.append(PlannedStage(stage, before, trained, needs_ticket))
@@ -130,9 +132,20 @@ class Plan:
                 return full_shape(planned.before)
         return full_shape(self.full)
 
+    def wider_tickets(self, rule: TicketRule) -> list[Ratios]:
+        """Shares that stay cut in each of the wider tickets that one of this rule is widened to."""
+        widen = self.recipe.widen
+        return widen.wider_tickets(rule) if widen.word in self.recipe.plan else []
+
     def with_ticket(self, ticket: Ticket, name: str) -> "Plan":
         """The plan with this ticket; raises UserError, which calls it `name`, where it is for another network."""
         ticket.require_model(self.ticket_shape, name)
+        found, wanted = [each.ratios for each in ticket.wider], self.wider_tickets(ticket.rule)
+        if wanted and found != wanted:
+            raise UserError(
+                f"{name}: is drawn for widening to the ratios {found} of heads and neurons, but widen.to is "
+                f"{self.recipe.widen.to}; draw a ticket with this widen.to"
+            )
         return dataclasses.replace(self, ticket=ticket)
 
     def network(self, number: int) -> NetworkConfig:

@@ -3,6 +3,7 @@
 Shape suffixes: L layers, U units (heads or neurons) of a layer, K recordings.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,7 @@ from earlybert.pretrain.network.parameters import facts_of, layer_of
 from earlybert.pretrain.ticket.ticket import (
     FullShape,
     Mask,
+    Ratios,
     Ticket,
     TicketRule,
     TicketSource,
@@ -179,8 +181,13 @@ class MaskHistory:
         write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices()})
 
 
-def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, how: DrawConfig, seed: int) -> Ticket:
-    """Draws a ticket from a recorded step, the last one when None, of a run with this seed; raises UserError."""
+def draw_from_snapshot(
+    folder: Path, step: int | None, model: FullShape, how: DrawConfig, seed: int, wider: Sequence[Ratios] = ()
+) -> Ticket:
+    """Draws a ticket from a recorded step, the last one when None, of a run with this seed; raises UserError.
+
+    `wider` are the shares that stay pruned at each of its later widenings.
+    """
     steps = recorded_steps(folder)
     if not steps:
         raise UserError(f"{folder}: holds no coefficient recordings to draw a ticket from")
@@ -195,4 +202,4 @@ def draw_from_snapshot(folder: Path, step: int | None, model: FullShape, how: Dr
         # Tickets by coefficient are as they were before there was a choice.
         ranking=None if how.ranking == "coefficient" else how.ranking,
     )
-    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, how.rule, source)
+    return draw(model, snapshot.heads_LU, snapshot.neurons_LU, how.rule, source, wider)

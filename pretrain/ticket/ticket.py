@@ -5,7 +5,9 @@ Shape suffixes: L layers, U units (heads or neurons) in a layer of the full netw
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +16,14 @@ from numpy.typing import NDArray
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, read_json, write_json
-from earlybert.pretrain.network.config import NetworkConfig
+from earlybert.pretrain.network.config import KeptIndices, NarrowUnits, NetworkConfig
 
 FORMAT = "earlybert-ticket/1"
 
 Scope = Literal["layer", "global"]
 Mask = NDArray[np.bool_]
+# Shares of the heads and of the neurons that are pruned.
+Ratios = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +100,35 @@ class TicketSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WiderTicket:
+    """What a ticket is widened to later: it holds all of the ticket's units, and more by the same order of units.
+
+    The ratios are the shares that stay pruned.
+    """
+
+    head_ratio: float
+    neuron_ratio: float
+    heads: KeptIndices
+    neurons: KeptIndices
+
+    @property
+    def ratios(self) -> Ratios:
+        return self.head_ratio, self.neuron_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """Sorted kept indices per layer, the rule that chose them, and pruned counts that were asked for and made."""
+    """Sorted kept indices per layer, the rule that chose them, and pruned counts that were asked for and made.
+
+    `wider` is what it is widened to later, each holding the one before.
+    """
 
     model: FullShape
-    heads: tuple[tuple[int, ...], ...]
-    neurons: tuple[tuple[int, ...], ...]
+    heads: KeptIndices
+    neurons: KeptIndices
     rule: TicketRule
     source: TicketSource
+    wider: tuple[WiderTicket, ...] = ()
 
     @property
     def requested(self) -> dict[str, int]:
@@ -124,8 +149,9 @@ class Ticket:
         }
 
     def content(self) -> dict[str, Any]:
-        """The JSON content without its hash."""
-        return {
+        """The JSON content without its hash; a ticket that is not widened is as it was before there was a choice."""
+        wider = {"wider": [dataclasses.asdict(each) for each in self.wider]} if self.wider else {}
+        return wider | {
             "format": FORMAT,
             "model": dataclasses.asdict(self.model),
             "heads": [list(kept) for kept in self.heads],
@@ -166,6 +192,7 @@ class Ticket:
                 neurons=tuple(tuple(kept) for kept in content["neurons"]),
                 rule=TicketRule(**rule),
                 source=TicketSource(**content["source"]),
+                wider=tuple(_read_wider(each) for each in content.get("wider", [])),
             )
             ticket._check_indices(name)
             ticket.rule.check(ticket.model.intermediate_size)
@@ -178,9 +205,22 @@ class Ticket:
         return ticket
 
     def _check_indices(self, name: str) -> None:
+        widths: list[Ticket | WiderTicket] = [self, *self.wider]
+        for kept_units in widths:
+            self._check_units(name, kept_units)
+        for before, after in pairwise(widths):
+            for units in ("heads", "neurons"):
+                for index, pair in enumerate(zip(getattr(before, units), getattr(after, units), strict=True)):
+                    if missing := sorted(set(pair[0]) - set(pair[1])):
+                        raise UserError(
+                            f'{name}: "wider" lacks {units} {missing} of layer {index}, which are there before it; '
+                            "widening only gives units back"
+                        )
+
+    def _check_units(self, name: str, kept_units: "Ticket | WiderTicket") -> None:
         sizes = {"heads": self.model.num_heads, "neurons": self.model.intermediate_size}
         for units, size in sizes.items():
-            layers = getattr(self, units)
+            layers = getattr(kept_units, units)
             if len(layers) != self.model.num_layers:
                 raise UserError(f'{name}: "{units}" has {len(layers)} layers; the model has {self.model.num_layers}')
             for index, kept in enumerate(layers):
@@ -243,6 +283,11 @@ def round_widths(widths_L: NDArray[np.int_], multiple: int) -> NDArray[np.int_]:
     return blocks_L * multiple
 
 
+def _read_wider(content: dict[str, Any]) -> WiderTicket:
+    kept = {units: tuple(tuple(layer) for layer in content[units]) for units in ("heads", "neurons")}
+    return WiderTicket(**(content | kept))
+
+
 def _kept(mask_LU: Mask) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(index) for index in np.flatnonzero(mask_U)) for mask_U in mask_LU)
 
@@ -253,8 +298,12 @@ def draw(
     neuron_coefficients_LU: NDArray[np.float32],
     rule: TicketRule,
     source: TicketSource,
+    wider: Sequence[Ratios] = (),
 ) -> Ticket:
-    """Draws the ticket that `rule` finds in the coefficients (EarlyBERT section 3.2, with exact counts)."""
+    """Draws the ticket that `rule` finds in the coefficients (EarlyBERT section 3.2, with exact counts).
+
+    `wider` are the shares that stay pruned at each of its later widenings; smaller ones give more units back.
+    """
     rule.check(model.intermediate_size)
     for unit, coefficients, per_layer in (
         ("head", head_coefficients_LU, model.num_heads),
@@ -265,21 +314,32 @@ def draw(
                 f"the {unit} coefficients have shape {list(coefficients.shape)}; "
                 f"this model needs {[model.num_layers, per_layer]}"
             )
-    return Ticket(
-        model=model,
-        heads=_kept(keep_mask(head_coefficients_LU, rule.head_ratio, rule.head_scope)),
-        neurons=_kept(keep_mask(neuron_coefficients_LU, rule.neuron_ratio, rule.neuron_scope, rule.width_multiple)),
-        rule=rule,
-        source=source,
-    )
+
+    def masks_at(ratios: Ratios) -> tuple[Mask, Mask]:
+        return (
+            keep_mask(head_coefficients_LU, ratios[0], rule.head_scope),
+            keep_mask(neuron_coefficients_LU, ratios[1], rule.neuron_scope, rule.width_multiple),
+        )
+
+    heads_LU, neurons_LU = masks_at((rule.head_ratio, rule.neuron_ratio))
+    ticket = Ticket(model=model, heads=_kept(heads_LU), neurons=_kept(neurons_LU), rule=rule, source=source)
+    widened = []
+    for ratios in wider:
+        # Rounding to a multiple may have gone up before and down now; nothing is lost by that.
+        heads_LU, neurons_LU = (
+            before | now for before, now in zip((heads_LU, neurons_LU), masks_at(ratios), strict=True)
+        )
+        heads, neurons = _kept(heads_LU), _kept(neurons_LU)
+        widened.append(WiderTicket(head_ratio=ratios[0], neuron_ratio=ratios[1], heads=heads, neurons=neurons))
+    return dataclasses.replace(ticket, wider=tuple(widened))
 
 
-def random_ticket(model: FullShape, rule: TicketRule, seed: int) -> Ticket:
+def random_ticket(model: FullShape, rule: TicketRule, seed: int, wider: Sequence[Ratios] = ()) -> Ticket:
     """The baseline that keeps as much, chosen by chance: uniform scores under the same rule."""
     generator = np.random.default_rng(seed)
     heads_LU = generator.random((model.num_layers, model.num_heads), dtype=np.float32)
     neurons_LU = generator.random((model.num_layers, model.intermediate_size), dtype=np.float32)
-    return draw(model, heads_LU, neurons_LU, rule, TicketSource(kind="random", seed=seed))
+    return draw(model, heads_LU, neurons_LU, rule, TicketSource(kind="random", seed=seed), wider)
 
 
 def random_ticket_like(ticket: Ticket, seed: int) -> Ticket:
@@ -291,10 +351,24 @@ def random_ticket_like(ticket: Ticket, seed: int) -> Ticket:
             tuple(int(i) for i in np.sort(generator.choice(units, len(kept), replace=False))) for kept in layers
         )
 
+    def more(present: KeptIndices, wanted: KeptIndices, units: int) -> KeptIndices:
+        layers = []
+        for here, wide in zip(present, wanted, strict=True):
+            new = generator.choice(sorted(set(range(units)) - set(here)), len(wide) - len(here), replace=False)
+            layers.append(tuple(sorted((*here, *(int(i) for i in new)))))
+        return tuple(layers)
+
     heads = choose(ticket.heads, ticket.model.num_heads)
     neurons = choose(ticket.neurons, ticket.model.intermediate_size)
     source = TicketSource(kind="random", seed=seed)
-    return dataclasses.replace(ticket, heads=heads, neurons=neurons, source=source)
+    widened, before = [], NarrowUnits(heads, neurons)
+    for wider in ticket.wider:
+        before = NarrowUnits(
+            more(before.heads, wider.heads, ticket.model.num_heads),
+            more(before.neurons, wider.neurons, ticket.model.intermediate_size),
+        )
+        widened.append(dataclasses.replace(wider, heads=before.heads, neurons=before.neurons))
+    return dataclasses.replace(ticket, heads=heads, neurons=neurons, source=source, wider=tuple(widened))
 
 
 def all_ticket(model: FullShape) -> Ticket:
@@ -312,7 +386,12 @@ def narrow_config(config: NetworkConfig, ticket: Ticket) -> NetworkConfig:
     """The narrow network's configuration: kept units per layer, no coefficients. Raises UserError for another shape."""
     ticket.require_model(full_shape(config), "the ticket")
     return dataclasses.replace(
-        config, kept_heads=ticket.heads, kept_neurons=ticket.neurons, ticket_sha256=ticket.sha256, searching=False
+        config,
+        kept_heads=ticket.heads,
+        kept_neurons=ticket.neurons,
+        wider=tuple(NarrowUnits(each.heads, each.neurons) for each in ticket.wider),
+        ticket_sha256=ticket.sha256,
+        searching=False,
     )
 
 

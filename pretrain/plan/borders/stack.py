@@ -101,11 +101,9 @@ class Stack(Border):
         deeper = dataclasses.replace(before, num_hidden_layers=depth)
         if (kept := before.kept_units) is None:
             return deeper
-        return dataclasses.replace(
-            deeper,
-            kept_heads=tuple(kept.heads[layer] for layer in sources),
-            kept_neurons=tuple(kept.neurons[layer] for layer in sources),
-        )
+        heads, neurons = kept.of_layers(sources)
+        wider = tuple(each.of_layers(sources) for each in before.wider)
+        return dataclasses.replace(deeper, kept_heads=heads, kept_neurons=neurons, wider=wider)
 
     def begin(
         self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"

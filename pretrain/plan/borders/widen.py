@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from earlybert.core.errors import UserError, require
-from earlybert.pretrain.network.config import KeptIndices, NetworkConfig, dense_config
+from earlybert.pretrain.network.config import KeptIndices, NarrowUnits, NetworkConfig, dense_config
 from earlybert.pretrain.network.facts import UNITS, Unit
 from earlybert.pretrain.plan.borders.border import Border
-from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.ticket.ticket import Ratios, Ticket, TicketRule
 
 if TYPE_CHECKING:
     from earlybert.pretrain.network.initial import InitialWeights
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Width = Literal["all_heads", "all_neurons", "full"]
 # Which units are all there, at each width.
 WHOLE: dict[Width, tuple[Unit, ...]] = {"all_heads": ("heads",), "all_neurons": ("neurons",), "full": UNITS}
+# The shares that stay cut at the width of a wider ticket.
+SHARES: dict[str, Unit] = {"head_ratio": "heads", "neuron_ratio": "neurons"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,9 @@ class Widen(Border):
 
     Args:
         until: share of phase 1's steps at which each widen happens.
-        to: what each widen gives back, "all_heads", "all_neurons" or "full" for both; without a list it is full.
+        to: what each widen gives back, "all_heads", "all_neurons" or "full" for both; without a list it is full. With
+            {head_ratio: 0.2, neuron_ratio: 0.1} those of a wider ticket, of which these shares stay cut; what is left
+            out stays as it was. It is drawn together with the ticket, in the same order of units.
         moments: the optimizer's are "reset", or "copied" with zeros for the units that come back. Copied, its step
             count goes on: what is new then moves further in its first steps.
     """
@@ -42,7 +46,7 @@ class Widen(Border):
     reason: ClassVar[str] = "a wider network is there to be trained"
 
     until: list[float] = field(default_factory=list)
-    to: list[Width] = field(default_factory=list)
+    to: list[Width | dict[str, float]] = field(default_factory=list)
     moments: Literal["reset", "copied"] = "reset"
 
     @property
@@ -54,17 +58,32 @@ class Widen(Border):
         if "narrow" not in plan[: plan.index(self.word)]:
             raise UserError(f"plan is {plan}; widen needs narrow before it, which cuts what comes back")
         times = plan.count(self.word)
-        expected = f"one of {', '.join(WHOLE)} for each widen of the plan, {times}"
+        expected = f"one of {', '.join(WHOLE)}, or {{neuron_ratio: 0.1}}, for each widen of the plan, {times}"
         require(len(self.to) in (0, times), "widen.to", self.to, expected)
         cut: set[Unit] = set(UNITS)
+        shares = {"head_ratio": recipe.draw.head_ratio, "neuron_ratio": recipe.draw.neuron_ratio}
         for turn in range(times):
-            if not cut & set(WHOLE[self.width(turn)]):
+            width = self.width(turn)
+            if isinstance(width, dict):
+                _check_shares(width, shares, f"widen.to[{turn}]")
+                shares |= width
+            back = {SHARES[share] for share in width} if isinstance(width, dict) else set(WHOLE[width])
+            if not cut & back:
                 raise UserError(f"widen.to is {self.to or ['full']}; widen number {turn + 1} has no units to give back")
-            cut -= set(WHOLE[self.width(turn)])
+            cut -= set() if isinstance(width, dict) else back
 
-    def width(self, turn: int) -> Width:
+    def width(self, turn: int) -> Width | dict[str, float]:
         """What occurrence number `turn` widens to."""
         return self.to[turn] if self.to else "full"
+
+    def wider_tickets(self, rule: TicketRule) -> list[Ratios]:
+        """Shares that stay cut in each of the wider tickets that it widens one of this rule to."""
+        shares, found = {"head_ratio": rule.head_ratio, "neuron_ratio": rule.neuron_ratio}, []
+        for width in self.to:
+            if isinstance(width, dict):
+                shares |= width
+                found.append((shares["head_ratio"], shares["neuron_ratio"]))
+        return found
 
     @property
     def cuts_phase1_at(self) -> Sequence[float]:
@@ -77,12 +96,18 @@ class Widen(Border):
         kept = before.kept_units
         if kept is None:  # the ticket cut nothing
             return before
-        dense, whole = dense_config(before), WHOLE[self.width(turn)]
-        heads = _all_units(dense.heads) if "heads" in whole else kept.heads
-        neurons = _all_units(dense.neurons) if "neurons" in whole else kept.neurons
-        if (heads, neurons) == (_all_units(dense.heads), _all_units(dense.neurons)):
+        dense, width, wider = dense_config(before), self.width(turn), before.wider
+        everything = NarrowUnits(_all_units(dense.heads), _all_units(dense.neurons))
+        if isinstance(width, dict):
+            target, *rest = wider
+            wider = tuple(rest)
+        else:
+            chosen = (getattr(everything if unit in WHOLE[width] else kept, unit) for unit in UNITS)
+            target = NarrowUnits(*chosen)
+        after = NarrowUnits(*(_together(*pair) for pair in zip(kept, target, strict=True)))
+        if after == everything:
             return dataclasses.replace(dense, ticket_sha256=None)
-        return dataclasses.replace(before, kept_heads=heads, kept_neurons=neurons)
+        return dataclasses.replace(before, kept_heads=after.heads, kept_neurons=after.neurons, wider=wider)
 
     def begin(
         self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
@@ -98,6 +123,19 @@ class Widen(Border):
             return TrainingState(weights)
         moments = {moment: widen_network(before, after, each) for moment, each in trained.moments.items()}
         return TrainingState(weights, moments, trained.optimizer_step)
+
+
+def _check_shares(width: dict[str, float], before: dict[str, float], name: str) -> None:
+    """Raises UserError unless the shares that stay cut are smaller than those that were."""
+    if not width or not width.keys() <= SHARES.keys():
+        raise UserError(f"{name} is {width}; it must have {' or '.join(SHARES)}, or be one of {', '.join(WHOLE)}")
+    for share, value in width.items():
+        expected = f"above 0 and below {before[share]:g}, which is cut before it: widening only gives units back"
+        require(0 < value < before[share], f"{name}.{share}", value, expected)
+
+
+def _together(first: KeptIndices, second: KeptIndices) -> KeptIndices:
+    return tuple(tuple(sorted({*one, *other})) for one, other in zip(first, second, strict=True))
 
 
 def _all_units(widths: Sequence[int]) -> KeptIndices:
