@@ -12,11 +12,13 @@ import pytest
 from earlybert.core import cli
 from earlybert.core.errors import UserError
 from earlybert.pretrain.report.outcome import read_outcome
+from earlybert.pretrain.report.page import CURVES, MASKS, PROTOCOL, SPLIT, TICKET
 from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.report.timeline import accelerator_hours, clock, interruptions, read_lines, sessions
 from tests.pretrain.run_files import metrics
 
+DOCS = Path(__file__).parents[2] / "docs"
 # A run on four ranks that is killed 100 s after its start, stands still for 900 s and goes on with two ranks from step
 # 1: the second and third step are made twice.
 INTERRUPTED = [
@@ -163,3 +165,28 @@ def test_two_runs_of_one_name_are_refused(finished_run: Path, tmp_path: Path) ->
     shutil.copytree(finished_run, tmp_path / finished_run.name, ignore=shutil.ignore_patterns("checkpoints", "export"))
     with pytest.raises(UserError, match=r"has the same name as .*; runs of one report must have different names"):
         write_report([finished_run, tmp_path / finished_run.name], tmp_path / "out")
+
+
+# The example reports, and the runs that each is of.
+EXAMPLES = {"one-run": ["ticket"], "comparison": ["ticket", "random-ticket", "dense"]}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_example_reports_are_as_reports_are_now(example: str, finished_run: Path, tmp_path: Path) -> None:
+    """`docs/example_reports.sh` makes them anew. Headings, pictures and the sentences that explain them."""
+    ignored = shutil.ignore_patterns("export")
+    runs = [shutil.copytree(finished_run, tmp_path / name, ignore=ignored) for name in EXAMPLES[example]]
+    write_report(runs, tmp_path / "report")
+    now, then = ((folder / "report.md").read_text() for folder in (tmp_path / "report", DOCS / "examples" / example))
+    assert headings(then) == headings(now)
+    explained = {text for text in (SPLIT, CURVES, MASKS, TICKET, PROTOCOL) if text in now}
+    assert len(explained) == 5 and all(text in then for text in explained)
+    # Of masked tokens: the example's corpus has no pairs of segments. Dense training has no search and no ticket.
+    made = {path.name for path in (tmp_path / "report").glob("*.png")} - {"curves-next_sentence.png"}
+    made -= {"mask_distance-dense.png", "ticket-dense.png", "mask_distance-random-ticket.png"}
+    committed = {path.name for path in (DOCS / "examples" / example).glob("*.png")}
+    assert committed == made
+
+
+def headings(markdown: str) -> list[str]:
+    return [line for line in markdown.splitlines() if line.startswith("#")]
