@@ -27,7 +27,10 @@ COMMANDS = {
     ),
     "export": ("earlybert.pretrain.commands.export", "write a run's network for Hugging Face transformers"),
     "fill-mask": ("earlybert.pretrain.commands.fill_mask", "fill in hidden words with a run's export, in transformers"),
-    "finetune": ("earlybert.finetune.command", "fine-tune and score on GLUE and SQuAD, dense or with an early ticket"),
+    "finetune": (
+        "earlybert.finetune.command",
+        "fine-tune and score on GLUE, SQuAD or your own files, dense or narrow",
+    ),
 }
 
 # As shells report a program that Ctrl-C ended.

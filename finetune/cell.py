@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import wait_for_everyone
-from transformers import DataCollatorWithPadding
 
 from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
@@ -22,7 +21,7 @@ from earlybert.finetune.pretrained import require_length, starting_weights, task
 from earlybert.finetune.saved import save_trained
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.task import Task, TaskData
-from earlybert.finetune.text import Features
+from earlybert.finetune.text import Features, collator
 from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.ticket.ticket import Ticket
@@ -30,9 +29,9 @@ from earlybert.pretrain.train.telemetry import clock
 
 
 def open_task(task: Task, data: Path | None, pretrained: Pretrained, settings: TaskSettings) -> TaskData:
-    """A task's examples; `data` holds a folder for each task, by name, or is None for the hub."""
+    """A task's examples; `data` holds a folder for each official task, by name, or is None for the hub."""
     require_length(pretrained, settings.max_length)
-    folder = None if data is None else data / task.name
+    folder = None if data is None or task.reads else data / task.name
     if folder and not folder.is_dir():
         raise UserError(
             f"--data is {data}, which has no folder {task.name}; it must hold the task's official files there"
@@ -69,7 +68,7 @@ class Cell:
         model.load_state_dict(weights)
         epochs, learning_rate = methods.schedule(self.method, settings, full.network)
         run = TrainerRun("training", self.folder, epochs, learning_rate, self.seed)
-        trainer = make_trainer(model, rows, DataCollatorWithPadding(pretrained.tokenizer), settings, run)
+        trainer = make_trainer(model, rows, collator(pretrained.tokenizer, rows), settings, run)
         trained = train(trainer)
 
         def predict(unlabelled: list[Features]) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from earlybert.finetune import methods
 from earlybert.finetune.cell import Cell, open_task
 from earlybert.finetune.config import LEARNING_RATES, METHODS, Settings
 from earlybert.finetune.results import print_tables
-from earlybert.finetune.tasks.registry import TASKS, require_known
+from earlybert.finetune.tasks.registry import TASKS, require_known, require_read
 from earlybert.finetune.training import STOP, Stopped, layout
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.train.stopping import ignore_signals
@@ -35,8 +35,9 @@ WHAT = ("model", "data", "out", "task", "method", "seed")
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="earlybert finetune",
-        description="Fine-tune and score a pre-trained network on GLUE and SQuAD v1.1, one result for every task, "
-        "method and seed. Called again with the same folder it does what is missing and prints the tables.",
+        description="Fine-tune and score a pre-trained network on GLUE, SQuAD v1.1 and files of your own, one result "
+        "for every task, method and seed. Called again with the same folder it does what is missing and prints the "
+        "tables.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -63,6 +64,7 @@ def parse_arguments(argv: list[str]) -> tuple[dict[str, Any], Settings]:
     what = {name: parsed[name] for name in WHAT}
     require_known("--task", what["task"], tuple(TASKS))
     require_known("--method", what["method"], METHODS)
+    require_read(what["task"], settings)
     for seed in what["seed"]:
         if not 0 <= seed < 2**32:
             raise UserError(f"--seed is {seed}; it must be at least 0 and below {2**32:,}")

@@ -49,6 +49,14 @@ class Settings:
         lambda_neurons: Weight of the L1 term on neuron coefficients.
         draw: How much the ticket prunes.
         ticket: Train this ticket file instead of searching for one.
+        train: File of one's own to train on, for text-classification and token-classification: .csv or .tsv with
+            column names in its first line, .jsonl, or .json with a list of objects.
+        validation: The same to score on.
+        text: Column of the text; "text".
+        text_pair: Column of a second text, where there is one.
+        label: Column of the label, text or an integer; "label".
+        tokens: Column with a list of words; "tokens".
+        tags: Column with a list of their tags; "tags".
         batch_size: Sequences per update over all ranks; 32, SQuAD 48.
         micro_batch: Sequences per forward pass of one rank; all of its share by default.
         max_length: Most tokens per sequence; 128, SQuAD 384.
@@ -65,7 +73,7 @@ class Settings:
         max_eval_examples: Score only the first so many.
         precision: auto is fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU; weights and coefficients stay fp32.
         save_every: Updates between the checkpoints that an interrupted call goes on from.
-        predict: Write predictions: GLUE's test set for submission, SQuAD's development set.
+        predict: Write predictions: GLUE's test set for submission, SQuAD's development set, one's own validation file.
         export: Forms in which the trained network is written: earlybert (narrow as it is) and bert (plain BERT).
     """
 
@@ -80,6 +88,13 @@ class Settings:
     lambda_neurons: float = 1e-4
     draw: TicketRule = field(default_factory=lambda: TicketRule(neuron_ratio=0.4))
     ticket: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
     batch_size: int | None = None
     micro_batch: int | None = None
     max_length: int | None = None

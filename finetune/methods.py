@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+from transformers import DataCollatorForTokenClassification
 
 from earlybert.core.distributed import broadcast_object, rank
 from earlybert.core.files import file_hash
@@ -26,7 +26,7 @@ from earlybert.finetune.model import MASKED_TOKENS, TaskModel, TrainedForMaskedT
 from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_full, starting_weights
 from earlybert.finetune.recording import Recorder
-from earlybert.finetune.text import Features, masked
+from earlybert.finetune.text import Features, collator, masked
 from earlybert.finetune.training import Collate, Masking, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.network.config import NetworkConfig
@@ -155,7 +155,7 @@ def search(
     """
     network = dataclasses.replace(config.network, searching=True)
     searched: TaskModel | type[TrainedForMaskedTokens] = model_class
-    collate: Collate = DataCollatorWithPadding(pretrained.tokenizer)
+    collate: Collate = collator(pretrained.tokenizer, rows)
     masking: Masking | None = None
     if settings.search_objective == "mlm":
         searched, network = TrainedForMaskedTokens, dataclasses.replace(network, losses=(MASKED_TOKENS.name,))

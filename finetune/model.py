@@ -1,12 +1,12 @@
 """The network of pre-training, full or narrow, with a head for a task on it, as it is trained.
 
-With all units kept these are `transformers.BertForSequenceClassification` and `BertForQuestionAnswering`, weight for
-weight; `finetune/saved.py` writes them as such.
+With all units kept these are `transformers.BertForSequenceClassification`, `BertForTokenClassification` and
+`BertForQuestionAnswering`, weight for weight; `finetune/saved.py` writes them as such.
 
 They take padded batches, as Hugging Face's do, and compute without the padding, and no last hidden state that the head
 does not read.
 
-Shape suffixes: B sequences, S positions, T tokens of all sequences, M of them that the head reads,
+Shape suffixes: B sequences, S positions, T tokens of all sequences, N of them that the head reads,
 H hidden size, C classes, 2 = start, end.
 """
 
@@ -45,7 +45,7 @@ class TaskOutput(ModelOutput):
 
 @dataclass
 class ClassifierOutput(TaskOutput):
-    """`logits`: [B, C]."""
+    """`logits`: [B, C], or [B, S, C] where every token has a class."""
 
     logits: Tensor | None = None
 
@@ -100,6 +100,40 @@ class TrainedForSequenceClassification(TrainedModel):
         elif labels is not None:
             loss = _mean(_cross_entropy(logits_BC, labels), labels, num_items_in_batch)
         return ClassifierOutput(loss=loss, logits=logits_BC, **self.network.penalties())
+
+
+class TrainedForTokenClassification(TrainedModel):
+    """Dropout and a linear layer on every token's state."""
+
+    def __init__(self, config: TrainedConfig) -> None:
+        super().__init__(config, Encoder(config.network))
+        self.classifier = nn.Linear(config.network.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> ClassifierOutput:
+        """Token ids are [B, S], and so are `labels`, -100 where there is nothing to learn.
+
+        The scores are those of the tokens with labels, without labels those of all tokens; else 0.
+        """
+        attended_BS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        read_BS = attended_BS.bool() if labels is None else labels != IGNORED
+        batch = Batch.of_padded(input_ids, attended_BS, token_type_ids, predicted_BS=read_BS)
+        state_NH = self.network.encode(batch)[batch.predicted_rows_N]
+        state_NH = dropout(state_NH, self.network.config.hidden_dropout_prob if self.training else 0.0)
+        logits_NC = self.classifier(state_NH)
+        logits_BSC = logits_NC.new_zeros((*input_ids.shape, logits_NC.shape[1]))
+        logits_BSC[read_BS] = logits_NC
+        output = ClassifierOutput(logits=logits_BSC, **self.network.penalties())
+        if labels is not None:
+            output.loss = _mean(_cross_entropy(logits_NC, labels[read_BS]), labels, num_items_in_batch)
+        return output
 
 
 class TrainedForQuestionAnswering(TrainedModel):
@@ -161,4 +195,6 @@ class TrainedForMaskedTokens(TrainedModel):
         return TaskOutput(loss=loss, **self.network.penalties())
 
 
-TaskModel = type[TrainedForSequenceClassification] | type[TrainedForQuestionAnswering]
+TaskModel = (
+    type[TrainedForSequenceClassification] | type[TrainedForTokenClassification] | type[TrainedForQuestionAnswering]
+)

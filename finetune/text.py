@@ -3,7 +3,7 @@
 from typing import Any, TypedDict
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from earlybert.data_prep.samples.masking import Masking
 from earlybert.data_prep.tokens.tokenizer import special_tokens, vocabulary_size
@@ -68,6 +68,14 @@ def with_nothing_to_learn(row: Features) -> Features:
     """The same tokens, every target ignored."""
     ignored: Any = {name: np.full_like(value, IGNORED).tolist() for name, value in row.items() if name in TARGETS}
     return Features(**(row | ignored))
+
+
+def collator(
+    tokenizer: PreTrainedTokenizerFast, rows: list[Features]
+) -> DataCollatorWithPadding | DataCollatorForTokenClassification:
+    """What pads rows like these to a batch; labels of tokens are padded with them."""
+    of_tokens = isinstance(rows[0].get("labels"), list)
+    return DataCollatorForTokenClassification(tokenizer) if of_tokens else DataCollatorWithPadding(tokenizer)
 
 
 def masked(tokenizer: PreTrainedTokenizerFast, row: Features, *, seed: int, epoch: int, index: int) -> Features:

@@ -64,7 +64,7 @@ class SentenceTask(Task):
         scale: least and greatest label of a regression.
         score: the task's metrics of predictions and labels.
         main_score: the one that tables show.
-        hub: data set of the hub, and its configuration.
+        hub: data set of the hub, and its configuration, where it has one.
         hub_texts: the hub's columns of the texts, where they are not those of the files.
         evaluations: what is scored and predicted.
         headerless: columns of the labelled files where these have no header.
@@ -79,7 +79,7 @@ class SentenceTask(Task):
     scale: tuple[float, float] = (0.0, 1.0)
     score: Callable[[Values, Values], dict[str, float]]
     main_score: str
-    hub: tuple[str, str]
+    hub: tuple[str, str] = ("", "")
     hub_texts: tuple[str, ...] = ()
     evaluations: tuple[Evaluation, ...] = (Evaluation(),)
     headerless: tuple[str, ...] = ()

@@ -66,12 +66,15 @@ class Task(ABC):
         main_score: Which of its scores tables show.
         defaults: The numbers of fine-tuning where the user gives none.
         in_percent: Whether scores are in percent already; else they are fractions.
+        reads: Settings that name its files and their columns, where they are the user's own; a task without any has
+            official files in a folder of its name, or a data set on the hub.
     """
 
     name: str
     main_score: str
     defaults: TaskDefaults
     in_percent: bool
+    reads: tuple[str, ...] = ()
 
     @abstractmethod
     def open(self, folder: Path | None, tokenizer: PreTrainedTokenizerFast, settings: TaskSettings) -> TaskData:

@@ -1,5 +1,6 @@
 """Data sets of made-up words in the official layouts, and a tiny BERT with a vocabulary for them."""
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -128,6 +129,37 @@ def write_mnli(folder: Path, text) -> None:  # type: ignore[no-untyped-def]
         five = [[*row[:-1], *[row[-1]] * 6] for row in rows]
         table(folder / "MNLI" / f"dev_{half}.tsv", [*header, *[f"label{i}" for i in range(1, 6)], "gold_label"], five)
         table(folder / "MNLI" / f"test_{half}.tsv", header, [row[:-1] for row in rows])
+
+
+def write_names(folder: Path, train: int = 96, validation: int = 32) -> None:
+    """Sentences in which people are the good words, of one or two words, and places the bad ones."""
+    generator = random.Random(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("validation", validation)):
+        rows = []
+        for _ in range(count):
+            tokens: list[str] = []
+            tags: list[str] = []
+            for _ in range(4):
+                kind, words = generator.choice([("PER", GOOD), ("LOC", BAD), ("", NEUTRAL)])
+                chosen = generator.choices(words, k=generator.randint(1, 2)) + generator.choices(NEUTRAL, k=1)
+                inside = [f"{'I' if place else 'B'}-{kind}" if kind else "O" for place in range(len(chosen) - 1)]
+                tokens, tags = [*tokens, *chosen], [*tags, *inside, "O"]
+            rows.append({"tokens": tokens, "tags": tags})
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def write_reviews(folder: Path, train: int = 96, validation: int = 32) -> None:
+    """A table of texts with commas, and labels as words."""
+    generator = random.Random(6)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("validation", validation)):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["number", "review", "verdict"])
+            for index in range(count):
+                text = sentence(generator, index % 2 == 1).replace(" ", ", ", 1)
+                writer.writerow([index, text, ("against", "in favour")[index % 2]])
 
 
 def write_squad(folder: Path, train: int = 24, dev: int = 8) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     PreTrainedModel,
     pipeline,
 )
@@ -29,6 +31,7 @@ from earlybert.finetune.model import (
     TrainedForMaskedTokens,
     TrainedForQuestionAnswering,
     TrainedForSequenceClassification,
+    TrainedForTokenClassification,
 )
 from earlybert.finetune.network import TrainedModel
 from earlybert.finetune.pretrained import starting_weights, task_config
@@ -44,8 +47,15 @@ from tests.finetune.made_up import tiny_bert, tiny_tokenizer
 THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
 HEADS: list[tuple[TaskModel, dict[str, Any]]] = [
     (TrainedForSequenceClassification, THREE),
+    (TrainedForTokenClassification, THREE),
     (TrainedForQuestionAnswering, {}),
 ]
+
+AUTO: dict[TaskModel, tuple[Any, type[PreTrainedModel]]] = {
+    TrainedForSequenceClassification: (AutoModelForSequenceClassification, BertForSequenceClassification),
+    TrainedForTokenClassification: (AutoModelForTokenClassification, BertForTokenClassification),
+    TrainedForQuestionAnswering: (AutoModelForQuestionAnswering, BertForQuestionAnswering),
+}
 
 
 def batch(seed: int = 0) -> dict[str, Tensor]:
@@ -58,6 +68,9 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
 def labels(model: object) -> dict[str, Tensor]:
     if isinstance(model, (TrainedForQuestionAnswering, BertForQuestionAnswering)):
         return {"start_positions": torch.tensor([1, 2, 0]), "end_positions": torch.tensor([4, 2, 0])}
+    if isinstance(model, (TrainedForTokenClassification, BertForTokenClassification)):
+        every_third = torch.arange(13) % 3 == 1
+        return {"labels": torch.where(batch()["attention_mask"].bool() & every_third, batch()["input_ids"] % 3, -100)}
     return {"labels": torch.tensor([2, 0, 1])}
 
 
@@ -66,7 +79,7 @@ def logits(model: PreTrainedModel) -> Tensor:
     with torch.no_grad():
         output = model.eval()(**batch())
     if "logits" in output:
-        return output.logits
+        return output.logits if output.logits.dim() == 2 else output.logits[batch()["attention_mask"].bool()]
     return torch.stack((output.start_logits, output.end_logits), -1)[batch()["attention_mask"].bool()]
 
 
@@ -129,7 +142,11 @@ def test_neither_padding_nor_states_that_the_head_does_not_read_are_computed(
     for layer in model.network.encoder_layers:
         layer.feed_forward.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
     model(**batch())
-    assert rows == [27, 27, 27 if model_class is TrainedForQuestionAnswering else 3]
+    assert rows == [27, 27, 3 if model_class is TrainedForSequenceClassification else 27]
+    if model_class is TrainedForTokenClassification:
+        rows.clear()
+        model(**batch(), **labels(model))
+        assert rows == [27, 27, 3 + 9]  # every text's first token, too, though nothing reads it
 
 
 def test_padding_comes_back_as_it_was() -> None:
@@ -156,15 +173,13 @@ def test_a_narrow_network_is_reloaded_by_the_auto_classes(
 ) -> None:
     ours = narrow(open_pretrained(str(bert)), model_class, head)
     save_trained(ours, tiny_tokenizer(), tmp_path, ["earlybert", "bert"])
-    answers = model_class is TrainedForQuestionAnswering
-    auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
+    auto, plain = AUTO[model_class]
     torch.testing.assert_close(logits(auto.from_pretrained(tmp_path / "earlybert")), logits(ours), rtol=1e-4, atol=1e-6)
-    plain = BertForQuestionAnswering if answers else BertForSequenceClassification
     both = plain.from_pretrained(tmp_path / "bert", output_loading_info=True)
     loaded, report = cast("tuple[PreTrainedModel, dict[str, Any]]", both)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     torch.testing.assert_close(logits(loaded), logits(ours), rtol=1e-4, atol=1e-6)
-    if not answers:
+    if head:
         assert loaded.config.id2label == {0: "x", 1: "y", 2: "z"}
 
 
@@ -302,8 +317,8 @@ def test_a_bert_without_some_heads_is_opened_too(tmp_path: Path, other: type) ->
 
 
 def test_a_fine_tuned_network_is_fine_tuned_again(bert: Path, tmp_path: Path) -> None:
-    """The one for answers has no pooler; like every head that is not there, it starts from the seed."""
-    for name, (model_class, head) in zip(("classes", "answers"), HEADS, strict=True):
+    """Those for tags and answers have no pooler; like every head that is not there, it starts from the seed."""
+    for name, (model_class, head) in zip(("classes", "tags", "answers"), HEADS, strict=True):
         ours = narrow(open_pretrained(str(bert)), model_class, head)
         save_trained(ours, tiny_tokenizer(), tmp_path / name, ["earlybert"])
         again = open_pretrained(str(tmp_path / name / "earlybert"))
