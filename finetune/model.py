@@ -107,7 +107,7 @@ class TrainedForTokenClassification(TrainedModel):
 
     def __init__(self, config: TrainedConfig) -> None:
         super().__init__(config, Encoder(config.network))
-        self.classifier = nn.Linear(config.network.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.network.hidden_size, config.num_labels or 1)
         self.post_init()
 
     def forward(
