@@ -142,7 +142,9 @@ def write_names(folder: Path, train: int = 96, validation: int = 32) -> None:
             tags: list[str] = []
             for _ in range(4):
                 kind, words = generator.choice([("PER", GOOD), ("LOC", BAD), ("", NEUTRAL)])
-                chosen = generator.choices(words, k=generator.randint(1, 2)) + generator.choices(NEUTRAL, k=1)
+                first, second = words[: len(words) // 2], words[len(words) // 2 :]
+                named = [generator.choice(first), *generator.choices(second, k=generator.randint(0, 1))]
+                chosen = [*named, generator.choice(NEUTRAL)]
                 inside = [f"{'I' if place else 'B'}-{kind}" if kind else "O" for place in range(len(chosen) - 1)]
                 tokens, tags = [*tokens, *chosen], [*tags, *inside, "O"]
             rows.append({"tokens": tokens, "tags": tags})
