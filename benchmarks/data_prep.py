@@ -170,7 +170,7 @@ def print_speeds(documents: list[str], times: dict[str, float], samples: dict[st
     whole = times["earlybert prepare"]
     ratios = {name: times[f"encode_batch, {name}"] / whole for name in ("documents", "sentences")}
     without = times["encode_batch, documents"] / (whole - times["split sentences"])
-    print(f"  all of earlybert prepare runs at {ratios['documents']:.0%} of encode_batch over documents,")
+    print(f"  the whole preparation runs at {ratios['documents']:.0%} of encode_batch over documents,")
     print(f"  {ratios['sentences']:.0%} of it over sentences; {without:.0%} of documents but for splitting sentences")
     return {"megabytes": megabytes, "seconds": times, "ratios": ratios, "ratio without splitting": without}
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,11 @@ from earlybert.core.errors import UserError
 if TYPE_CHECKING:
     import jsonargparse
 
+# What a value must be, by the type that a parser wants.
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list", "dict": "a mapping"}
+# A beginning this long is enough to tell what was meant.
+BEGINNING = 3
+
 
 def with_underscores(argv: Sequence[str]) -> list[str]:
     """Options named as they are declared: `--run-dir=a-b` becomes `--run_dir=a-b`. Values stay as they are."""
@@ -20,9 +26,11 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant, if any is near; letters' case does not matter."""
-    spelt = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), spelt, n=1)
+    """The known name that was probably meant, if any is near or one begins like the other; case does not matter."""
+    spelt, name = {other.lower(): other for other in known}, name.lower()
+    close = difflib.get_close_matches(name, spelt, n=1)
+    if not close and len(name) >= BEGINNING:
+        close = [other for other in spelt if other.startswith(name) or (other and name.startswith(other))]
     return spelt[close[0]] if close else None
 
 
@@ -42,28 +50,38 @@ class ArgumentParser(argparse.ArgumentParser):
         """As argparse's; what it does not know has underscores, too."""
         return super().parse_known_args(with_underscores(sys.argv[1:] if args is None else args), namespace)
 
+    @property
+    def options(self) -> list[str]:
+        """Their names, as they are declared."""
+        return _options(self)
+
     def error(self, message: str) -> NoReturn:
         """Raises UserError in place of printing the usage and leaving."""
-        if match := re.match(r"unrecognized arguments: (--\S+)", message):
-            raise UserError(_unknown_option(match[1], self, self.prog))
-        if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            choice = nearest(match[1], re.findall(r"[^\s,']+", match[2]))
-            if choice:
-                raise UserError(f'{message}; did you mean "{choice}"?')
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(_one_sentence(message, self, self.options))
 
 
-def parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str]) -> Any:
+def parse(parser: "jsonargparse.ArgumentParser", argv: Sequence[str], beside: Iterable[str] = ()) -> Any:
     """What a jsonargparse parser (with exit_on_error=False) makes of the arguments, its classes instantiated.
 
-    A list may also be written as several words or as one: `--files a.txt b.txt`. Raises UserError.
+    A list may also be written as several words or as one: `--files a.txt b.txt`. Raises UserError, which may have meant
+    one of the options `beside` the parser's, that another one has read.
     """
     from jsonargparse import ArgumentError
 
     try:
-        return parser.instantiate(parser.parse_args(_with_lists(with_underscores(argv), parser)))
+        parsed = parser.parse_args(_with_lists(with_underscores(argv), parser))
+        for name, value in parsed.items():
+            _require_finite(name, value)
+        return parser.instantiate(parsed)
     except ArgumentError as error:
-        raise UserError(_one_sentence(error, parser)) from None
+        raise UserError(_one_sentence(str(error), parser, [*_options(parser), *beside])) from None
+
+
+def _require_finite(name: str, value: object) -> None:
+    """Refuses what YAML takes for a number and nothing can be computed with, such as 1e400."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{name} is {number}; it must be a finite number")
 
 
 def _with_lists(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -94,23 +112,46 @@ def _item_type(action: object) -> type | None:
     return get_args(hint)[0] if get_origin(hint) is list else None
 
 
-def _one_sentence(error: Exception, parser: argparse.ArgumentParser) -> str:
-    text = str(error)
-    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', text, re.DOTALL):
-        key, problem = match.groups()
-        problem = " ".join(re.sub(r"<class '([^']+)'>", r"\1", problem).replace("typing.", "").split())
-        if union := re.search(r"Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", problem):
-            kinds = [re.sub(r"Literal\['(\w+)'\]", r"\1", kind) for kind in union[1].split(", ") if kind != "NoneType"]
-            return f"{key} is {union[2]}; expected {' or '.join(kinds)}"
-        expected, _, value = problem.partition(". Got value: ")
-        return f"{key} is {value or 'wrong'}; {expected[:1].lower() + expected[1:]}"
-    if match := re.match(r"[Uu]nrecognized arguments: (.*)", text):
-        return _unknown_option(match[1].split()[0], parser)
-    return " ".join(text.split())
+def _one_sentence(message: str, parser: argparse.ArgumentParser, options: Sequence[str]) -> str:
+    """What a parser found wrong, in the words of the other errors."""
+    more = f"see {parser.prog} --help"
+    if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', message, re.DOTALL):
+        return _wrong_value(*match.groups())
+    message = " ".join(message.split())
+    if match := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
+        if not match[1].startswith("--"):
+            return f"unexpected argument {match[1]!r}; {more}"
+        close = nearest(match[1][2:].partition("=")[0], options)
+        hint = f'did you mean "{close}"?' if close else more
+        return f"unknown option {match[1]}; {hint}"
+    if match := re.match(r"the following arguments are required: (.*)", message):
+        return f"{match[1]} {'are' if ', ' in match[1] else 'is'} missing; {more}"
+    if not (match := re.match(r"argument ([^\s:/]+)\S*: (.*)", message)):
+        return message
+    name, problem = match.groups()
+    if choice := re.match(r"invalid choice: '(.*)' \(choose from (.*)\)", problem):
+        known = re.findall(r"[^\s,']+", choice[2])
+        return f"{name} is {choice[1]!r}{alternatives(choice[1], known)}"
+    if kind := re.match(r"invalid (\w+) value: (.*)", problem):
+        return f"{name} is {kind[2]}; it must be {KINDS.get(kind[1], kind[1])}"
+    return f"{name} has no value; {more}" if problem.startswith("expected ") else f"{name} {problem}"
 
 
-def _unknown_option(option: str, parser: argparse.ArgumentParser, prog: str = "") -> str:
-    names = (name.lstrip("-") for name in parser._option_string_actions if name.startswith("--"))
-    close = nearest(option.lstrip("-").split("=")[0], names)
-    hint = f'did you mean "{close}"?' if close else f"{prog} --help lists all".lstrip()
-    return f"unknown option {option}; {hint}"
+def _wrong_value(key: str, problem: str) -> str:
+    """What jsonargparse says of a value of another type."""
+    if section := re.match(r"Unable to load config '(.*)'", problem):
+        return f"{key} is {section[1]!r}, but is a section; give its fields one by one, as --{key}.FIELD"
+    match = re.search(r"(?:Expected a|Subtypes:) (.*?)(?:\. Got value:|\n.*Given value:) ?(.*)$", problem, re.DOTALL)
+    if not match:
+        return f"{key} is wrong: {' '.join(problem.split())}"
+    wanted, value = match[1].replace("typing.", ""), match[2]
+    names = re.findall(r"'([^']+)'", "".join(re.findall(r"Literal\[[^]]*\]", wanted)))
+    types = re.findall(r"\w+", re.sub(r"<class|Literal\[[^]]*\]|(?<=\w)\[[^]]*\]", "", wanted.split("\n")[0]))
+    kinds = [KINDS.get(kind, kind) for kind in types if kind != "NoneType"]
+    hint = f"; it must be {' or '.join([*kinds, *names])}" if kinds else alternatives(value, names)
+    return f"{key} is {value or repr(value)}{hint}"
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Names of a parser's options, as they are declared."""
+    return [name[2:] for name in parser._option_string_actions if name.startswith("--")]

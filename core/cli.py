@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
-        print(f"earlybert: error: {error}", file=sys.stderr, flush=True)
+        print(f"earlybert: error: {sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
@@ -71,10 +71,17 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def sentence(error: Exception) -> str:
+    """What an error says of itself; of the system's own without its number."""
+    if isinstance(error, OSError) and not isinstance(error, UserError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def module_of(command: str) -> str:
     """Name of the module with the command's `main`; raises UserError."""
     if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}{alternatives(command, list(COMMANDS))}")
+        raise UserError(f"unknown command {command!r}{alternatives(command, [*COMMANDS, '--help', '--version'])}")
     return COMMANDS[command][0]
 
 

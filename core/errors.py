@@ -1,18 +1,24 @@
 """The one exception for what a user can put right: its text is one sentence, shown without a traceback."""
 
+import errno
+
 
 class UserError(ValueError):
     """Names the field or file (and line), its value and what would be right. Ends the program with exit status 2."""
+
+
+# What the system says of a place where there will never be room.
+WRONG_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 class WriteError(OSError, UserError):
     """A file or folder that cannot be written: `errno`, `strerror` and `filename` as the system has them."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.filename} cannot be written ({self.strerror}); what is finished stays: make room or name another "
-            "directory, and give the same command again."
-        )
+        told = f"{self.filename} cannot be written ({self.strerror})"
+        if self.errno in WRONG_PLACE:
+            return f"{told}; name another place"
+        return f"{told}; what is finished stays: make room or name another directory, and give the same command again."
 
 
 def require(holds: bool, field: str, value: object, expected: str) -> None:

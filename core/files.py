@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from earlybert.core.errors import UserError, WriteError
+from earlybert.core.paths import did_you_mean
 
 # What the mode of a new file leaves out. To read it is to set it for a moment, so it is read before there are threads.
 UMASK = os.umask(0o077)
@@ -97,12 +98,21 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the library would take the last of several values."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f'key "{twice}" appears twice; keep one of them')
+    return content
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file; a missing or malformed one is the user's to put right."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}){did_you_mean(path)}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text, expected a JSON file") from None
     except json.JSONDecodeError as error:

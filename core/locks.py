@@ -29,6 +29,7 @@ def sole_use(folder: Path, option: str) -> Iterator[None]:
     Raises UserError, which calls the folder `option`, where another program uses it or it cannot be written to.
     """
     path = folder / LOCK
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -45,6 +46,7 @@ def sole_use(folder: Path, option: str) -> Iterator[None]:
         finally:
             ended.set()
             _write(file, "")
+            _remove_unused(path, made)
     finally:
         os.close(file)  # and with it the lock
 
@@ -56,6 +58,9 @@ def _take(file: int, path: Path, option: str) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise UserError(in_use.format(_words(_holder(file)))) from None
+    if not path.is_file() or path.stat().st_ino != os.fstat(file).st_ino:
+        # Whoever held it has removed the folder.
+        raise UserError(in_use.format(_words({})))
     holder = _holder(file)
     if not holder or holder.get("host") == socket.gethostname():
         return
@@ -66,6 +71,16 @@ def _take(file: int, path: Path, option: str) -> None:
     if os.fstat(file).st_mtime != seen:
         raise UserError(in_use.format(_words(holder)))
     say(f"{_words(holder)} has given no sign of life for {DEAD:.0f} seconds; {path.parent} is taken over from it")
+
+
+def _remove_unused(path: Path, made: list[Path]) -> None:
+    """Removes folders that were made for the lock, where nothing else has come into them."""
+    with suppress(OSError):
+        if made and [*path.parent.iterdir()] == [path]:
+            path.unlink()
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _beat(file: int, ended: threading.Event) -> None:

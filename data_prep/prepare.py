@@ -31,7 +31,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int = 1, dask: st
     directory = Path(directory)
     if _is_taken(directory):
         return _open_existing(config, directory)
-    with sole_use(work_folder(directory), "out"), Workers(workers, dask) as pool:
+    with Workers(workers, dask) as pool, sole_use(work_folder(directory), "out"):
         preparation = Preparation(config, directory, pool)
         try:
             vocabulary = preparation.vocabulary()

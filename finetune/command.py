@@ -17,6 +17,7 @@ from earlybert.core.devices import device_type, keep_freed_memory, set_matmul_pr
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.locks import sole_use
+from earlybert.core.paths import require_place, what_is_there
 from earlybert.core.progress import say
 from earlybert.core.ranks import check_environment, rank, warn_once
 from earlybert.finetune import methods
@@ -99,9 +100,8 @@ def main(argv: list[str]) -> None:
     transformers.logging.set_verbosity_error()
     out, data = Path(what["out"]), None if what["data"] is None else Path(what["data"])
     if data is not None and not data.is_dir():
-        raise UserError(f"--data is {data}, which is not a folder; it must hold GLUE's folders and SQuAD")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out is {out}, which is not a folder; name a folder, or a new one")
+        raise UserError(f"--data is {data}, which is not a folder with GLUE's folders and SQuAD; {what_is_there(data)}")
+    require_place(out, "--out")
     tries_of = {task: settings.tries(TASKS[task].defaults) for task in what["task"]}
     pretrained = open_pretrained(what["model"])
     for first, *_ in tries_of.values():

@@ -43,7 +43,6 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.state import TrainingState
-from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.corpora import KEPT, open_corpus
 from earlybert.pretrain.plan.plan import Plan, corpus_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe
@@ -54,7 +53,7 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import check_environment
+from earlybert.pretrain.train.engine import check_environment, resolve_precision
 from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.micro_batch import build_engine, out_of_memory_named
 from earlybert.pretrain.train.recording import search_ranking
@@ -156,7 +155,6 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     The run directory is this run's alone for as long as `held` is open.
     """
     deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
-    check_recipe(recipe, ranks.world_size())
     require_installed(recipe.trackers)
     settled = deepspeed_file.settled(recipe.optimizer)
     if settled != recipe.optimizer:
@@ -183,6 +181,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
         set_deterministic()
     device = distributed.start()
     check_environment()
+    resolve_precision(recipe, deepspeed_file, device)  # raises where the device cannot compute in it
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()
     for note in notes_on(plan):

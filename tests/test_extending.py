@@ -378,7 +378,7 @@ def test_a_loss_part_without_labels_is_refused(ordered: tuple[Path, str]) -> Non
             ("--corpus.objective", "nsp"),
             "losses has 'sentence_order', for which a corpus of the objective 'nsp' has",
         ),
-        (("--losses", "[masked, order]"), "losses has 'order'; it must hold names out of masked, next_sentence, sent"),
+        (("--losses", "[masked, order]"), "losses has 'order', which is no part of the loss"),
     ):
         entry = [sys.executable, "-c", "from earlybert.core.cli import main; main()"]
         process = start([*entry, "plan", *ORDERED, *arguments], ordered[0], PYTHONPATH=str(ordered[0]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earlybert.core.errors import UserError
+from earlybert.core.files import whole_file
 from earlybert.core.progress import progress
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.manifest import damaged_files
@@ -81,17 +82,18 @@ def show_statistics(corpus: Corpus, png: Path | None) -> None:
 
     png = png or corpus.directory / "stats.png"
     console = Console()
-    print_summary(corpus)
     histograms = {
         (split, length): length_histogram(corpus, split, length)
         for split in corpus.manifest["counts"]
         for length in corpus.lengths
     }
+    with whole_file(png) as temporary:
+        draw(corpus, histograms, temporary)
+    print_summary(corpus)
     console.print(_usage_table(corpus, histograms))
     console.print(_source_table(corpus))
     if corpus.manifest["dropped"]:
         console.print(_rule_table(corpus))
-    draw(corpus, histograms, png)
     console.print(f"picture: {png}", soft_wrap=True)
 
 

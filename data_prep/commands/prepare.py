@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from earlybert.core.arguments import ArgumentParser, parse
+from earlybert.core.arguments import ArgumentParser, alternatives, parse
 from earlybert.core.errors import UserError
+from earlybert.core.paths import require_place
+from earlybert.core.yaml_files import check_yaml
 from earlybert.data_prep.commands.describe import print_summary, show_statistics, verify
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import merge, prepare, prepare_part
@@ -17,6 +19,8 @@ PURPOSES = {
     "stats": "Describe a corpus: counts, lengths, padding, sources; also as a picture.",
 }
 
+# Options that say how a corpus is made, not which.
+OWN = ("config", "out", "workers", "dask", "part")
 DASK = "address of a Dask scheduler, as tcp://HOST:8786: its workers do the work, in place of processes"
 
 
@@ -29,10 +33,12 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: An argument, the text or the directory is wrong.
     """
-    if argv and argv[0] in PURPOSES:
+    if not argv or argv[0].startswith("-"):
+        _make(argv)
+    elif argv[0] in PURPOSES:
         _with_corpus(argv[0], argv[1:])
     else:
-        _make(argv)
+        raise UserError(f"unknown command {argv[0]!r} of earlybert prepare{alternatives(argv[0], list(PURPOSES))}")
 
 
 def _make(argv: list[str]) -> None:
@@ -52,9 +58,10 @@ def _make(argv: list[str]) -> None:
     parser.add_argument("--dask", type=str, help=DASK)
     parser.add_argument("--part", type=str, help="as 3/8: only the third of eight parts of reading and tokenising")
     parser.add_class_arguments(CorpusConfig, as_group=False)
+    _check_files(argv)
     options = parse(parser, [_respelt(word) for word in argv])
-    own = ("config", "out", "workers", "dask", "part")
-    config = CorpusConfig(**{name: value for name, value in options.items() if name not in own})
+    config = CorpusConfig(**{name: value for name, value in options.items() if name not in OWN})
+    require_place(options.out.parent, "out")
     if options.part is None:
         print_summary(prepare(config, options.out, workers=options.workers, dask=options.dask))
         return
@@ -62,6 +69,14 @@ def _make(argv: list[str]) -> None:
     if not (part.isdecimal() and parts.isdecimal()):
         raise UserError(f"part is {options.part!r}, but must be like 3/8.")
     prepare_part(config, options.out, int(part), int(parts), workers=options.workers, dask=options.dask)
+
+
+def _check_files(argv: list[str]) -> None:
+    """Raises UserError where a file that --config names is not one."""
+    parser = ArgumentParser("earlybert prepare", add_help=False)
+    parser.add_argument("--config", action="append", default=[], type=Path)
+    for file in parser.parse_known_args(argv)[0].config:
+        check_yaml(file, CorpusConfig, "a configuration of a corpus", OWN)
 
 
 def _respelt(word: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash, write_text
+from earlybert.core.paths import what_is_there
 
 FORMAT = "earlybert-corpus/2"
 NAME = "manifest.json"
@@ -39,7 +40,10 @@ def read_manifest(directory: Path, *, check_files: bool = True) -> dict[str, Any
     """
     path = directory / NAME
     if not path.is_file():
-        raise UserError(f"{path} is missing, so {directory} is no complete corpus; make one with earlybert prepare.")
+        raise UserError(
+            f"{path} is missing, so {directory} is no complete corpus; {what_is_there(directory)}; make one with "
+            "earlybert prepare."
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

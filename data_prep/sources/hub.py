@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from earlybert.core.errors import UserError
+from earlybert.core.paths import did_you_mean
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.sources.rows import row_texts
 from earlybert.data_prep.sources.source import Fragment, Source, SourceConfig
@@ -68,7 +69,7 @@ def _load(config: SourceConfig) -> Any:
             return _load_saved(name, config.hub_split)
         return datasets.load_dataset(name, config.hub_config, split=config.hub_split, streaming=True)
     except Exception as error:
-        message = f"hub_name: the data set {name} cannot be loaded ({_one_line(error)})."
+        message = f"hub_name: the data set {name} cannot be loaded ({_one_line(error)}){did_you_mean(Path(name))}"
         raise UserError(message) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from backports import zstd
 
 from earlybert.core.errors import UserError
+from earlybert.core.paths import did_you_mean
 from earlybert.data_prep.sources.remote import find_remote, is_url
 from earlybert.data_prep.sources.source import Fragment, InputPath
 from earlybert.data_prep.sources.streams import OPENERS
@@ -36,8 +37,10 @@ def find_files(names: Iterable[str], endings: tuple[str, ...]) -> list[InputPath
     for name in names:
         matches = files_of(name, lambda file: content_ending(file) in endings)
         if not matches:
-            folder = f"no file in the folder {name} ends in {' or '.join(endings)}"
-            raise UserError(f"files: {folder if Path(name).is_dir() else f'no file matches {name}'}.")
+            if Path(name).is_dir():
+                raise UserError(f"files: no file in the folder {name} ends in {' or '.join(endings)}.")
+            hint = "" if is_url(name) or glob.has_magic(name) else did_you_mean(Path(name))
+            raise UserError(f"files: no file matches {name}{hint or '.'}")
         files.update(matches)
     for file in files:
         if content_ending(file) not in endings:

@@ -29,6 +29,7 @@ import numpy as np
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json, whole_folder, write_json
+from earlybert.core.paths import did_you_mean, what_is_there
 from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.job_progress import portion
@@ -44,7 +45,7 @@ from earlybert.data_prep.steps.hints import (
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
 from earlybert.data_prep.steps.reading import work_units
 from earlybert.data_prep.steps.unit_files import UnitFiles, UnitTokens
-from earlybert.data_prep.tokens.adding import add_tokens
+from earlybert.data_prep.tokens.adding import add_tokens, read_tokens
 from earlybert.data_prep.tokens.statistics import token_frequencies, unigram_statistics
 from earlybert.data_prep.tokens.text import TokenisedText
 from earlybert.data_prep.tokens.tokenizer import (
@@ -81,7 +82,8 @@ def unfinished_config(directory: Path) -> CorpusConfig:
     """
     path = work_folder(directory) / CONFIG
     if not path.is_file():
-        raise UserError(f"{path} is missing: no part of the corpus {directory} has been prepared.")
+        hint = did_you_mean(directory) or f"; {what_is_there(directory)}"
+        raise UserError(f"{path} is missing: no part of the corpus {directory} has been prepared{hint}")
     return CorpusConfig.from_dict(read_json(path))
 
 
@@ -140,6 +142,8 @@ class Preparation:
         """Load or train the tokenizer, or take up the one of the same file or text that is there already."""
         path = local_tokenizer(self.config.tokenizer) if self.config.tokenizer else None
         added = Path(self.config.add_tokens) if self.config.add_tokens else None
+        if added:
+            read_tokens(added)  # which raises before any text is read
         origin = _hashes(Path(path), "tokenizer") if path else [unit.unit.key for unit in _choose_units(self.units)]
         key = content_hash(origin + (_hashes(added, "add_tokens") if added else []))
         folder = self._tokenizer_folder(key)
@@ -375,4 +379,4 @@ def _hashes(place: Path, field: str) -> list[str]:
         files = sorted(place.rglob("*")) if place.is_dir() else [place]
         return [file_hash(file) for file in files if file.is_file()]
     except OSError as error:
-        raise UserError(f"{field}: {error.filename} cannot be read ({error.strerror}).") from None
+        raise UserError(f"{field}: {place} cannot be read ({error.strerror}){did_you_mean(place)}") from None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earlybert.core.errors import UserError
+from earlybert.core.paths import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,7 +19,7 @@ def add_tokens(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
     """
     from tokenizers import AddedToken
 
-    tokens = _lines(file)
+    tokens = read_tokens(file)
     seen: dict[str, int] = {}
     for number, token in enumerate(tokens, start=1):
         where = f"add_tokens: {file}:{number}"
@@ -40,11 +41,12 @@ def _normalised(tokenizer: "PreTrainedTokenizerFast", token: str) -> str:
     return str(normaliser.normalize_str(token)) if normaliser else token
 
 
-def _lines(file: Path) -> list[str]:
+def read_tokens(file: Path) -> list[str]:
+    """The lines of a file; raises UserError where it cannot be read or has none."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise UserError(f"add_tokens: {file} cannot be read ({error.strerror}).") from None
+        raise UserError(f"add_tokens: {file} cannot be read ({error.strerror}){did_you_mean(file)}") from None
     except UnicodeDecodeError:
         raise UserError(f"add_tokens: {file} is not UTF-8 text, but must name a token a line.") from None
     if not lines:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
+from earlybert.core.paths import did_you_mean
 from earlybert.data_prep.tokens.accents import MOST, marks
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def local_tokenizer(name: str) -> str:
         reason = " ".join(str(error).split())
         raise UserError(
             f"tokenizer: there is no file or folder {name}, and none of this name on the Hugging Face hub can be "
-            f"loaded ({reason})."
+            f"loaded ({reason}){did_you_mean(folder) or '.'}"
         ) from error
 
 

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from earlybert.core.errors import UserError
+from earlybert.core.paths import did_you_mean, what_is_there
 from earlybert.pretrain.checkpoint.export import Trained, newest
 from earlybert.pretrain.network.bert_format import bert_network, from_bert
 from earlybert.pretrain.network.config import NetworkConfig
@@ -97,8 +98,12 @@ def _loaded(what: str, load: Callable[[], Any]) -> Any:
 
 def _config(name: str, field: str) -> BertConfig:
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"{name}: has neither config.yaml, as a run has, nor config.json, as a model has")
-    no_folder = f"{field} is {name!r}, which is no run and no folder; as a model of the hub it"
+        raise UserError(
+            f"{name}: has neither config.yaml, as a run has, nor config.json, as a model has; "
+            f"{what_is_there(Path(name))}"
+        )
+    near = did_you_mean(Path(name))
+    no_folder = f"{field} is {name!r}, which is no run and no folder{near}; as a model of the hub it"
     config = _loaded(
         f"{name}: its config.json" if Path(name).exists() else no_folder, lambda: AutoConfig.from_pretrained(name)
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.plan.recipe import run_config_path
 
 
 def main(argv: list[str]) -> None:
@@ -16,6 +17,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     paths = list_checkpoints(arguments.run_dir / "checkpoints")
     if not paths:
+        run_config_path(arguments.run_dir)
         raise UserError(f"{arguments.run_dir / 'checkpoints'}: holds no checkpoint")
     damaged = 0
     for path in paths:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
+from earlybert.core.paths import require_place
+from earlybert.pretrain.plan.recipe import run_config_path
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +26,8 @@ def main(argv: list[str]) -> None:
     out: Path = arguments.out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out is {arguments.out}, which exists already; it must be a new or an empty folder")
+    require_place(arguments.out, "--out")
+    run_config_path(arguments.run_dir)
 
     # They import PyTorch and transformers, which --help should not wait for. The first one tells DeepSpeed, which
     # transformers may import, that there is no GPU; else it remarks upon it.

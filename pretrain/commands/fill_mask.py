@@ -4,6 +4,7 @@ from pathlib import Path
 
 from earlybert.core.arguments import ArgumentParser
 from earlybert.core.errors import UserError
+from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 
 SENTENCES = 3
 
@@ -13,9 +14,13 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser("earlybert fill-mask", description=main.__doc__)
     parser.add_argument("run_dir", type=Path, help="a run that has exported a plain BERT (export/bert)")
     parser.add_argument(
-        "sentences", nargs="*", help="each with one [MASK]; default: sentences of the held-out text with a word hidden"
+        "sentences",
+        nargs="*",
+        default=[],
+        help="each with one [MASK]; default: sentences of the held-out text with a word hidden",
     )
     arguments = parser.parse_args(argv)
+    run_config_path(arguments.run_dir)
     exported = arguments.run_dir / "export" / "bert"
     if not (exported / "config.json").is_file():
         raise UserError(f"{exported}: is no export; make it with earlybert export {arguments.run_dir} --out {exported}")
@@ -27,7 +32,6 @@ def main(argv: list[str]) -> None:
     from earlybert.core import devices  # noqa: F401
     from earlybert.data_prep.samples.corpus import Corpus
     from earlybert.pretrain.plan.corpora import corpus_directory
-    from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
     from earlybert.pretrain.report.hidden_words import Riddle, guesses, held_out_riddles
 
     disable_progress_bar()

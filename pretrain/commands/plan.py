@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--hours", type=float, help="a budget on the cluster: proposes steps, batch and learning rate")
     parser.epilog = "Every field of the recipe can be overridden, e.g. --phase1.steps 100."
     arguments, overrides = parser.parse_known_args(argv)
-    recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
+    recipe = recipe_to_begin(recipe_path(arguments.config), overrides, parser)
     cluster = parse_cluster(" ".join(arguments.cluster), arguments.network_gbit) if arguments.cluster else None
     check_recipe(recipe, cluster.gpus if cluster else 1)
     plan = given_plan(recipe)
@@ -128,7 +128,10 @@ def print_muon(plan: Plan) -> None:
 def given_plan(recipe: Recipe) -> Plan:
     """The plan for the prepared corpus, or for the one that the recipe would train; with the ticket that it names."""
     if recipe.data:
-        plan = corpus_plan(recipe, Corpus.open(Path(recipe.data)))
+        corpus = Corpus.open(Path(recipe.data))
+        plan = corpus_plan(recipe, corpus)
+        for planned in plan.stages:
+            corpus.stored_samples("train", planned.stage.length)  # which raises where it has none
     else:
         plan = Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
     return plan.with_ticket(Ticket.load(Path(recipe.ticket)), recipe.ticket) if recipe.ticket else plan

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from earlybert.core.arguments import ArgumentParser
+from earlybert.core.paths import require_place
+from earlybert.pretrain.plan.recipe import run_config_path
 
 
 def main(argv: list[str]) -> None:
@@ -14,6 +16,9 @@ def main(argv: list[str]) -> None:
     runs: list[Path] = arguments.runs
     names = [run.resolve().name for run in runs]
     out = arguments.out or (runs[0] if len(runs) == 1 else runs[0].parent / f"report-{'-'.join(names)}")
+    require_place(out, "--out")
+    for run in runs:
+        run_config_path(run)
 
     # It imports PyTorch and matplotlib, which --help should not wait for.
     from earlybert.pretrain.report.report import write_report

@@ -46,9 +46,13 @@ def main(argv: list[str]) -> None:
             made.add_argument("--like", type=Path, help="a ticket whose width in every layer to copy")
             made.add_argument("--seed", type=int, default=0)
     add_tune(actions)
+    for its_parser in actions.choices.values():
+        its_parser.set_defaults(parser=its_parser)
     arguments, overrides = parser.parse_known_args(argv)
     if overrides and not getattr(arguments, "config", None):
-        raise UserError(f"unknown argument {overrides[0]}; see earlybert ticket {arguments.action} --help")
+        arguments.parser.error(f"unrecognized arguments: {overrides[0]}")
+    if (seed := getattr(arguments, "seed", 0)) < 0:
+        raise UserError(f"--seed is {seed}; it must be at least 0")
     commands = {"show": _show, "compare": _compare, "draw": _draw, "random": _random, "all": _all, "tune": tune}
     commands[arguments.action](arguments, overrides)
 
@@ -103,12 +107,14 @@ def _plan(recipe: Recipe) -> Plan:
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
     if arguments.config is None:
         raise UserError("--config is missing; it must name the recipe whose model the ticket is for")
-    recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
+    recipe = recipe_to_begin(recipe_path(arguments.config), overrides, arguments.parser)
     check_recipe(recipe)
     return recipe
 
 
 def _random(arguments: Namespace, overrides: list[str]) -> None:
+    if arguments.like and arguments.config:
+        raise UserError("--like has all that --config would say; leave one of them out")
     if arguments.like:
         ticket = random_ticket_like(Ticket.load(arguments.like), arguments.seed)
     else:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from earlybert.core import ranks
 from earlybert.core.arguments import ArgumentParser
+from earlybert.core.errors import UserError
+from earlybert.core.paths import kind_of, require_place
+from earlybert.data_prep.samples.manifest import read_manifest
 from earlybert.pretrain.commands.recipe import recipe_to_begin
+from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.recipe import (
     DEFAULT_DEEPSPEED,
     DEFAULT_RECIPE,
@@ -18,6 +22,7 @@ from earlybert.pretrain.plan.recipe import (
     recipe_path,
     require_same_run,
 )
+from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.stopping import ignore_signals
 
 
@@ -30,6 +35,7 @@ def main(argv: list[str]) -> None:
         if (run_dir / "DONE").is_file():
             print_done(run_dir)
         else:
+            check_recipe(recipe, ranks.world_size())
             # By name, because the script stands above the commands. Only now, because it imports PyTorch and DeepSpeed.
             importlib.import_module("earlybert.pretrain.run").run(recipe, run_dir, begin_again=begin_again)
     finally:
@@ -44,6 +50,17 @@ def print_done(run_dir: Path) -> None:
     if ranks.rank() == 0:
         print_summary(read_outcome(run_dir))
         print(f"{run_dir} is done. Another --run-dir starts a new run.")
+
+
+def _require_beginning(recipe: Recipe, run_dir: Path) -> None:
+    """Raises UserError where it can be seen without PyTorch and DeepSpeed that the run cannot begin."""
+    require_place(run_dir, "run-dir")
+    if kind := kind_of(run_dir):
+        raise UserError(f"run-dir is {run_dir}, which is {kind}; name a new folder")
+    if recipe.data:
+        read_manifest(Path(recipe.data), check_files=False)
+    if recipe.ticket:
+        Ticket.load(Path(recipe.ticket))
 
 
 def parse_arguments(argv: list[str]) -> tuple[Recipe, Path, bool]:
@@ -63,16 +80,18 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path, bool]:
     run_dir = arguments.run_dir or Path("runs") / Path(arguments.config or DEFAULT_RECIPE).stem
     stored = run_dir / "config.yaml"
     if not stored.is_file():
-        recipe = recipe_to_begin(recipe_path(arguments.config or DEFAULT_RECIPE), overrides)
+        recipe = recipe_to_begin(recipe_path(arguments.config or DEFAULT_RECIPE), overrides, parser)
+        _require_beginning(recipe, run_dir)
         return recipe, run_dir, arguments.begin_again
     begun = load_recipe(stored, [])
-    recipe = recipe_to_begin(recipe_path(arguments.config) if arguments.config else stored, overrides, begun.initial)
+    file = recipe_path(arguments.config) if arguments.config else stored
+    recipe = recipe_to_begin(file, overrides, parser, begun.initial)
     if begun.optimizer != recipe.optimizer:
         # The stored one has what the DeepSpeed file said.
         from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 
-        file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
-        recipe = dataclasses.replace(recipe, optimizer=file.settled(recipe.optimizer))
-        begun = dataclasses.replace(begun, optimizer=file.settled(begun.optimizer))
+        deepspeed_file = DeepSpeedFile.load(Path(recipe.deepspeed or DEFAULT_DEEPSPEED))
+        recipe = dataclasses.replace(recipe, optimizer=deepspeed_file.settled(recipe.optimizer))
+        begun = dataclasses.replace(begun, optimizer=deepspeed_file.settled(begun.optimizer))
     require_same_run(begun, recipe, stored)
     return dataclasses.replace(recipe, data=recipe.data or begun.data), run_dir, arguments.begin_again

@@ -51,7 +51,7 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
         recipe = load_recipe(run_config_path(arguments.run_dir), [])
         coefficients_LU = _recorded(arguments.run_dir)
     else:
-        recipe = recipe_to_begin(recipe_path(arguments.config), overrides)
+        recipe = recipe_to_begin(recipe_path(arguments.config), overrides, arguments.parser)
         check_recipe(recipe)
         full = full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective)
         shape = Plan(recipe, full).ticket_shape.num_layers, recipe.model.intermediate_size

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.gpus import GPUS, Gpu
 from earlybert.pretrain.cost.muon import busiest_rank_flops, matrix_elements
@@ -61,7 +62,7 @@ def parse_cluster(text: str, network_gbit: float) -> Cluster:
         raise UserError(f'--cluster is {text!r}; it must be NODES x GPUS-PER-NODE GPU, for example "4x8 V100-32GB"')
     known = {name.lower(): name for name in GPUS}
     if match[3].lower() not in known:
-        raise UserError(f"--cluster names the GPU {match[3]!r}; known are {', '.join(GPUS)}")
+        raise UserError(f"--cluster names the GPU {match[3]!r}, which is not known{alternatives(match[3], list(GPUS))}")
     if not 0 < network_gbit < math.inf:
         raise UserError(f"--network-gbit is {network_gbit:g}; it must be a number above 0")
     return Cluster(int(match[1]), int(match[2]), known[match[3].lower()], network_gbit)

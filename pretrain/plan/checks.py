@@ -46,6 +46,7 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         require(
             getattr(recipe.validation, name) >= 1, f"validation.{name}", getattr(recipe.validation, name), "at least 1"
         )
+    require(recipe.seed >= 0, "seed", recipe.seed, "at least 0")
     require(recipe.loader_workers >= 0, "loader_workers", recipe.loader_workers, "at least 0")
     optimizer = recipe.optimizer
     require(

@@ -5,15 +5,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import jsonargparse
 import yaml
 
-from earlybert.core.arguments import nearest, parse
+from earlybert.core.arguments import alternatives, parse
 from earlybert.core.errors import UserError
 from earlybert.core.files import write_text
+from earlybert.core.paths import did_you_mean, what_is_there
+from earlybert.core.yaml_files import check_yaml
 from earlybert.data_prep.config import MINIMUM_LENGTH, MINIMUM_VOCABULARY, CorpusConfig
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.borders.border import Border
@@ -297,69 +298,24 @@ def recipe_path(name: str) -> Path:
         return shipped
     if Path(name).is_file():
         return Path(name)
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise UserError(f"--config is {name!r}, which is neither a file nor one of the recipes {names}")
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    hint = did_you_mean(Path(name)) or alternatives(name, names)
+    there = what_is_there(Path(name)).partition(";")[0]
+    raise UserError(f"--config is {name!r}, which is no recipe, and as a path {there}{hint}")
 
 
 def run_config_path(run_dir: Path) -> Path:
     """The resolved recipe of a run; raises UserError where there is none."""
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run_dir}: is not a run directory; it has no config.yaml")
+        raise UserError(f"{run_dir}: is not a run directory, which has config.yaml; {what_is_there(run_dir)}")
     return path
-
-
-def _check_keys(node: yaml.Node, section: type, prefix: str, path: Path) -> None:
-    """Refuses keys that no field has, by file and line."""
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(
-            f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys to values"
-        )
-    types = get_type_hints(section)
-    hints = {field.name: _section_or_type(types[field.name]) for field in dataclasses.fields(section)}
-    seen: set[str] = set()
-    for key_node, value_node in node.value:
-        key, line = key_node.value, key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{path}:{line}: a key must be a name, not a list or mapping")
-        if key not in hints:
-            close = nearest(key, hints)
-            hint = f'did you mean "{close}"?' if close else f"known are {', '.join(hints)}"
-            raise UserError(f'{path}:{line}: unknown key "{prefix}{key}"; {hint}')
-        if key in seen:
-            raise UserError(f'{path}:{line}: key "{prefix}{key}" appears twice; keep one of them')
-        seen.add(key)
-        if dataclasses.is_dataclass(hints[key]):
-            _check_keys(value_node, hints[key], f"{prefix}{key}.", path)
-
-
-def _section_or_type(hint: Any) -> Any:
-    """The dataclass of a section that may be left out; any other type as it is."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else ()
-    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), hint)
-
-
-def check_recipe_file(path: Path) -> set[str]:
-    """The keys of the YAML file; raises UserError when it is malformed or one is no field of a recipe."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: is not valid YAML ({error.problem})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a UTF-8 recipe ({error})") from None
-    if node is None:
-        raise UserError(f"{path}: is empty; a recipe needs at least the phases of its plan, phase1 and phase2")
-    _check_keys(node, Recipe, "", path)
-    return {key.value for key, _ in node.value}
 
 
 def recipe_parser(phases: Sequence[str] = PHASE_SECTIONS) -> jsonargparse.ArgumentParser:
     """Command-line parser with one dotted flag per field of a recipe that has these phases, all of whose numbers it
     needs."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = jsonargparse.ArgumentParser(prog="earlybert train", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--recipe_file", action="config", help=jsonargparse.SUPPRESS)
     for name in phases:
         parser.add_class_arguments(PhaseConfig, name)
@@ -373,6 +329,7 @@ def load_recipe(
     *,
     look_at: Callable[[str], NetworkConfig] | None = None,
     begun_with: str | None = None,
+    beside: Sequence[str] = (),
 ) -> Recipe:
     """Reads a recipe file, applies `--dotted.field value` overrides, checks types; raises UserError.
 
@@ -382,17 +339,18 @@ def load_recipe(
         look_at: Gives the network that `initial` names. What the recipe does not say of the shape is as there, and what
             it says otherwise is refused. Without it the recipe says everything, as a run's does.
         begun_with: What stands for `initial` where the recipe has none.
+        beside: Options that are no fields of a recipe, and may have been meant by an unknown one.
     """
-    sections = check_recipe_file(file)
+    sections = check_yaml(file, Recipe, "a recipe")
     flags = {re.split("[.=]", word.removeprefix("--"))[0] for word in overrides}
     phases = [name for name in PHASE_SECTIONS if name in sections | flags]
     arguments, defaults = [f"--recipe_file={file}", *overrides], {"initial": begun_with}
-    recipe = _parsed(arguments, phases, defaults)
+    recipe = _parsed(arguments, phases, defaults, beside)
     if recipe.initial and look_at:
         network = look_at(recipe.initial)
         shape = {f"model.{ours}": getattr(network, theirs) for ours, theirs in SHAPE.items()}
         size = max(network.vocab_size, MINIMUM_VOCABULARY)
-        recipe = _parsed(arguments, phases, defaults | shape | {"corpus.vocab_size": size})
+        recipe = _parsed(arguments, phases, defaults | shape | {"corpus.vocab_size": size}, beside)
         _require_shape(recipe, network)
     if recipe.ticket:
         # A given ticket takes the place of the search.
@@ -400,10 +358,10 @@ def load_recipe(
     return _with_absolute_paths(_with_corpus_lengths(with_growth(recipe)))
 
 
-def _parsed(arguments: list[str], phases: Sequence[str], defaults: dict[str, Any]) -> Recipe:
+def _parsed(arguments: list[str], phases: Sequence[str], defaults: dict[str, Any], beside: Sequence[str]) -> Recipe:
     parser = recipe_parser(phases)
     parser.set_defaults(defaults)
-    parsed = parse(parser, arguments)
+    parsed = parse(parser, arguments, beside)
     names = [field.name for field in dataclasses.fields(Recipe)]
     return Recipe(**{name: parsed[name] for name in names if name in parsed})
 

@@ -65,7 +65,11 @@ def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), sole_use(tmp_path / "new", "run-dir"):
         assert json.loads((tmp_path / "new" / LOCK).read_text())["process"] == os.getpid()
         raise RuntimeError
-    assert (tmp_path / "new" / LOCK).read_text() == ""
+    assert list(tmp_path.iterdir()) == []  # nothing had come into the folder that was made for it
+    with pytest.raises(RuntimeError), sole_use(tmp_path / "used" / "run", "run-dir"):
+        (tmp_path / "used" / "run" / "file").touch()
+        raise RuntimeError
+    assert (tmp_path / "used" / "run" / LOCK).read_text() == ""
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -287,7 +287,7 @@ def test_command_line(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--out", "x", "--sead", "1"], ["--sead"]),
         (["--out", "x", "--source", "web"], ["source", "web", "pydocs"]),
         (["--out", "x", "--lengths", "[4]"], ["lengths", "4", "at least 8"]),
-        (["--out", "x", "--config", "absent.yaml"], ["config", "absent.yaml"]),
+        (["--out", "x", "--config", "absent.yaml"], ["absent.yaml", "cannot be read"]),
     ],
 )
 def test_bad_argument_is_one_sentence(arguments: list[str], words: list[str]) -> None:

@@ -195,22 +195,22 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--draw.width_multiple", "7"], "draw.width_multiple is 7; it must be a positive divisor"),
         (["--search-epochs", "4"], "search_epochs is 4, but the search follows dense training's 3 epochs"),
         (["--search-epochs", "0"], "search_epochs is 0.0; it must be above 0"),
-        (["--search-epochs", "many"], "search_epochs is many; expected a float"),
-        (["--epochs", "many"], "epochs is many; expected float"),
-        (["--learning-rate", "1e-5", "many"], "learning_rate is many; expected a float"),
+        (["--search-epochs", "many"], "search_epochs is many; it must be a number"),
+        (["--epochs", "many"], "epochs is many; it must be a number"),
+        (["--learning-rate", "1e-5", "many"], "learning_rate is many; it must be a number"),
         (["--learning-rate", "1e-5", "-1"], "learning_rate is -1.0; it must be above 0"),
         (
             ["--learning-rate", "1e-5", "2e-5", "--ticket-learning-rate", "1e-5"],
             "learning_rate has 2 value(s) and ticket_learning_rate 1",
         ),
-        (["--ranking", "gradient"], "ranking is gradient"),
-        (["--seed", "one"], "seed is one; expected a int"),
+        (["--ranking", "gradient"], "ranking is gradient; it must be one of"),
+        (["--seed", "one"], "seed is one; it must be a whole number"),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["--epoch", "3"], 'unknown option --epoch; did you mean "epochs"?'),
         (["--batch-size", "8", "--micro-batch", "3"], "micro_batch is 3; it must divide the 8 sequences"),
         (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
         (["--precision", "fp16"], "precision is fp16"),
-        (["--data", "nowhere"], "--data is nowhere, which is not a folder"),
+        (["--data", "nowhere"], "--data is nowhere, which is not a folder with GLUE's folders"),
         (["--model", "nowhere"], "--model is 'nowhere', which is no run and no folder; as a model of the hub"),
     ],
 )
@@ -256,7 +256,7 @@ def test_bad_files_are_one_sentence(
     assert "test.tsv:1: has no column 'sentence'" in refused(bert, tmp_path / "untested", "--predict", "true")
     (tmp_path / "out").write_text("")
     given = ["--model", str(bert), "--data", str(data), "--out", str(tmp_path / "out"), "--task", "SST-2", *SMALL]
-    assert "/out, which is not a folder" in refusal(monkeypatch, capsys, *given)
+    assert "/out, which cannot be written to (" in refusal(monkeypatch, capsys, *given)
 
 
 def test_one_folder_is_for_one_setting(

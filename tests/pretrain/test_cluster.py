@@ -120,7 +120,11 @@ def test_published_runs_are_met_within_a_fifth(run: dict) -> None:
     [
         ("4 nodes", "100", "--cluster is '4 nodes'; it must be NODES x GPUS-PER-NODE GPU"),
         ("0x8 V100-32GB", "100", "--cluster is '0x8 V100-32GB'"),
-        ("4x8 V1000", "100", "--cluster names the GPU 'V1000'; known are V100-16GB, V100-32GB"),
+        (
+            "4x8 V1000",
+            "100",
+            "--cluster names the GPU 'V1000', which is not known; it must be one of V100-16GB, V100-32GB",
+        ),
         ("4x8 V100-32GB", "0", "--network-gbit is 0; it must be a number above 0"),
         ("4x8 V100-32GB", "nan", "--network-gbit is nan; it must be a number above 0"),
         ("100000x8 V100-32GB", "100", "phase1.global_batch"),

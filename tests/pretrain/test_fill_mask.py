@@ -50,7 +50,7 @@ def test_guesses_are_the_exported_network_s(finished_run: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["RUN", "no mask"], "'no mask' has 0 [MASK]"), (["nowhere"], "earlybert export nowhere")],
+    [(["RUN", "no mask"], "'no mask' has 0 [MASK]"), (["nowhere"], "nowhere: is not a run directory")],
 )
 def test_one_sentence_says_what_is_wrong(
     arguments: list[str], expected: str, finished_run: Path, capsys: pytest.CaptureFixture[str]

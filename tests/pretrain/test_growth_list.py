@@ -134,7 +134,7 @@ def test_a_configuration_from_before_the_list_is_read(tmp_path: Path) -> None:
 TICKET, FULL, HEADS = {"width": "ticket"}, {"width": "full"}, {"width": "all_heads"}
 HALF, END = {"until": 0.5}, {"until": 1.0}
 NONSENSE: list[tuple[list[str], list[Any], str]] = [
-    (DENSE, [3], "grow is 3; expected a dict"),
+    (DENSE, [3], "grow is 3; it must be a mapping"),
     (DENSE, [HALF | {"layer": 6}, {}], "grow[0].layer is no field of a part; did you mean layers?"),
     (DENSE, [HALF | {"layers": "six"}, {}], "grow[0].layers is six; it must be a whole number, at least 1"),
     (DENSE, [HALF | {"layers": True}, {}], "grow[0].layers is True; it must be a whole number"),

@@ -106,10 +106,10 @@ def test_losses_of_a_corpus(names: tuple[str, ...], objective: str, expected: tu
 
 
 def test_losses_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UserError, match=r"losses has 'maskd'; it must hold names out of masked, next_sentence"):
+    with pytest.raises(UserError, match=r"losses has 'maskd', which is no part of the loss; did you mean masked"):
         loss_parts(["maskd"])
     with pytest.raises(UserError, match="losses has 'next_sentence', for which a corpus of the objective 'full-sent"):
         corpus_losses(["masked", "next_sentence"], "full-sentences")
     recipe = dataclasses.replace(load_recipe(recipe_path("quickstart"), []), losses=["nsp"])
-    with pytest.raises(UserError, match="losses has 'nsp'; it must hold names"):
+    with pytest.raises(UserError, match=r"losses has 'nsp', which is no part of the loss; it must be one of masked"):
         check_recipe(recipe)

@@ -101,11 +101,11 @@ def test_command_on_a_recipe_and_on_a_run(finished_run: Path, capsys: pytest.Cap
     ("arguments", "message"),
     [
         ((), "either --run-dir RUN or --config"),
-        (("--config", "bert_base", "--tokens", "0"), "--tokens: is '0'; it must be a positive integer"),
-        (("--config", "bert_base", "--device", "tpu"), "invalid choice: 'tpu'"),
+        (("--config", "bert_base", "--tokens", "0"), "--tokens is '0'; it must be a positive integer"),
+        (("--config", "bert_base", "--device", "tpu"), "--device is 'tpu'; did you mean cpu?"),
         (("--config", "bert_base", "--device", "cpu", "--measure"), "takes no --device"),
         (("--run-dir", "nowhere"), "nowhere: is not a run directory"),
-        (("nowhere",), "unknown argument nowhere"),
+        (("nowhere",), "unexpected argument 'nowhere'"),
         (("--config", "bert_base", "--draw.width_multiple", "7"), "draw.width_multiple is 7"),
     ],
 )

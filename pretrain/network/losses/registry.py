@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
 from earlybert.pretrain.network.losses.masked import MaskedTokens
 from earlybert.pretrain.network.losses.next_sentence import NextSentence
@@ -18,7 +19,7 @@ def loss_parts(names: Sequence[str]) -> tuple[LossPart, ...]:
     known = {part.name: part for part in LOSS_PARTS}
     for name in names:
         if name not in known:
-            raise UserError(f"losses has {name!r}; it must hold names out of {', '.join(known)}")
+            raise UserError(f"losses has {name!r}, which is no part of the loss{alternatives(name, list(known))}")
     return tuple(known[name] for name in names)
 
 
