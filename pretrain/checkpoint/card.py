@@ -27,15 +27,18 @@ def run_card(trained: "Trained", form: Form, class_name: str, run_dir: Path) -> 
         "Losses on held-out text": _losses(trained, run_dir),
     }
     name, body = run_dir.resolve().name, "".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
-    top = header("fill-mask" if "masked" in trained.config.losses else None)
+    initial = trained.recipe.initial
+    published = initial if initial and not Path(initial).is_absolute() else None  # of this disk they are absolute
+    top = header("fill-mask" if "masked" in trained.config.losses else None, published)
     return f"{top}# {name}\n\n{shape(trained.config, form)}\n{body}"
 
 
-def header(task: str | None) -> str:
-    """What the hub reads. The license is the user's to choose."""
+def header(task: str | None, base_model: str | None = None) -> str:
+    """What the hub reads; with the model of the hub that it began with. The license is the user's to choose."""
     lines = [
         "library_name: transformers",
         *([f"pipeline_tag: {task}"] if task else []),
+        *([f"base_model: {base_model}"] if base_model else []),
         "tags:",
         "- bert",
         "- earlybert",

@@ -1,5 +1,6 @@
 """What an export's folder holds beside the weights, who may read it, and how it comes to the hub."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from earlybert.core import files
 from earlybert.core.cli import main
 from earlybert.core.errors import UserError
 from earlybert.data_prep.tokens.tokenizer import SPECIAL_TOKENS
+from earlybert.pretrain.checkpoint.card import run_card
+from earlybert.pretrain.checkpoint.export import newest
 from earlybert.pretrain.checkpoint.model_folder import push, require_pushable, write_model_folder
 from earlybert.pretrain.network.bert_format import to_bert
 from tests.finetune.made_up import tiny_tokenizer
@@ -147,3 +150,14 @@ def test_a_run_is_exported_with_its_card_and_pushed(
         finished_run / "search",
     ):
         assert {file.stat().st_mode & 0o777 for file in folder.iterdir() if file.is_file()} == {0o666 & ~files.UMASK}
+
+
+@pytest.mark.parametrize(("initial", "named"), [("owner/bert", "owner/bert"), ("/runs/base", None), (None, None)])
+def test_the_card_names_the_published_model_that_the_run_began_with(
+    initial: str | None, named: str | None, finished_run: Path
+) -> None:
+    trained = newest(finished_run)
+    assert trained is not None
+    begun = dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, initial=initial))
+    top = run_card(begun, "bert", "BertForPreTraining", finished_run).split("---")[1]
+    assert yaml.safe_load(top).get("base_model") == named
