@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
         if (run_dir / "DONE").is_file():
             print_done(run_dir)
         else:
+            if not (run_dir / "config.yaml").is_file():
+                _require_beginning(recipe, run_dir)
             check_recipe(recipe, ranks.world_size())
             # By name, because the script stands above the commands. Only now, because it imports PyTorch and DeepSpeed.
             importlib.import_module("earlybert.pretrain.run").run(recipe, run_dir, begin_again=begin_again)
@@ -81,7 +83,6 @@ def parse_arguments(argv: list[str]) -> tuple[Recipe, Path, bool]:
     stored = run_dir / "config.yaml"
     if not stored.is_file():
         recipe = recipe_to_begin(recipe_path(arguments.config or DEFAULT_RECIPE), overrides, parser)
-        _require_beginning(recipe, run_dir)
         return recipe, run_dir, arguments.begin_again
     begun = load_recipe(stored, [])
     file = recipe_path(arguments.config) if arguments.config else stored
