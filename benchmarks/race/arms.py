@@ -108,6 +108,10 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         "ticket, grown": Arm(searching, {"grow": widened, "narrow.step_factor": 1.0}),
         "falling masks": Arm(("phase1",), FALLING_MASKS),
         "best plan": Arm(("phase1",), MUON | grown | FALLING_MASKS, step_factor=0.5, rate_factor=MUON_RATE),
+        # Long enough for Muon's own final loss.
+        "best plan, 85 % of the steps": Arm(
+            ("phase1",), MUON | grown | FALLING_MASKS, step_factor=0.85, rate_factor=MUON_RATE
+        ),
     }
 
 
