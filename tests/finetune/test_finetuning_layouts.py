@@ -5,6 +5,7 @@ Run as a script under torchrun it trains every case and writes rank 0's weights,
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from earlybert.finetune.training import TimedTrainer
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.ticket.ticket import TicketRule
 from tests.conftest import BIN, free_port, start
-from tests.finetune.made_up import write_stsb, write_two_word_texts
+from tests.finetune.made_up import write_names, write_stsb, write_two_word_texts
 
 RATE = 1e-3
 
@@ -45,6 +46,7 @@ CASES = {
     "one left": Case("SST-2", 17),
     "fewer than a batch": Case("STS-B", 3),
     "masked tokens": Case("CoLA", 21, "mlm"),
+    "tags": Case("token-classification", 21),
 }
 
 
@@ -71,6 +73,8 @@ def settings(case: Case, micro_batch: int | None, **changes: Any) -> TaskSetting
 def search(bert: Path, data: Path, folder: Path, case: Case, used: TaskSettings) -> dict[str, Tensor]:
     """Trains the full network with coefficients for two epochs; returns all of its weights."""
     pretrained = open_pretrained(str(bert))
+    names = data / "names"  # only tags are read from these files
+    used = replace(used, train=str(names / "train.jsonl"), validation=str(names / "validation.jsonl"))
     task = open_task(TASKS[case.task], data, pretrained, used)
     rows = task.train(None)[: case.examples]
     kept: list[PreTrainedModel] = []
@@ -108,6 +112,7 @@ def tasks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(data / name)
     write_stsb(folder, 21)
     write_two_word_texts(folder, 21)
+    write_names(folder / "names")
     return folder
 
 
