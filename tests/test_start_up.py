@@ -59,5 +59,7 @@ def test_nothing_heavy_is_imported(finished_run: Path, command: str) -> None:
 
 def test_what_is_heavy_would_be_noticed(tmp_path: Path) -> None:
     """A report draws pictures and looks at the network's attention."""
-    status, heavy = imported(tmp_path, "report nowhere")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.yaml").write_text("plan: [phase1]\n")
+    status, heavy = imported(tmp_path, "report broken")
     assert status == 2 and heavy >= {"torch", "matplotlib"}

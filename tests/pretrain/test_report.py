@@ -141,7 +141,7 @@ def test_what_is_no_run_is_refused(
         ("metrics.jsonl", b"5\n", "metrics.jsonl:1: is not what this version writes"),
         ("metrics.jsonl", b'{"kind": "start", "global_step": 0, "time": 1}\n', "is not what this version writes"),
         ("ticket.json", b"[]", "ticket.json: \"format\" is 'list'"),
-        ("config.yaml", b"plan: [phase1]\n", "phase2"),
+        ("config.yaml", b"plan: [phase1]\n", "phase1 is missing"),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(
