@@ -46,8 +46,10 @@ def copy_searched(run_dir: Path, arm: Path, ticket: Path) -> None:
         shutil.copy(ticket, temporary / "ticket.json")
 
 
-def train(command: list[str]) -> None:
-    subprocess.run([*command, "--export", "[]"], check=True, stdout=subprocess.DEVNULL)
+def train(run_dir: Path, arm: Path, *options: str) -> None:
+    """With the run's recipe, but for the options."""
+    recipe = ["--config", str(run_dir / "config.yaml"), "--run-dir", str(arm), "--export", "[]"]
+    subprocess.run([sys.executable, str(RUN), *recipe, *options], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -64,17 +66,16 @@ def main() -> None:
         ticket = arm.with_suffix(".ticket.json")
         if not ticket.is_file():
             random_ticket_like(Ticket.load(run_dir / "ticket.json"), seed).save(ticket)
-        command = [sys.executable, str(RUN), "--config", str(run_dir / "config.yaml"), "--run-dir", str(arm)]
+        options: list[str] = []
         if load_recipe(run_config_path(run_dir), []).narrow.rewind == "initial":
-            command += ["--ticket", str(ticket)]
+            options = ["--ticket", str(ticket)]
         elif not arm.is_dir():
             copy_searched(run_dir, arm, ticket)
-        train(command)
+        train(run_dir, arm, *options)
         arms[f"random ticket, seed {seed}"] = arm
     for ranking in arguments.rankings:
         arm = run_dir.with_name(f"{run_dir.name}-{ranking}")
-        command = [sys.executable, str(RUN), "--config", str(run_dir / "config.yaml"), "--run-dir", str(arm)]
-        train([*command, "--draw.ranking", ranking])
+        train(run_dir, arm, "--draw.ranking", ranking)
         arms[f"searched by {ranking}"] = arm
     table = {name: final_losses(arm) for name, arm in arms.items()}
     stages = [stage["name"] for stage in json.loads((run_dir / "plan.json").read_text())["stages"] if stage["narrow"]]

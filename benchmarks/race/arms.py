@@ -92,6 +92,7 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
     # The network of the ticket grows in layers, and has all its units for the last quarter of the steps.
     widened = [depths[0] | {"width": "ticket"}, *depths[1:-1], depths[-1] | {"until": 0.75}, {"width": "full"}]
     grown = {"grow": depths}
+    together = MUON | grown | FALLING_MASKS
     return {
         "dense": Arm(("phase1",)),
         "dense, 0.7 of the rate": Arm(("phase1",), rate_factor=0.7),
@@ -107,11 +108,9 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         "stacking": Arm(("phase1",), grown),
         "ticket, grown": Arm(searching, {"grow": widened, "narrow.step_factor": 1.0}),
         "falling masks": Arm(("phase1",), FALLING_MASKS),
-        "best plan": Arm(("phase1",), MUON | grown | FALLING_MASKS, step_factor=0.5, rate_factor=MUON_RATE),
+        "best plan": Arm(("phase1",), together, step_factor=0.5, rate_factor=MUON_RATE),
         # Long enough for Muon's own final loss.
-        "best plan, 85 % of the steps": Arm(
-            ("phase1",), MUON | grown | FALLING_MASKS, step_factor=0.85, rate_factor=MUON_RATE
-        ),
+        "best plan, 85 % of the steps": Arm(("phase1",), together, step_factor=0.85, rate_factor=MUON_RATE),
     }
 
 
