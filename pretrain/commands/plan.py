@@ -17,7 +17,7 @@ from earlybert.pretrain.cost.cluster_plan import print_cluster_plan
 from earlybert.pretrain.cost.gpus import GPUS
 from earlybert.pretrain.cost.muon import orthogonalisation_flops, orthogonalised_matrices
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.plan import Plan, corpus_plan, full_network
+from earlybert.pretrain.plan.plan import Plan, corpus_plan, unprepared_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, recipe_path
 from earlybert.pretrain.plan.text import compared_with_dense, notes_on
 from earlybert.pretrain.ticket.ticket import Ticket
@@ -133,7 +133,7 @@ def given_plan(recipe: Recipe) -> Plan:
         for planned in plan.stages:
             corpus.stored_samples("train", planned.stage.length)  # which raises where it has none
     else:
-        plan = Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
+        plan = unprepared_plan(recipe)
     return plan.with_ticket(Ticket.load(Path(recipe.ticket)), recipe.ticket) if recipe.ticket else plan
 
 

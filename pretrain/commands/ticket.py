@@ -9,7 +9,7 @@ from earlybert.core.errors import UserError
 from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.commands.tune import add_tune, tune
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.plan import Plan, full_network
+from earlybert.pretrain.plan.plan import unprepared_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import (
@@ -93,15 +93,11 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
     recipe = load_recipe(run_config_path(arguments.run_dir), [])
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
     how = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
-    plan, folder = _plan(recipe), arguments.run_dir / "search"
+    plan, folder = unprepared_plan(recipe), arguments.run_dir / "search"
     ticket = draw_from_snapshot(
         folder, arguments.step, plan.ticket_shape, how, recipe.seed, wider=plan.wider_tickets(how)
     )
     _write(ticket, arguments.out)
-
-
-def _plan(recipe: Recipe) -> Plan:
-    return Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
 
 
 def _recipe(arguments: Namespace, overrides: list[str]) -> Recipe:
@@ -118,14 +114,14 @@ def _random(arguments: Namespace, overrides: list[str]) -> None:
     if arguments.like:
         ticket = random_ticket_like(Ticket.load(arguments.like), arguments.seed)
     else:
-        plan = _plan(_recipe(arguments, overrides))
+        plan = unprepared_plan(_recipe(arguments, overrides))
         rule = plan.recipe.draw.rule
         ticket = random_ticket(plan.ticket_shape, rule, arguments.seed, plan.wider_tickets(rule))
     _write(ticket, arguments.out)
 
 
 def _all(arguments: Namespace, overrides: list[str]) -> None:
-    _write(all_ticket(_plan(_recipe(arguments, overrides)).ticket_shape), arguments.out)
+    _write(all_ticket(unprepared_plan(_recipe(arguments, overrides)).ticket_shape), arguments.out)
 
 
 def _write(ticket: Ticket, out: Path) -> None:

@@ -175,6 +175,11 @@ class Plan:
         }
 
 
+def unprepared_plan(recipe: Recipe) -> Plan:
+    """The plan on the corpus that the recipe would prepare."""
+    return Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
+
+
 def corpus_plan(recipe: Recipe, corpus: Corpus) -> Plan:
     """The plan on a prepared corpus."""
     full = full_network(recipe, corpus.vocab_size, corpus.objective, corpus.special_tokens.pad)
