@@ -67,10 +67,12 @@ class Widen(Border):
             if isinstance(width, dict):
                 _check_shares(width, shares, f"widen.to[{turn}]")
                 shares |= width
-            back = {SHARES[share] for share in width} if isinstance(width, dict) else set(WHOLE[width])
+                back, whole = {SHARES[share] for share in width}, set[Unit]()
+            else:
+                back = whole = set(WHOLE[width])
             if not cut & back:
                 raise UserError(f"widen.to is {self.to or ['full']}; widen number {turn + 1} has no units to give back")
-            cut -= set() if isinstance(width, dict) else back
+            cut -= whole
 
     def width(self, turn: int) -> Width | dict[str, float]:
         """What occurrence number `turn` widens to."""
