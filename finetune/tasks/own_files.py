@@ -6,13 +6,13 @@ every file, and could not say which line is wrong.
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
-from earlybert.core.files import read_json
+from earlybert.core.files import read_json, write_text
 from earlybert.finetune.config import TaskSettings
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -110,6 +110,12 @@ def sorted_labels(names: set[str], path: Path, column: str) -> tuple[str, ...]:
     if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
+
+
+def write_predictions(folder: Path, column: str, predicted: Iterable[str | list[str]]) -> None:
+    """A line for each row of the validation file, with what was predicted in a column of this name."""
+    lines = [json.dumps({column: own}, ensure_ascii=False) for own in predicted]
+    write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def label_number(name: str, labels: Sequence[str], column: str, place: str) -> int:

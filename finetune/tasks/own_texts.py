@@ -1,11 +1,9 @@
 """Texts, or pairs of texts, of one's own with a label each."""
 
-import json
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from earlybert.core.files import write_text
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.tasks.metrics import accuracy
 from earlybert.finetune.tasks.own_files import (
@@ -16,6 +14,7 @@ from earlybert.finetune.tasks.own_files import (
     sorted_labels,
     text_of,
     value_of,
+    write_predictions,
 )
 from earlybert.finetune.tasks.sentences import DEFAULTS, Rows, SentenceData, SentenceTask
 from earlybert.finetune.tasks.task import Predict, Task
@@ -36,8 +35,7 @@ class OwnTextData(SentenceData):
     def submit(self, predict: Predict, folder: Path) -> None:
         """Writes the label of every row of the validation file."""
         predicted = self._predicted(predict(self.rows(Rows(self._splits["dev"].texts, None)))[0])
-        lines = [json.dumps({"label": self.task.classes[int(number)]}, ensure_ascii=False) for number in predicted]
-        write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+        write_predictions(folder, "label", [self.task.classes[int(number)] for number in predicted])
 
 
 class OwnTexts(Task):

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
-from earlybert.core.files import write_text
 from earlybert.core.progress import say
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.model import IGNORED, TrainedForTokenClassification
@@ -28,6 +27,7 @@ from earlybert.finetune.tasks.own_files import (
     read_rows,
     sorted_labels,
     value_of,
+    write_predictions,
 )
 from earlybert.finetune.tasks.sentences import DEFAULTS
 from earlybert.finetune.tasks.task import Predict, Task, a_tenth
@@ -84,8 +84,7 @@ class OwnWordData:
 
     def submit(self, predict: Predict, folder: Path) -> None:
         """Writes the tags of every row of the validation file, those of the words that are scored."""
-        lines = [json.dumps({"tags": tags}, ensure_ascii=False) for tags in self._predicted(predict, self.dev_rows)]
-        write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+        write_predictions(folder, "tags", self._predicted(predict, self.dev_rows))
 
     def _predicted(self, predict: Predict, rows: list[Features]) -> list[list[str]]:
         unlabelled = [Features(input_ids=row["input_ids"], token_type_ids=row["token_type_ids"]) for row in rows]
