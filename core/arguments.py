@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -117,7 +117,7 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser, options: Sequen
     more = f"see {parser.prog} --help"
     if match := re.match(r'Parser key "([^"]+)"(?: element \d+)?:\s*(.*)', message, re.DOTALL):
         return _wrong_value(*match.groups())
-    message = " ".join(message.split())
+    message = one_line(message)
     if match := re.match(r"[Uu]nrecognized arguments: (\S+)", message):
         if not match[1].startswith("--"):
             return f"unexpected argument {match[1]!r}; {more}"
@@ -143,7 +143,7 @@ def _wrong_value(key: str, problem: str) -> str:
         return f"{key} is {section[1]!r}, but is a section; give its fields one by one, as --{key}.FIELD"
     match = re.search(r"(?:Expected a|Subtypes:) (.*?)(?:\. Got value:|\n.*Given value:) ?(.*)$", problem, re.DOTALL)
     if not match:
-        return f"{key} is wrong: {' '.join(problem.split())}"
+        return f"{key} is wrong: {one_line(problem)}"
     wanted, value = match[1].replace("typing.", ""), match[2]
     names = re.findall(r"'([^']+)'", "".join(re.findall(r"Literal\[[^]]*\]", wanted)))
     types = re.findall(r"\w+", re.sub(r"<class|Literal\[[^]]*\]|(?<=\w)\[[^]]*\]", "", wanted.split("\n")[0]))

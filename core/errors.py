@@ -21,6 +21,11 @@ class WriteError(OSError, UserError):
         return f"{told}; what is finished stays: make room or name another directory, and give the same command again."
 
 
+def one_line(value: object) -> str:
+    """What a library says, which may have several lines, as part of a sentence."""
+    return " ".join(str(value).split())
+
+
 def require(holds: bool, field: str, value: object, expected: str) -> None:
     """Raises UserError where a field's value is not what it must be: "FIELD is VALUE; it must be EXPECTED"."""
     if not holds:

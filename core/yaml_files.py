@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from earlybert.core.arguments import nearest
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.paths import did_you_mean
 
 # More names than these are not listed.
@@ -41,7 +41,7 @@ def check_yaml(path: Path, section: type, what: str, beside: Iterable[str] = ())
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: is not valid YAML ({error.problem})") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: is not valid YAML ({one_line(error)})") from None
     return {key.value for key, _ in node.value}
 
 

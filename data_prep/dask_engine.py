@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 
 Result = TypeVar("Result")
 # How long the scheduler may take to answer, in seconds.
@@ -32,7 +32,7 @@ class DaskEngine:
             self._client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
         # Addresses that are none are ValueErrors, what does not answer is an OSError.
         except (OSError, ValueError) as error:
-            raise UserError(f"dask is {address}, where no scheduler answers ({_one_line(error)}).") from None
+            raise UserError(f"dask is {address}, where no scheduler answers ({one_line(error)}).") from None
         # Never pure: what a job does is write files, so an equal one of before has not done it.
         self._executor = self._client.get_executor(pure=False)
         self.lost: tuple[type[BaseException], ...] = (distributed.KilledWorker, CancelledError)
@@ -52,7 +52,7 @@ class DaskEngine:
             found: dict[str, Result] = self._client.run(_in_folder, str(Path.cwd()), function, *arguments)
         # Whatever a worker lacks, the package itself included.
         except Exception as error:
-            raise UserError(f"dask: a worker cannot take part ({type(error).__name__}: {_one_line(error)}).") from error
+            raise UserError(f"dask: a worker cannot take part ({type(error).__name__}: {one_line(error)}).") from error
         return found
 
     def shutdown(self, *, cancel_futures: bool) -> None:
@@ -67,7 +67,3 @@ def _in_folder(folder: str, function: Callable[..., Result], *job: Any) -> Resul
     # The engine has a worker for each core.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return function(*job)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.paths import did_you_mean
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.sources.rows import row_texts
@@ -50,7 +50,7 @@ def _rows(fragment: Fragment, config: SourceConfig) -> Iterator[tuple[object, Ca
             row = next(rows, None)
         # What can go wrong here is the library's, the network's and the data set's: no list would be complete.
         except Exception as error:
-            raise UserError(f"{named} cannot be read ({_one_line(error)}).") from error
+            raise UserError(f"{named} cannot be read ({one_line(error)}).") from error
         if row is None:
             return
         yield row.get(config.text_field), partial("{} with the fields {}".format, named, ", ".join(row))
@@ -69,7 +69,7 @@ def _load(config: SourceConfig) -> Any:
             return _load_saved(name, config.hub_split)
         return datasets.load_dataset(name, config.hub_config, split=config.hub_split, streaming=True)
     except Exception as error:
-        message = f"hub_name: the data set {name} cannot be loaded ({_one_line(error)}){did_you_mean(Path(name))}"
+        message = f"hub_name: the data set {name} cannot be loaded ({one_line(error)}){did_you_mean(Path(name))}"
         raise UserError(message) from error
 
 
@@ -83,7 +83,3 @@ def _load_saved(folder: str, split: str) -> Any:
             raise UserError(f"it has no split {split!r}, but {', '.join(saved)}; see hub_split")
         saved = saved[split]
     return saved.to_iterable_dataset(num_shards=max(1, min(len(saved.cache_files), len(saved))))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.data_prep.sources.source import Fragment, InputPath
 from earlybert.data_prep.sources.streams import OPENERS
 
@@ -59,7 +59,7 @@ def read_parquet(fragment: Fragment, column: str) -> Iterator[tuple[object, Call
             # Both pyarrow's ArrowInvalid and text that is no UTF-8 are ValueErrors.
             except (OSError, ValueError) as error:
                 message = f"{_place(fragment, group, row)} has no text that can be read"
-                raise UserError(f"{message} ({_one_line(error)}).") from None
+                raise UserError(f"{message} ({one_line(error)}).") from None
 
 
 def _place(fragment: Fragment, group: int, row: int) -> str:
@@ -77,7 +77,7 @@ def _open(file: InputPath, column: str) -> "ParquetFile":
         opened = file if isinstance(file, Path) else file.open()
         parquet = ParquetFile(opened, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"files: {file} cannot be read as Parquet ({_one_line(error)}).") from None
+        raise UserError(f"files: {file} cannot be read as Parquet ({one_line(error)}).") from None
     schema = parquet.schema_arrow
     columns = schema.get_all_field_indices(column)
     if len(columns) != 1:
@@ -90,9 +90,5 @@ def _open(file: InputPath, column: str) -> "ParquetFile":
     if not (
         pyarrow.types.is_string(values) or pyarrow.types.is_large_string(values) or pyarrow.types.is_string_view(values)
     ):
-        raise UserError(f"files: {file} has {_one_line(stored)} in the column {column!r}, but it must be text.")
+        raise UserError(f"files: {file} has {one_line(stored)} in the column {column!r}, but it must be text.")
     return parquet
-
-
-def _one_line(value: object) -> str:
-    return " ".join(str(value).split())

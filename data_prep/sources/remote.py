@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 
 # So many bytes are taken from fsspec at a time: it searches a block for the end of every line.
 BUFFER = 1 << 20
@@ -95,11 +95,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"files: {name} needs a package that is missing ({_one_line(error)}).") from None
+        raise UserError(f"files: {name} needs a package that is missing ({one_line(error)}).") from None
     # What can go wrong is the library's, the network's and the store's: no list would be complete.
     except Exception as error:
-        raise UserError(f"files: {name} cannot be read ({_one_line(error) or type(error).__name__}).") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise UserError(f"files: {name} cannot be read ({one_line(error) or type(error).__name__}).") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.files import read_json
 from earlybert.core.paths import did_you_mean
 from earlybert.data_prep.tokens.accents import MOST, marks
@@ -85,10 +85,9 @@ def local_tokenizer(name: str) -> str:
         return snapshot_download(name, allow_patterns=["*token*", "*vocab*", "merges.txt", "*.model", "config.json"])
     # What can go wrong here is the library's and the network's: no list would be complete.
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise UserError(
             f"tokenizer: there is no file or folder {name}, and none of this name on the Hugging Face hub can be "
-            f"loaded ({reason}){did_you_mean(folder) or '.'}"
+            f"loaded ({one_line(error)}){did_you_mean(folder) or '.'}"
         ) from error
 
 
@@ -124,8 +123,7 @@ def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = N
         raise
     # The Rust library raises plain Exception for a file that it cannot parse.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"tokenizer: {path} is not a tokenizer that can be loaded ({reason}).") from error
+        raise UserError(f"tokenizer: {path} is not a tokenizer that can be loaded ({one_line(error)}).") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer: {path} has no fast (tokenizer.json) form, which preparation needs.")
     # A bare tokenizer.json does not say which of its tokens play the special parts.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.progress import say
 from earlybert.data_prep.config import TokenizerKind
 from earlybert.data_prep.tokens.accents import MOST, count_words, losses, without_marks
@@ -193,7 +193,7 @@ def _train_sentencepiece(
         except (RuntimeError, OSError) as error:
             # After the place in its source and the condition that failed, the library says what is wrong, and then
             # names options of its own.
-            reason = " ".join(str(error).split()).rpartition("] ")[2].partition(". Increase")[0].rstrip(".")
+            reason = one_line(error).rpartition("] ")[2].partition(". Increase")[0].rstrip(".")
             raise UserError(
                 f"vocab_size is {vocab_size}, but {kind} cannot reach it on this text ({reason})."
             ) from None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from earlybert.core.distributed import rank
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.files import write_text
 from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
@@ -177,8 +177,9 @@ def read_hub(split: str, task: SentenceTask, *, labelled: bool) -> Rows:
     try:
         data = datasets.load_dataset(name, config, split=split.replace("dev", "validation"))
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name} {config}: cannot be loaded ({reason}); or name official files with --data") from None
+        raise UserError(
+            f"{name} {config}: cannot be loaded ({one_line(error)}); or name official files with --data"
+        ) from None
     texts = [list(data[column]) for column in task.hub_texts or task.texts]
     return Rows(texts, list(data["label"]) if labelled else None)
 

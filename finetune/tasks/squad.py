@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from earlybert.core.distributed import rank
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
@@ -127,8 +127,7 @@ def read_hub(split: str) -> list[Question]:
     try:
         data = datasets.load_dataset(HUB, split=split)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{HUB}: cannot be loaded ({reason}); or name official files with --data") from None
+        raise UserError(f"{HUB}: cannot be loaded ({one_line(error)}); or name official files with --data") from None
     return [
         Question(
             row["id"], row["question"].strip(), row["context"], row["answers"]["text"], row["answers"]["answer_start"]

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.core.paths import did_you_mean, what_is_there
 from earlybert.pretrain.checkpoint.export import Trained, newest
 from earlybert.pretrain.network.bert_format import bert_network, from_bert
@@ -93,7 +93,7 @@ def _loaded(what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        raise UserError(f"{what} cannot be loaded ({' '.join(str(error).split())})") from None
+        raise UserError(f"{what} cannot be loaded ({one_line(error)})") from None
 
 
 def _config(name: str, field: str) -> BertConfig:

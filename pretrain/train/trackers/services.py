@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image
 from torch import Tensor
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, one_line
 from earlybert.pretrain.train.trackers.tracker import HISTOGRAM_BINS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Service(ABC):
             self._run = self._begin(project, f"{run_dir.resolve().name}-{run_id}", run_dir, run_id)
         except Exception as error:
             raise UserError(
-                f"trackers has {self.library_name}, which cannot begin a run ({_one_line(error)}); "
+                f"trackers has {self.library_name}, which cannot begin a run ({_told(error)}); "
                 "put that right or leave it out"
             ) from error
 
@@ -90,7 +90,7 @@ class Service(ABC):
         try:
             call()
         except Exception as error:  # a service may fail in ways of its own; a tracker has one
-            raise OSError(f"{self.library_name}: {_one_line(error)}") from error
+            raise OSError(f"{self.library_name}: {_told(error)}") from error
 
 
 class Wandb(Service):
@@ -129,5 +129,5 @@ class Trackio(Service):
         return self._library.Markdown(markdown)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _told(error: Exception) -> str:
+    return one_line(error) or type(error).__name__
