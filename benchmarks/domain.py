@@ -19,8 +19,9 @@ from typing import Any
 from provenance import measured_on
 
 from earlybert.core.files import write_json
+from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import load_recipe
-from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.report.timeline import read_lines
 from earlybert.pretrain.ticket.ticket import (
     Ticket,
     TicketRule,

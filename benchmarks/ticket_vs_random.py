@@ -19,8 +19,9 @@ from provenance import measured_on
 
 from earlybert.core.files import whole_folder, write_json
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
-from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.report.timeline import read_lines
 from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"

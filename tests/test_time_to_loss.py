@@ -17,10 +17,11 @@ from time_to_loss import train
 
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
+from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.plan.stages import build_stages
-from earlybert.pretrain.report.timeline import of_kind, read_lines
+from earlybert.pretrain.report.timeline import read_lines
 from earlybert.pretrain.train.batches import stage_loader
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
 from tests.conftest import write_text

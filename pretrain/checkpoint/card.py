@@ -1,10 +1,10 @@
 """The model card of an export: what it is, what it learnt from, how, how well, and how to load it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from earlybert.core.text import markdown_table
+from earlybert.pretrain.checkpoint.metrics import of_kind, read_metrics, score_names
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.work import count_parameters
@@ -107,9 +107,12 @@ def _training(trained: "Trained") -> str:
 
 def _losses(trained: "Trained", run_dir: Path) -> str:
     """Those of the last validation before the checkpoint."""
-    line = _last_validation(run_dir / "metrics.jsonl", trained.state.global_step)
-    if line is None:
+    parts = loss_parts(trained.config.losses)
+    validations = of_kind(read_metrics(run_dir, {"validation": score_names(parts)}), "validation")
+    made = [line for line in validations if line["global_step"] <= trained.state.global_step]
+    if not made:
         return "No validation has been made yet.\n"
+    line = made[-1]
     unigram = trained.corpus.manifest["unigram_cross_entropy"]
     rows = [
         (
@@ -118,14 +121,7 @@ def _losses(trained: "Trained", run_dir: Path) -> str:
             f"{part.guessing_by_frequency(trained.config, unigram):.3f}",
             f"{line[f'{part.name}_accuracy']:.3f}",
         )
-        for part in loss_parts(trained.config.losses)
+        for part in parts
     ]
     header = ("", "loss, nats", "loss of guessing by frequency", "accuracy")
     return f"After {line['global_step']:,} steps. Nothing else was tested.\n\n{markdown_table(header, rows)}"
-
-
-def _last_validation(metrics: Path, step: int) -> dict[str, Any] | None:
-    # A last line without its end is being written just now.
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.is_file() else []
-    made = [line for line in map(json.loads, lines) if line["kind"] == "validation" and line["global_step"] <= step]
-    return made[-1] if made else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.checkpoint.metrics import BOOKKEEPING, Lines, of_kind
 from earlybert.pretrain.network.config import NetworkConfig, without_coefficients
 from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.network.losses.registry import loss_parts
@@ -15,14 +16,11 @@ from earlybert.pretrain.plan.corpora import run_corpus
 from earlybert.pretrain.plan.plan import Plan, PlannedStage, run_plan
 from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 from earlybert.pretrain.report.timeline import (
-    BOOKKEEPING,
     TIME_PARTS,
     Interruptions,
-    Lines,
     accelerator_hours,
     clock,
     interruptions,
-    of_kind,
     read_lines,
     sessions,
 )

@@ -13,13 +13,14 @@ from earlybert.core.files import read_json, whole_file, write_json, write_text
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.report.attention_mass import AttentionMass, attention_mass
 from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, time_split_figure
 from earlybert.pretrain.report.outcome import Outcome, read_outcome
 from earlybert.pretrain.report.page import losses, page
-from earlybert.pretrain.report.timeline import clock, of_kind, read_lines
+from earlybert.pretrain.report.timeline import clock, read_lines
 from earlybert.pretrain.ticket.figures import mask_distance_figure, ticket_figure
 from earlybert.pretrain.train.batches import StepLoader
 

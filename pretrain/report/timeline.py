@@ -1,23 +1,17 @@
 """What metrics.jsonl says about time: the clock across restarts, what interruptions cost, what each step had seen."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from earlybert.core.errors import UserError
+from earlybert.pretrain.checkpoint.metrics import Lines, of_kind, read_metrics, score_names
 from earlybert.pretrain.network.losses.part import LossPart
 
-Lines = list[dict[str, Any]]
-
-# What a line says of itself, beside the numbers that it is there for.
-BOOKKEEPING = ("kind", "global_step", "time", "stage", "step")
 TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
-# What is read of every line, and more of some kinds.
-COMMON_FIELDS = {"kind", "global_step", "time"}
+# What is read of the lines of these kinds.
 FIELDS = {
     "start": {"ranks", "device"},
     "train": {"stage", "step", "seconds", "loss"},
@@ -44,30 +38,13 @@ class Session:
 def read_lines(run_dir: Path, parts: Sequence[LossPart] = ()) -> Lines:
     """All lines of metrics.jsonl in their order; raises UserError where there is none or one that no run writes.
 
-    `parts` are those whose scores every step and validation must have. A last line without its end does not count: the
-    run is just writing it, or was killed then.
+    `parts` are those whose scores every step and validation must have.
     """
-    path = run_dir / "metrics.jsonl"
-    scores = {f"{part.name}_{score}" for part in parts for score in ("loss", "accuracy")}
-    fields = {kind: COMMON_FIELDS | own | (scores if "loss" in own else set()) for kind, own in FIELDS.items()}
-    lines: Lines = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], start=1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: is not a line of JSON ({error})") from None
-        if not isinstance(line, dict) or not fields.get(line.get("kind", ""), COMMON_FIELDS) <= line.keys():
-            raise UserError(
-                f"{path}:{number}: is not what this version writes; report the run with the one that made it"
-            )
-        lines.append(line)
+    scores = score_names(parts)
+    lines = read_metrics(run_dir, {kind: own | (scores if "loss" in own else set()) for kind, own in FIELDS.items()})
     if not lines:
         raise UserError(f"{run_dir}: has no lines in metrics.jsonl; it must be the directory of a run that has begun")
     return lines
-
-
-def of_kind(lines: Lines, kind: str) -> Lines:
-    return [line for line in lines if line["kind"] == kind]
 
 
 def sessions(lines: Lines) -> list[Session]:
