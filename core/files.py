@@ -107,14 +107,23 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file; a missing or malformed one is the user's to put right."""
+@contextmanager
+def reading(path: Path, what: str = "text") -> Iterator[None]:
+    """Raises UserError where the block finds that the file cannot be read, or is not in UTF-8; it must be `what`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}){did_you_mean(path)}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text, expected a JSON file") from None
+        raise UserError(f"{path}: is not UTF-8; it must be {what}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; a missing or malformed one is the user's to put right."""
+    with reading(path, "a JSON file"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: is not valid JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ import yaml
 
 from earlybert.core.arguments import nearest
 from earlybert.core.errors import UserError, one_line
-from earlybert.core.paths import did_you_mean
+from earlybert.core.files import reading
 
 # More names than these are not listed.
 MOST_NAMES = 12
@@ -25,12 +25,8 @@ def check_yaml(path: Path, section: type, what: str, beside: Iterable[str] = ())
         what: What such a file is called.
         beside: Keys that it may have beside the fields.
     """
-    try:
+    with reading(path, what):
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}){did_you_mean(path)}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read as {what} in UTF-8 ({error.reason} {error.start})") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
-from earlybert.core.files import read_json, write_text
+from earlybert.core.files import read_json, reading, write_text
 from earlybert.finetune.config import TaskSettings
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -33,13 +33,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}: is of no known kind; its name must end with {', '.join(FORMS)}")
     empty = True
     try:
-        for place, row in _table(path) if path.suffix in DELIMITERS else _json(path):
-            empty = False
-            yield place, row
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
+        with reading(path):
+            for place, row in _table(path) if path.suffix in DELIMITERS else _json(path):
+                empty = False
+                yield place, row
     except csv.Error as error:
         raise UserError(f"{path}: is not a table of {path.suffix[1:]} ({error})") from None
     if empty:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError, one_line
-from earlybert.core.files import write_text
+from earlybert.core.files import reading, write_text
 from earlybert.core.progress import say
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import TrainedForSequenceClassification
@@ -109,14 +109,9 @@ class Rows:
 
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each line; quotes are plain characters, a byte-order mark is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n").split("\t")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text, expected a TSV file") from None
+    with reading(path, "a TSV file"), path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            yield number, line.rstrip("\r\n").split("\t")
 
 
 def _label(text: str, task: SentenceTask, where: str) -> int | float:

@@ -287,7 +287,7 @@ def test_bad_files_are_one_sentence(
     assert "x.csv:2: has not 2 fields as the first line" in beside("x.csv", b"review,verdict\na, b,against\n")
     assert "y.csv:1: has no column" not in beside("y.csv", b"review\n")
     assert "z.csv:3: has no column 'verdict' (--label); its columns are review" in beside("z.csv", b'review\n"a\nb"\n')
-    assert "u.csv: is not UTF-8 text" in beside("u.csv", b"review,verdict\n\xff,against\n")
+    assert "u.csv: is not UTF-8; it must be text" in beside("u.csv", b"review,verdict\n\xff,against\n")
     assert "x.jsonl:1: is not valid JSON" in beside("x.jsonl", b'{"review": \n')
     assert "train is" in (found := refused("--task", "SST-2", *given)) and "not SST-2" in found
     assert "tags is 'ner', which is for --task token-classification" in refused(*TEXTS, *given, "--tags", "ner")
