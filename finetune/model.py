@@ -69,6 +69,13 @@ def _cross_entropy(logits_NC: Tensor, label_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NC.float(), label_N, ignore_index=IGNORED, reduction="sum")
 
 
+def _in_place(logits_NC: Tensor, read_BS: Tensor, elsewhere: float) -> Tensor:
+    """[B, S, C]: the scores of the tokens that were read, in their places in the padded batch."""
+    logits_BSC = logits_NC.new_full((*read_BS.shape, logits_NC.shape[1]), elsewhere)
+    logits_BSC[read_BS] = logits_NC
+    return logits_BSC
+
+
 class TrainedForSequenceClassification(TrainedModel):
     """Pooler, dropout and a linear layer on the first token's state; with one label it is a regression."""
 
@@ -128,9 +135,7 @@ class TrainedForTokenClassification(TrainedModel):
         state_NH = self.network.encode(batch)[batch.predicted_rows_N]
         state_NH = dropout(state_NH, self.network.config.hidden_dropout_prob if self.training else 0.0)
         logits_NC = self.classifier(state_NH)
-        logits_BSC = logits_NC.new_zeros((*input_ids.shape, logits_NC.shape[1]))
-        logits_BSC[read_BS] = logits_NC
-        output = ClassifierOutput(logits=logits_BSC, **self.network.penalties())
+        output = ClassifierOutput(logits=_in_place(logits_NC, read_BS, elsewhere=0.0), **self.network.penalties())
         if labels is not None:
             output.loss = _mean(_cross_entropy(logits_NC, labels[read_BS]), labels, num_items_in_batch)
         return output
@@ -160,9 +165,7 @@ class TrainedForQuestionAnswering(TrainedModel):
         attended_BS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         batch = Batch.of_padded(input_ids, attended_BS, token_type_ids, predicted_BS=attended_BS.bool())
         logits_T2 = self.qa_outputs(self.network.encode(batch))
-        logits_BS2 = logits_T2.new_full((*input_ids.shape, 2), -torch.inf)
-        logits_BS2[attended_BS.bool()] = logits_T2
-        start_BS, end_BS = logits_BS2.unbind(-1)
+        start_BS, end_BS = _in_place(logits_T2, attended_BS.bool(), elsewhere=-torch.inf).unbind(-1)
         output = AnswerOutput(start_logits=start_BS, end_logits=end_BS, **self.network.penalties())
         if start_positions is not None and end_positions is not None:
             loss = (_cross_entropy(start_BS, start_positions) + _cross_entropy(end_BS, end_positions)) / 2
