@@ -22,14 +22,8 @@ from earlybert.core.files import write_json
 from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.report.timeline import read_lines
-from earlybert.pretrain.ticket.ticket import (
-    Ticket,
-    TicketRule,
-    full_shape,
-    narrow_config,
-    random_ticket,
-    random_ticket_like,
-)
+from earlybert.pretrain.ticket.drawing import random_ticket, random_ticket_like
+from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, full_shape, narrow_config
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 DENSE, SEARCHED, SCRATCH = "dense", "searched ticket", "from scratch"

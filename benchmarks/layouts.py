@@ -22,8 +22,8 @@ from provenance import measured_on
 
 from earlybert.core.files import write_json
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, load_recipe
+from earlybert.pretrain.ticket.drawing import keep_mask
 from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
-from earlybert.pretrain.ticket.ticket import keep_mask
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent

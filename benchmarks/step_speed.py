@@ -82,7 +82,8 @@ from earlybert.pretrain.network.work import Work, training_flops  # noqa: E402
 from earlybert.pretrain.plan.plan import full_network  # noqa: E402
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, ModelConfig, PhaseConfig, Recipe  # noqa: E402
 from earlybert.pretrain.plan.stages import build_stages  # noqa: E402
-from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket  # noqa: E402
+from earlybert.pretrain.ticket.drawing import random_ticket  # noqa: E402
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config  # noqa: E402
 from earlybert.pretrain.train import engine  # noqa: E402
 from earlybert.pretrain.train.batches import StepLoader  # noqa: E402
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile  # noqa: E402

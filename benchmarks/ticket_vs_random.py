@@ -22,7 +22,8 @@ from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoint
 from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 from earlybert.pretrain.report.timeline import read_lines
-from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
+from earlybert.pretrain.ticket.drawing import random_ticket_like
+from earlybert.pretrain.ticket.ticket import Ticket
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
 

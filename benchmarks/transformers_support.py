@@ -50,7 +50,8 @@ from earlybert.pretrain.network.bert_format import to_bert, to_earlybert
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.surgery import narrow_weights, widen_weights
-from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config
 
 COLUMNS = ("narrow", "padded", "plain BERT")
 # Of scores around 1 after other sums of the same numbers: in fp32, and in bf16, which flash attention needs.

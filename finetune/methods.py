@@ -34,17 +34,10 @@ from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.parameters import split_name
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
+from earlybert.pretrain.ticket.drawing import all_ticket, draw, random_ticket
 from earlybert.pretrain.ticket.rankings import make_ranking
 from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, load_snapshot, snapshot_path
-from earlybert.pretrain.ticket.ticket import (
-    Ticket,
-    TicketSource,
-    all_ticket,
-    draw,
-    full_shape,
-    narrow_config,
-    random_ticket,
-)
+from earlybert.pretrain.ticket.ticket import Ticket, TicketSource, full_shape, narrow_config
 
 TICKET_METHODS = ("earlybert", "random", "all")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
 from tests.conftest import small_recipe, write_text
 from tests.in_process import run_here
 

@@ -11,7 +11,8 @@ import yaml
 
 from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.prepare import prepare
-from earlybert.pretrain.ticket.ticket import Ticket, random_ticket_like
+from earlybert.pretrain.ticket.drawing import random_ticket_like
+from earlybert.pretrain.ticket.ticket import Ticket
 
 # On CPUs: 3,000 steps of 4,096 tokens; on a GPU BERT-Base on 6,000 steps of 32,768. Without max_predictions: a limit
 # would cut the larger share of a falling one.

@@ -11,16 +11,9 @@ from earlybert.pretrain.commands.tune import add_tune, tune
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import unprepared_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
+from earlybert.pretrain.ticket.drawing import all_ticket, mask_distance, random_ticket, random_ticket_like
 from earlybert.pretrain.ticket.search import draw_from_snapshot
-from earlybert.pretrain.ticket.ticket import (
-    Ticket,
-    TicketRule,
-    all_ticket,
-    mask_distance,
-    masks,
-    random_ticket,
-    random_ticket_like,
-)
+from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, masks
 
 
 def main(argv: list[str]) -> None:

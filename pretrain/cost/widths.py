@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from earlybert.kernels.sizes import STORED_MULTIPLE
 from earlybert.pretrain.cost.gpus import CPU, GPUS, Processor
-from earlybert.pretrain.ticket.ticket import TicketRule, keep_mask, mask_distance
+from earlybert.pretrain.ticket.drawing import keep_mask, mask_distance
+from earlybert.pretrain.ticket.ticket import TicketRule
 
 if TYPE_CHECKING:
     import torch

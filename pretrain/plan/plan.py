@@ -14,7 +14,8 @@ from earlybert.pretrain.network.work import count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.grammar import PHASES
 from earlybert.pretrain.plan.recipe import SHAPE, Recipe
 from earlybert.pretrain.plan.stages import Stage, build_stages
-from earlybert.pretrain.ticket.ticket import FullShape, Ratios, Ticket, TicketRule, full_shape, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, Ratios, Ticket, TicketRule, full_shape
 
 
 @dataclass(frozen=True)

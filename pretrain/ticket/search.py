@@ -16,17 +16,8 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import file_hash, open_to_readers, whole_file, write_json
 from earlybert.pretrain.network.facts import UNITS, Unit
 from earlybert.pretrain.network.parameters import facts_of, layer_of
-from earlybert.pretrain.ticket.ticket import (
-    FullShape,
-    Mask,
-    Ratios,
-    Ticket,
-    TicketRule,
-    TicketSource,
-    draw,
-    keep_mask,
-    mask_distance,
-)
+from earlybert.pretrain.ticket.drawing import draw, keep_mask, mask_distance
+from earlybert.pretrain.ticket.ticket import FullShape, Mask, Ratios, Ticket, TicketRule, TicketSource
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,8 @@ from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.text import Features
 from earlybert.finetune.training import ProgressLines
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
-from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
 from tests.conftest import BIN, free_port
 from tests.finetune.made_up import save_tiny_bert, table, tiny_bert
 

@@ -16,9 +16,10 @@ from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.finetune.training import TimedTrainer
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
+from earlybert.pretrain.ticket.drawing import random_ticket
 from earlybert.pretrain.ticket.search import RankingName, Snapshot, load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.text import ticket_markdown
-from earlybert.pretrain.ticket.ticket import FullShape, Ticket, TicketRule, random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, Ticket, TicketRule
 from tests.finetune.reference_search import reference_search
 
 

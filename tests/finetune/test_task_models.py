@@ -41,7 +41,8 @@ from earlybert.finetune.tasks.sentences import SentenceData
 from earlybert.pretrain.checkpoint.pretrained import Pretrained, open_pretrained
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.surgery import narrow_weights
-from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config
 from tests.finetune.made_up import tiny_bert, tiny_tokenizer
 
 THREE = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}

@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from earlybert.core.files import write_json
-from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
 from tests.conftest import ROOT, run_training, small_recipe, write_text
 
 HERE = Path(__file__).parent

@@ -10,7 +10,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import count_parameters, flops_per_sequence, time_saved
-from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import TicketRule, full_shape, narrow_config
 from tests.pretrain.small_models import (
     build,
     padded_logits,

@@ -12,7 +12,8 @@ from earlybert.core import cli
 from earlybert.pretrain import run
 from earlybert.pretrain.commands.train import parse_arguments
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED
-from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
 from tests.conftest import RUN, free_port, small_recipe, start, write_text
 from tests.pretrain.signals import signal_until_gone
 

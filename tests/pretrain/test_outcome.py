@@ -15,8 +15,8 @@ from earlybert.pretrain.report.outcome import Outcome, Validation, savings, stag
 from earlybert.pretrain.report.page import how_good, what_is_trained
 from earlybert.pretrain.report.report import spent_before
 from earlybert.pretrain.report.timeline import Interruptions
+from earlybert.pretrain.ticket.drawing import all_ticket
 from earlybert.pretrain.ticket.search import DrawConfig, SearchConfig
-from earlybert.pretrain.ticket.ticket import all_ticket
 
 # A step of phase 2 is a step of phase 1 with half the sequences, so half its operations in every network.
 PHASE1 = PhaseConfig(

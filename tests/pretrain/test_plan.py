@@ -18,8 +18,9 @@ from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
 from earlybert.pretrain.plan.schedule import Form, whole_steps
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.plan.text import mask_notes
+from earlybert.pretrain.ticket.drawing import random_ticket
 from earlybert.pretrain.ticket.search import DrawConfig, SearchConfig
-from earlybert.pretrain.ticket.ticket import full_shape, random_ticket
+from earlybert.pretrain.ticket.ticket import full_shape
 
 PHASE1 = PhaseConfig(
     length=128,

@@ -14,7 +14,8 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.parameters import facts_of, layer_of, parameter_shapes
 from earlybert.pretrain.network.surgery import bake_coefficients, narrow_weights, widen_weights
-from earlybert.pretrain.ticket.ticket import Ticket, all_ticket, full_shape, narrow_config
+from earlybert.pretrain.ticket.drawing import all_ticket
+from earlybert.pretrain.ticket.ticket import Ticket, full_shape, narrow_config
 from tests.conftest import gradient_of
 from tests.pretrain.small_models import (
     VOCABULARY,

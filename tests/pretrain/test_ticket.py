@@ -10,22 +10,16 @@ import pytest
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash
-from earlybert.pretrain.ticket.ticket import (
-    FullShape,
-    Scope,
-    Ticket,
-    TicketRule,
-    TicketSource,
+from earlybert.pretrain.ticket.drawing import (
     all_ticket,
     draw,
     keep_mask,
     mask_distance,
-    masks,
-    prune_count,
     random_ticket,
     random_ticket_like,
     round_widths,
 )
+from earlybert.pretrain.ticket.ticket import FullShape, Scope, Ticket, TicketRule, TicketSource, masks, prune_count
 
 BASE = FullShape(num_layers=12, num_heads=12, head_size=64, intermediate_size=3072)
 LARGE = FullShape(num_layers=24, num_heads=16, head_size=64, intermediate_size=4096)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from earlybert.core.errors import UserError
-from earlybert.pretrain.ticket.ticket import FullShape, TicketRule, random_ticket
+from earlybert.pretrain.ticket.drawing import random_ticket
+from earlybert.pretrain.ticket.ticket import FullShape, TicketRule
 from earlybert.pretrain.train.telemetry import Telemetry
 from earlybert.pretrain.train.trackers.registry import open_trackers, require_installed
 from earlybert.pretrain.train.trackers.tracker import Tracker

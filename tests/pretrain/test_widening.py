@@ -21,7 +21,8 @@ from earlybert.pretrain.plan.borders.widen import Widen
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
-from earlybert.pretrain.ticket.ticket import Ticket, all_ticket, full_shape, narrow_config
+from earlybert.pretrain.ticket.drawing import all_ticket
+from earlybert.pretrain.ticket.ticket import Ticket, full_shape, narrow_config
 from tests.pretrain.small_models import (
     VOCABULARY,
     batch_of,

@@ -24,8 +24,9 @@ from earlybert.pretrain.plan.borders.widen import Widen
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, Recipe, load_recipe, recipe_path
+from earlybert.pretrain.ticket.drawing import draw, random_ticket, random_ticket_like
 from earlybert.pretrain.ticket.search import DrawConfig
-from earlybert.pretrain.ticket.ticket import Ticket, TicketSource, draw, full_shape, random_ticket, random_ticket_like
+from earlybert.pretrain.ticket.ticket import Ticket, TicketSource, full_shape
 from tests.conftest import BIN, free_port, run_training, small_recipe
 from tests.in_process import run_here, train_here
 from tests.pretrain import patched_run
