@@ -14,8 +14,8 @@ def add_tokens(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
     """Add the tokens of a file, one a line, where they stand as words of their own in text.
 
     Raises:
-        UserError: The file cannot be read or names none; or a line is empty, stands there twice, or is a special or
-            another single token already.
+        UserError: The file cannot be read or names none; or a line is empty, also to the tokenizer, stands there twice,
+            or is a special or another single token already.
     """
     from tokenizers import AddedToken
 
@@ -29,6 +29,8 @@ def add_tokens(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
             raise UserError(f"{where} is {token}, a special token, which the vocabulary has already; leave it out.")
         # What text is before it is cut into pieces: an uncased vocabulary takes Whale for whale.
         written = _normalised(tokenizer, token)
+        if not written.strip():
+            raise UserError(f"{where} is {token!r}, of which the tokenizer leaves nothing; leave it out.")
         if (first := seen.setdefault(written, number)) != number:
             raise UserError(f"{where} is {token!r}, the same as line {first}; name every token once.")
         if tokenizer.tokenize(token) == [written]:

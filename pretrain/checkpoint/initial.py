@@ -64,13 +64,16 @@ def open_initial(name: str, full: NetworkConfig, corpus: Corpus) -> dict[str, Te
 def _added_tokens(name: str, tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> dict[str, int]:
     """Tokens and ids of the corpus's vocabulary that the network's has not; raises UserError where those differ."""
     known, found = tokenizer.get_vocab(), corpus.tokenizer.get_vocab()
+    added = {token: row for token, row in found.items() if token not in known}
     same = all(found.get(token) == row for token, row in known.items())
-    if not same or tokenizer(PROBE)["input_ids"] != corpus.tokenizer(PROBE)["input_ids"]:
+    probed = zip(tokenizer(PROBE)["input_ids"], corpus.tokenizer(PROBE)["input_ids"], strict=True)
+    # An added word may stand in a text of the probe.
+    if not same or any(theirs != ours for theirs, ours in probed if not {*ours} & {*added.values()}):
         raise UserError(
             f"{corpus.directory}: was prepared with another vocabulary than that of {name} ({FIELD}); prepare it with "
             f"--tokenizer {name}"
         )
-    return {token: row for token, row in found.items() if token not in known}
+    return added
 
 
 def _rows_of_vocabulary(

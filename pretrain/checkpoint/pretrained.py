@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from earlybert.core.errors import UserError, one_line
 from earlybert.core.paths import did_you_mean, what_is_there
 from earlybert.pretrain.checkpoint.export import Trained, newest
-from earlybert.pretrain.network.bert_format import bert_network, from_bert
+from earlybert.pretrain.network.bert_format import TIED, bert_network, from_bert
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertConfig, EarlyBertForPreTraining
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS
@@ -144,7 +144,7 @@ def _require_safe(folder: Path) -> None:
 
 
 def _network(name: str, config: BertConfig) -> tuple[NetworkConfig, Weights]:
-    """Any BERT, ours or Hugging Face's; heads that its checkpoint lacks are left out and will start afresh."""
+    """Any BERT, ours or Hugging Face's; heads that it lacks or that do not fit are left out, and will start afresh."""
     _require_safe(Path(name))
     model_class = EarlyBertForPreTraining if isinstance(config, EarlyBertConfig) else BertForPreTraining
     options: dict[str, Any] = {
@@ -161,6 +161,9 @@ def _network(name: str, config: BertConfig) -> tuple[NetworkConfig, Weights]:
     missing = sorted(loading["missing_keys"])
     if lost := [key for key in missing if not key.startswith(tuple(HEADS.values()))]:
         raise UserError(f"{name}: is not a complete BERT; it lacks {lost[0]} and {len(lost) - 1} more")
-    network, weights = from_bert(model.config, model.state_dict())
-    fresh = tuple(head for head, prefix in HEADS.items() if any(key.startswith(prefix) for key in missing))
+    state = model.state_dict()
+    network, weights = from_bert(model.config, state)
+    # A decoder of its own has no place here; what was trained for it is of no use to the embedding table.
+    untied = [second for second, first in TIED.items() if not torch.equal(state[second], state[first])]
+    fresh = tuple(head for head, prefix in HEADS.items() if any(key.startswith(prefix) for key in [*missing, *untied]))
     return network, {key: value for key, value in weights.items() if not key.startswith(fresh)}

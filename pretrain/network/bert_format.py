@@ -64,8 +64,11 @@ BERT_CLASSES: dict[frozenset[str], type[BertPreTrainedModel]] = {
     frozenset({"cls.seq_relationship"}): BertForNextSentencePrediction,
     frozenset(): BertModel,
 }
-# Second names of the embedding table and of its bias.
-TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+# Second names of the embedding table and of its bias, with the first.
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:

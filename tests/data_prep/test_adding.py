@@ -63,6 +63,8 @@ def test_added_words_are_tokens_where_they_stand_alone(published: "PreTrainedTok
         ("whaleship\n\nharpooner\n", "words.txt:2 is empty"),
         ("whaleship\nWhaleship\n", "words.txt:2 is 'Whaleship', the same as line 1"),
         ("[MASK]\n", r"words.txt:1 is \[MASK\], a special token"),
+        ("whaleship\n\u200b\n", r"words.txt:2 is '\\u200b', of which the tokenizer leaves nothing"),
+        ("\u0301\n", "of which the tokenizer leaves nothing"),
         ("Whale\n", "words.txt:1 is 'Whale', which is one token of the vocabulary already"),
     ],
 )
