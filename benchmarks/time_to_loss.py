@@ -40,7 +40,7 @@ def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=60.0, help="minutes to train in this call; timing comes after")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", help="names of arms; default: all, without experiments")
+    parser.add_argument("--arms", nargs="+", help="names of arms, in their order; default: all, without experiments")
     parser.add_argument("--experiments", action="store_true", help="on CPUs: race/experiments.yaml instead of the arms")
     parser.add_argument("--data", type=Path, help="a prepared corpus of the recipe's length, instead of EARLYBERT_DATA")
     parser.add_argument("--work-dir", type=Path, help="default: runs/time_to_loss-DEVICE")
@@ -55,7 +55,7 @@ def options() -> tuple[argparse.Namespace, dict[str, Any]]:
     everybody = experiments() if found.experiments else arms(found.device)
     if unknown := set(found.arms or []) - everybody.keys():
         parser.error(f"--arms names {sorted(unknown)}; there are {', '.join(everybody)}")
-    found.arms = {name: arm for name, arm in everybody.items() if name in (found.arms or everybody)}
+    found.arms = {name: everybody[name] for name in found.arms or everybody}
     found.work_dir = found.work_dir or Path("runs") / f"time_to_loss-{found.device}"
     changes = {
         name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(rest[::2], rest[1::2], strict=True)

@@ -20,8 +20,6 @@ from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.work import Work, count_parameters, flops_per_sequence
 from earlybert.pretrain.plan.stages import Stage
 
-# DeepSpeed's default bucket of 5e8 gradient elements, in half precision; a smaller network fills less.
-BUCKET_ELEMENTS = 5e8
 # CUDA context, cuBLAS workspaces, fragmentation.
 RESERVED_BYTES = 1.5e9
 # The formulas are right within a tenth; a run that ends for want of memory costs more than a smaller micro-batch.
@@ -160,21 +158,29 @@ def loss_bytes(shape: Shape, micro_batch: int, number: int = 2) -> float:
 
 
 def state_bytes(parameters: int, gpus: int, number: int = 2) -> float:
-    """Weights, gradients, masters and moments under ZeRO-1, with DeepSpeed's communication bucket.
+    """Weights, gradients, masters and moments under ZeRO-1, while a micro-batch of many is computed.
 
-    Weights and gradients are whole on every GPU, fp32 master, both moments and the averaged gradient in fp32 are shared
-    out: (2 number + 16 / GPUs) bytes a parameter.
+    Weights, and the sums of the gradients in fp32, are whole on every GPU; fp32 master and both moments are shared out:
+    number + 4 + 12 / GPUs bytes a parameter.
     """
-    bucket = number * min(parameters, BUCKET_ELEMENTS) if gpus > 1 else 0.0
-    return parameters * (2 * number + 16 / gpus) + bucket
+    return parameters * (number + 4 + 12 / gpus)
+
+
+def passing_bytes(parameters: int) -> float:
+    """What gradients take on top when none of the activations is left.
+
+    In half precision they are put together before they are added to the sums; a step's sums are copied into DeepSpeed's
+    bucket, to be reduced. Either is 4 bytes a parameter. (In fp16 the bucket has 2 GB for smaller networks, too.)
+    """
+    return 4.0 * parameters
 
 
 def peak_bytes(shape: Shape, micro_batch: int, gpus: int, number: int = 2, *, keeps_scores: bool = False) -> float:
     """Largest memory that training takes on one GPU."""
     per_sequence = activation_bytes(shape, number, keeps_scores=keeps_scores) + gradient_bytes(shape, number)
     states = state_bytes(shape.parameters, gpus, number) - 4 * shape.matrix_elements / gpus  # Muon has one moment
-    fixed = states + loss_bytes(shape, micro_batch, number) + RESERVED_BYTES
-    return fixed + micro_batch * per_sequence
+    passes = micro_batch * per_sequence + loss_bytes(shape, micro_batch, number)
+    return RESERVED_BYTES + states + max(passes, passing_bytes(shape.parameters))
 
 
 def largest_micro_batch(shape: Shape, memory: float, gpus: int, number: int = 2, *, keeps_scores: bool = False) -> int:

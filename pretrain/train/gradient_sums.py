@@ -62,26 +62,24 @@ def _add_up_fp16(wrapper: DeepSpeedZeroOptimizer) -> None:
     Whether the reduced ones are finite is asked of all together too.
     """
     reduce = wrapper.reduce_gradients
-    # By group; kept no longer than DeepSpeed keeps them, since they take as much memory as a moment.
-    sums: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def add_up() -> None:
-        for index, parameters in enumerate(wrapper.bit16_groups):
+        for parameters in wrapper.bit16_groups:
             if all(parameter.grad is None for parameter in parameters):
                 continue  # asked again after the reduction
             gradients = _taken(parameters)
-            if parameters[0].grad_accum is not None:
-                sums[index].add_(gradients)
+            if (first := parameters[0].grad_accum) is not None:
+                # The sums of a group lie one after the other.
+                first.as_strided(gradients.shape, (1,)).add_(gradients)
                 continue
-            sums[index] = gradients.to(wrapper.gradient_accumulation_dtype)
-            pieces = sums[index].split([parameter.numel() for parameter in parameters])
+            sums = gradients.to(wrapper.gradient_accumulation_dtype)
+            pieces = sums.split([parameter.numel() for parameter in parameters])
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter.grad_accum = piece.view_as(parameter)
 
     def reduce_gradients(pipeline_parallel: bool = False) -> None:
         add_up()
-        sums.clear()
         wrapper.setup_buckets()
         reduce(pipeline_parallel)
 

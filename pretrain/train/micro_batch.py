@@ -89,12 +89,16 @@ def fits(engine: StageEngine, stage: Stage, recipe: Recipe) -> bool:
         wrapper.set_gradient_accumulation_boundary(False)  # where it might begin to communicate
     short = False
     try:
-        # Not through DeepSpeed's engine, which would count it as a part of a step.
-        output = model(batch.to(engine.device))
-        loss = step_share(output, loss_parts(engine.config.losses), Work.of(batch), batch.weight)
-        if stage.searching:
-            loss = loss + penalty(output, search.lambda_heads, search.lambda_neurons)
-        loss.backward()
+        # The second time there are sums of gradients in memory, too.
+        for _ in range(min(2, engine.engine.gradient_accumulation_steps())):
+            # Not through DeepSpeed's engine, which would count it as a part of a step.
+            output = model(batch.to(engine.device))
+            loss = step_share(output, loss_parts(engine.config.losses), Work.of(batch), batch.weight)
+            if stage.searching:
+                loss = loss + penalty(output, search.lambda_heads, search.lambda_neurons)
+            loss.backward()
+            if isinstance(wrapper, ZeROOptimizer):
+                wrapper.backward_epilogue()
     except torch.OutOfMemoryError:
         short = True
     wrapper.zero_grad()

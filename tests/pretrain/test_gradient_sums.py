@@ -1,6 +1,7 @@
 """Gradients added up, measured and clipped at once, beside DeepSpeed's own optimizers, one parameter at a time."""
 
 import dataclasses
+import gc
 from unittest import mock
 
 import pytest
@@ -10,6 +11,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 from earlybert.core import distributed
+from earlybert.pretrain.cost.cluster import state_bytes
 from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages
@@ -109,6 +111,23 @@ def test_steps_in_fp16_are_those_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(ours.flat, theirs.flat)
 
 
+def tensors() -> list[Tensor]:
+    """All that Python knows of; asking the other objects for their class would have some of them warn."""
+    return [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_memory_model_counts_what_a_step_holds(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the network and of its optimizer between two micro-batches of a step, every storage once."""
+    others = set(map(id, tensors()))
+    built = build(at_once=True, monkeypatch=monkeypatch, precision=precision)
+    backward(built, seed=0)
+    found = [tensor for tensor in tensors() if id(tensor) not in others]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+    parameters = sum(parameter.numel() for parameter in built.engine.module.parameters())
+    assert sum(storages.values()) == pytest.approx(state_bytes(parameters, gpus=1), rel=0.02)
+
+
 def test_a_parameter_without_gradient_adds_nothing(built: StageEngine) -> None:
     wrapper = built.engine.optimizer
     backward(built, seed=0)
@@ -129,9 +148,16 @@ def test_trying_a_micro_batch_leaves_nothing_in_the_sums(built: StageEngine) -> 
 
 
 def test_trying_a_micro_batch_leaves_nothing_in_the_sums_of_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a second pass has them in memory, as the second micro-batch of a step has."""
     built = build(at_once=True, monkeypatch=monkeypatch, precision="fp16")
     recipe = load_recipe(recipe_path("quickstart"), ["--phase1.length=32", "--plan=[phase1]"])
+    added_up: list[bool] = []
+    model = built.engine.module
+    model.register_forward_pre_hook(
+        lambda module, inputs: added_up.append(all(p.grad_accum is not None for p in module.parameters()))
+    )
     assert fits(built, build_stages(recipe)[0], recipe)
+    assert added_up == [False, True]
     assert all(p.grad is None and p.grad_accum is None for p in built.engine.module.parameters())
 
 
