@@ -3,13 +3,14 @@
 import itertools
 import mmap
 import multiprocessing
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import cache
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.train.batches import StepBatches, StepLoader
 from earlybert.pretrain.train.stopping import ignore_signals
 
-Result = TypeVar("Result")
-# Micro-batches that are being made or wait for the training, for each process that makes them.
+# Micro-batches that are ready for the training; as many are being made or wait in each process that makes them.
 AHEAD = 4
+# Where a step begins, and the number of a micro-batch in it, or None for the step's work.
+Place = tuple[int, int | None]
 
 
 def prefetched_steps(loader: StepLoader, position: int, workers: int = 0) -> Generator[StepBatches, None, None]:
@@ -39,46 +41,69 @@ def prefetched_steps(loader: StepLoader, position: int, workers: int = 0) -> Gen
     Raises:
         UserError: A process failed or was killed.
     """
-    micro_batches = loader.accumulation
-    places = [itertools.count(position, loader.global_batch) for _ in range(3)]
-    with closing(_Thread(loader) if workers == 0 else _Processes(loader, workers)) as makers:
-        works = _ahead((makers.work(place) for place in places[0]), 1)
-        turns = ((place, turn) for place in places[1] for turn in range(micro_batches))
-        batches = _ahead((makers.batch(number, *turn) for number, turn in enumerate(turns)), AHEAD * max(1, workers))
-        for place in places[2]:
-            yield StepBatches(place, next(works), micro_batches, itertools.islice(batches, micro_batches))
+    starts, turns = itertools.count(position, loader.global_batch), (None, *range(loader.accumulation))
+    places: Iterator[Place] = ((start, turn) for start in starts for turn in turns)
+    with ExitStack() as at_end:
+        processes = _Processes(loader, workers) if workers else None
+        made = (_make(loader, *place) for place in places) if processes is None else processes.made(places)
+        ready = at_end.enter_context(closing(_Ahead(made))).taken()
+        if processes is not None:
+            # They end before the thread does, which may be waiting for one of them.
+            at_end.enter_context(closing(processes))
+        for start in itertools.count(position, loader.global_batch):
+            yield StepBatches(start, next(ready), loader.accumulation, itertools.islice(ready, loader.accumulation))
 
 
-def _ahead(begun: Iterator[Callable[[], Result]], number: int) -> Iterator[Result]:
-    """The results of an endless row of calls, of which so many have begun before the first is waited for."""
-    waiting = deque(itertools.islice(begun, number))
-    while True:
-        result = waiting.popleft()()
-        waiting.append(next(begun))
-        yield result
+def _make(loader: StepLoader, start: int, turn: int | None) -> Any:
+    return loader.work(start) if turn is None else loader.batch(start, turn)
 
 
-class _Thread:
-    """Makes micro-batches in a thread of this process."""
+class _Ahead:
+    """A thread that goes through an endless iterator, a few items ahead of the one that trains, which finds them ready.
 
-    def __init__(self, loader: StepLoader) -> None:
-        self._loader, self._executor = loader, ThreadPoolExecutor(1)
+    That one has little to do for it: these queues are the quickest that Python has.
+    """
 
-    def work(self, position: int) -> Callable[[], Work]:
-        return self._executor.submit(self._loader.work, position).result
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items, self._closed = items, False
+        self._ready: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        # Has an entry for every item that there is room for.
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(AHEAD):
+            self._room.put(None)
+        self._thread = threading.Thread(target=self._go, daemon=True)
+        self._thread.start()
 
-    def batch(self, _number: int, position: int, turn: int) -> Callable[[], Batch]:
-        return self._executor.submit(self._loader.batch, position, turn).result
+    def _go(self) -> None:
+        while True:
+            self._room.get()
+            if self._closed:
+                return
+            try:
+                self._ready.put((next(self._items), None))
+            except Exception as error:
+                self._ready.put((None, error))
+                return
+
+    def taken(self) -> Iterator[Any]:
+        """The items; raises what the iterator raised, in its place."""
+        while True:
+            item, error = self._ready.get()
+            if error is not None:
+                raise error
+            self._room.put(None)
+            yield item
 
     def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        self._closed = True
+        self._room.put(None)
+        self._thread.join()
 
 
 class _Processes:
     """Makes micro-batches in other processes, which leave them in memory that is shared with this one.
 
-    Only a few numbers go through pipes, as tensors would take a file descriptor each. A thread takes the batches out of
-    the shared memory, so that the one that trains finds them ready.
+    Only a few numbers go through pipes, as tensors would take a file descriptor each.
     """
 
     def __init__(self, loader: StepLoader, workers: int) -> None:
@@ -97,34 +122,30 @@ class _Processes:
             # The other process has the only one, so that its end is the end of the pipe.
             theirs.close()
             self._pipes.append(pipe)
-        self._turns = itertools.cycle(self._pipes)
-        self._taker = ThreadPoolExecutor(1)
 
-    def work(self, position: int) -> Callable[[], Work]:
-        return self._ask(None, position)
+    def made(self, places: Iterator[Place]) -> Iterator[Work | Batch]:
+        """What belongs to each place, in their order; the processes take turns."""
+        asked: deque[tuple[Connection[Any, Any], int]] = deque()
+        turns = zip(itertools.cycle(self._pipes), itertools.cycle(range(len(self._slabs))), strict=True)
+        for (pipe, slab), place in zip(turns, places, strict=True):
+            if len(asked) == len(self._slabs):
+                # Then the batch that had the slab before has been taken out of it.
+                yield self._answer(*asked.popleft())
+            with _alive():
+                pipe.send((slab, *place))
+            asked.append((pipe, slab))
 
-    def batch(self, number: int, position: int, turn: int) -> Callable[[], Batch]:
-        # When this number is asked for, the batch that had the slab before has been taken.
-        return self._ask(number % len(self._slabs), position, turn)
-
-    def _ask(self, slab: int | None, *place: int) -> Callable[[], Any]:
-        pipe = next(self._turns)
+    def _answer(self, pipe: "Connection[Any, Any]", slab: int) -> Work | Batch:
         with _alive():
-            pipe.send((slab, *place))
-        return self._taker.submit(self._answer, pipe, slab).result
-
-    def _answer(self, pipe: "Connection[Any, Any]", slab: int | None) -> Any:
-        with _alive():
-            answer = pipe.recv()
+            answer: UserError | Work | SlabLayout = pipe.recv()
         if isinstance(answer, UserError):
             raise answer
-        return answer if slab is None else Batch.read(self._slabs[slab][: answer.words].clone(), answer)
+        return answer if isinstance(answer, Work) else Batch.read(self._slabs[slab][: answer.words].clone(), answer)
 
     def close(self) -> None:
         for process in self._processes:
             process.kill()
             process.join()
-        self._taker.shutdown(cancel_futures=True)
 
 
 def _serve(loader: StepLoader, slabs: list[Tensor], pipe: "Connection[Any, Any]") -> None:
@@ -136,7 +157,9 @@ def _serve(loader: StepLoader, slabs: list[Tensor], pipe: "Connection[Any, Any]"
     while True:
         slab, *place = pipe.recv()
         try:
-            answer: Any = loader.work(*place) if slab is None else _written(loader.batch(*place), slabs[slab])
+            answer: Any = _make(loader, *place)
+            if isinstance(answer, Batch):
+                answer = _written(answer, slabs[slab])
         except UserError as error:
             answer = error
         except Exception as error:
