@@ -198,7 +198,7 @@ def command(arm: Arm | HuggingFaceArm, recipe: Path, corpus: Path, out: Path, se
         ticket = out.with_suffix(".ticket.json")
         imitated = run_dir(out.parent, arm.widths_of, seed) / "ticket.json"
         if not imitated.is_file():
-            sys.exit(f"time_to_loss: a random ticket needs that of {arm.widths_of}, seed {seed}; run that arm before it")
+            sys.exit(f"time_to_loss: a random ticket needs that of {arm.widths_of}, seed {seed}; run it first")
         if not ticket.is_file():
             random_ticket_like(Ticket.load(imitated), seed).save(ticket)
         found += ["--ticket", str(ticket)]
