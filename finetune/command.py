@@ -109,6 +109,8 @@ def main(argv: list[str]) -> None:
         for method in what["method"]:
             methods.require_usable(method, first, pretrained)
     opened = {task: open_task(TASKS[task], data, pretrained, tries[0]) for task, tries in tries_of.items()}
+    for task in (task for task, tries in tries_of.items() if len(tries) > 1):
+        opened[task].held_out(settings.max_train_examples)  # raises where there is too little
     # Whatever is wrong with the data has been found by now; nothing is written before.
     with ExitStack() as held:
         distributed.on_rank_0(lambda: held.enter_context(sole_use(out, "--out")))

@@ -50,12 +50,16 @@ def read_growth(entry: Mapping[str, Any], name: str) -> Growth:
             raise UserError(f"{name}.{key} is no field of a part{alternatives(str(key), fields)}")
         if key == "width":
             expected = f"one of {', '.join(WIDTHS)}, or {{neuron_ratio: 0.1}}"
-            require(value in WIDTHS or isinstance(value, dict), f"{name}.{key}", value, expected)
+            require(value in WIDTHS or _are_shares(value), f"{name}.{key}", value, expected)
         elif key == "layers":
             require(type(value) is int and value >= 1, f"{name}.{key}", value, "a whole number, at least 1")
         else:
             require(type(value) in (int, float) and value > 0, f"{name}.{key}", value, "a number above 0")
     return Growth(**entry)
+
+
+def _are_shares(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(type(share) in (int, float) for share in value.values())
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ def _complete(recipe: "Recipe", growths: Sequence[Growth]) -> list[_Part]:
     for number, growth in enumerate(growths):
         name = f"grow[{number}]"
         part = _Part(name, growth.until, growth.layers or last.layers, growth.width or last.width)
+        if part.until == 1 and number + 1 < len(growths):
+            raise UserError(f"{name}.until is 1 or missing; of all parts only the last one ends at 1")
         if not last.until < part.until <= 1:
             raise UserError(f"{name}.until is {part.until:g}; it must be above {last.until:g} and at most 1")
         if parts:
