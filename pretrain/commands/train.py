@@ -20,8 +20,8 @@ from earlybert.pretrain.plan.recipe import (
     load_recipe,
     recipe_parser,
     recipe_path,
-    require_same_run,
 )
+from earlybert.pretrain.plan.same_run import require_same_run
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.stopping import ignore_signals
 

@@ -33,26 +33,6 @@ DEFAULT_RECIPE = "quickstart"
 # Sequences per forward pass of one rank; "auto" leaves that to the memory of the device.
 MicroBatch = int | Literal["auto"]
 
-# What may differ when a run goes on: where things lie and how the work is laid out, never what is computed.
-LAYOUT_FIELDS = (
-    "data",
-    "initial",
-    "deepspeed",
-    "precision",
-    "matmul_precision",
-    "deterministic",
-    "compile",
-    "loader_workers",
-    "max_skipped_updates",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "log_every",
-    "trackers",
-    "phase1.micro_batch",
-    "phase2.micro_batch",
-)
-
-
 # The fields of ModelConfig that a network with weights cannot have otherwise, and what the network calls them.
 SHAPE = {
     "hidden_size": "hidden_size",
@@ -401,14 +381,3 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def require_same_run(stored: Recipe, wanted: Recipe, path: Path) -> None:
-    """Raises UserError when a run directory is asked to go on with something else than it began with."""
-    before, after = stored.flat(), wanted.flat()
-    for name, value in after.items():
-        if value != before.get(name) and name not in LAYOUT_FIELDS:
-            raise UserError(
-                f"{name} is {value!r}, but this run began with {before.get(name)!r} ({path}); "
-                "keep that value or choose another --run-dir"
-            )

@@ -9,7 +9,8 @@ import yaml
 from earlybert.core.errors import UserError
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, full_network
-from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, require_same_run
+from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
+from earlybert.pretrain.plan.same_run import require_same_run
 from earlybert.pretrain.ticket.drawing import all_ticket
 
 DENSE, EARLYBERT = ["phase1", "phase2"], ["search", "narrow", "phase1", "phase2"]

@@ -11,7 +11,8 @@ import yaml
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.recipe import LAYOUT_FIELDS, RECIPES, Recipe, load_recipe, recipe_path, require_same_run
+from earlybert.pretrain.plan.recipe import RECIPES, Recipe, load_recipe, recipe_path
+from earlybert.pretrain.plan.same_run import LAYOUT_FIELDS, require_same_run
 from earlybert.pretrain.plan.stages import build_stages
 
 SMALL = """\
