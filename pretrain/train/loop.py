@@ -14,7 +14,7 @@ from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.ticket.rankings import Ranking
 from earlybert.pretrain.ticket.search import MaskHistory
 from earlybert.pretrain.train import health, sanity
-from earlybert.pretrain.train.batches import stage_loader
+from earlybert.pretrain.train.batches import StepBatches, stage_loader
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.feeding import prefetched_steps
 from earlybert.pretrain.train.plateau import Level, level
@@ -43,8 +43,7 @@ def train_stage(
 ) -> bool:
     """Trains from where `state` is to the end of the stage, and leaves a checkpoint that says it is finished.
 
-    `ranking` is a search's, with what it has seen before it was interrupted.
-    Returns False when the run was asked to stop before: the checkpoint then says where it is.
+    `ranking` is a search's. Returns False when the run was asked to stop before: the checkpoint says where it is.
     """
     sanity.check_state(engine)
     times, checkpoints = engine.times, StageCheckpoints(writer, engine, state, ranking)
@@ -79,9 +78,7 @@ def train_stage(
                 log_step(telemetry, engine, state, recipe, metrics)
             progress.update(state.step, f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s")
             if state.step % recipe.validation.every == 0 or state.finished:
-                with times.waiting("validation"):
-                    scores = validate(engine, validation)
-                reached = log_validation(telemetry, state, scores, corpus, reached)
+                reached = log_validation(telemetry, engine, validation, state, corpus, reached)
             if state.finished:
                 break
             if state.step % recipe.checkpoint_every == 0:
@@ -114,12 +111,19 @@ def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
 
 
 def log_validation(
-    telemetry: Telemetry, state: RunState, scores: dict[str, float], corpus: Corpus, before: Level | None
+    telemetry: Telemetry,
+    engine: StageEngine,
+    validation: StepBatches,
+    state: RunState,
+    corpus: Corpus,
+    before: Level | None,
 ) -> Level | None:
     """The scores, and where the network is on its way past word frequencies: returned, and said where it has changed.
 
     The trackers get a curve of that.
     """
+    with engine.times.waiting("validation"):
+        scores = validate(engine, validation)
     telemetry.scalars("validation", state.global_step, {"stage": state.stage, "step": state.step, **scores})
     if (loss := scores.get("masked_loss")) is None:
         return None
