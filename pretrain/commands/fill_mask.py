@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
     # They import PyTorch and transformers, which --help should not wait for.
     from transformers import pipeline
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from earlybert.core import devices  # noqa: F401
     from earlybert.data_prep.samples.corpus import Corpus
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     from earlybert.pretrain.report.hidden_words import Riddle, guesses, held_out_riddles
 
     disable_progress_bar()
+    set_verbosity_error()  # it would report the heads of the export that this does not need
     fill_mask = pipeline("fill-mask", model=str(exported))
     assert fill_mask.tokenizer is not None
     mask = str(fill_mask.tokenizer.mask_token)

@@ -76,7 +76,8 @@ def _clock(plan: Plan, phases: tuple[str, ...], cluster: Cluster, muon: bool) ->
 def _may_halve(recipe: Recipe, phases: tuple[str, ...], cluster: Cluster) -> bool:
     """Whether batches and cluster allow it, and the recipe has no rates beside the phases'."""
     halves = [recipe.phase(name).global_batch // 2 for name in phases]
-    return halves[0] >= SMALLEST_HALVED_BATCH and min(halves) >= cluster.gpus and not recipe.stack.learning_rates
+    own_rates = any(stage.schedule.knots for stage in build_stages(recipe))
+    return halves[0] >= SMALLEST_HALVED_BATCH and min(halves) >= cluster.gpus and not own_rates
 
 
 def _with_batches(recipe: Recipe, phases: tuple[str, ...], halvings: int) -> Recipe:

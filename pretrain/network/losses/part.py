@@ -64,9 +64,9 @@ class LossPart(ABC):
     def flops(self, config: NetworkConfig) -> float:
         """Floating-point operations of its head's forward pass, for each one of what is counted."""
 
+    @abstractmethod
     def kept_values(self, config: NetworkConfig) -> int:
         """Numbers that its head keeps for the backward pass, for each one of what is counted."""
-        return 0
 
     def passing_bytes(self, config: NetworkConfig, count: float, number: int) -> float:
         """Memory that it takes in passing for `count` of what is counted; `number` bytes a value (2 or 4)."""
