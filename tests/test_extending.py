@@ -266,6 +266,7 @@ def test_a_settled_run_resumes_and_is_reported_and_exported(settled: Path) -> No
     output = run_extended(settled, *SETTLING)
     assert "step-00000037: step 7" in output and training_losses(run) == whole
     page = (run / "report.md").read_text()
+    assert "a searched ticket of it, settled, is trained to the end" in page
     assert "| settle | train on without dropout |" in page and "| stack |" not in page
     assert json.loads((run / "export" / "earlybert" / "config.json").read_text())["hidden_dropout_prob"] == 0.0
 

@@ -83,7 +83,7 @@ class NetworkConfig:
 
 def dense_config(config: NetworkConfig) -> NetworkConfig:
     """The same network with all its heads and neurons."""
-    return dataclasses.replace(config, kept_heads=None, kept_neurons=None, wider=())
+    return dataclasses.replace(config, kept_heads=None, kept_neurons=None, wider=(), ticket_sha256=None)
 
 
 def without_coefficients(config: NetworkConfig) -> NetworkConfig:

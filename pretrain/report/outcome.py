@@ -240,10 +240,11 @@ def is_finished(run_dir: Path, stages: int) -> bool:
 def savings(plan: Plan, stages: Sequence[StageOutcome], seconds: float | None) -> Savings | None:
     """Measured step-time ratio of phase 1, and the time saved: by the paper's formula, and by the clock.
 
-    Work is counted in steps of dense phase 1, by the median times of the stages before phase 1's last; a dense step of
-    phase 2 weighs what its operations say. The clock (`seconds` of a finished run) has everything that this run did
-    (checkpoints, validation, restarts), the dense run it is compared with only steps. None where the plan is dense, has
-    no stage of the full network in phase 1 or ends that phase with the search, or where one of its stages has no step.
+    Work is counted in steps of phase 1, by the median times of the stages before phase 1's last; a step of phase 2
+    weighs what its operations say, beside a step of phase 1 of the same training. The clock (`seconds` of a finished
+    run) has everything that this run did (checkpoints, validation, restarts), the dense run it is compared with only
+    steps. None where the plan is dense, has no stage of the full network in phase 1 or ends that phase with the search,
+    or where one of its stages has no step.
     """
     first_phase = [stage for stage in stages if stage.planned.stage.phase == "phase1"]
     full = [stage for stage in first_phase if without_coefficients(stage.planned.network) == plan.full]
@@ -258,9 +259,9 @@ def savings(plan: Plan, stages: Sequence[StageOutcome], seconds: float | None) -
     train, base = float(last.planned.stage.steps), float(plan.recipe.phase("phase1").steps)
     for stage in stages:
         if stage not in first_phase:
-            weight = stage.planned.flops_per_step / last.planned.flops_per_step
-            train += weight * stage.planned.stage.steps
-            base += weight * plan.recipe.phase(stage.planned.stage.phase).steps
+            train += stage.planned.flops_per_step / last.planned.flops_per_step * stage.planned.stage.steps
+    dense_first, *others = plan.dense
+    base += sum(other.flops / dense_first.flops_per_step for other in others)
     ratio = medians[last.name] / dense_step
     return Savings(
         dense_stage=dense.planned,

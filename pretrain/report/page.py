@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection, Mapping
 
 from earlybert.core.text import duration, markdown_table
+from earlybert.pretrain.network.config import dense_config, without_coefficients
 from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.network.work import count_parameters
-from earlybert.pretrain.plan.borders.widen import Widen
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import Outcome, StageOutcome
@@ -75,12 +75,13 @@ CURVES = (
 )
 MASKS = (
     "Both axes are steps of the search; a square says on which share of the units the masks drawn at those two steps "
-    "differ (EarlyBERT's Figure 1). Dark late in the search: the ticket has settled. Before the first update all "
-    "coefficients are equal, so row and column 0 mean nothing; colours may be cut off there."
+    "differ (EarlyBERT's Figure 1). Dark late in the search: the ticket has settled. Before the first update no unit "
+    "differs from another in coefficient or importance, so by these row and column 0 mean nothing; colours may be cut "
+    "off there."
 )
 TICKET = (
-    "Which heads of each layer are kept, and how many neurons, in the network that was searched; where that was "
-    "stacked later, every copy of a layer keeps the same units, and where it was widened later, cut ones came back."
+    "Which heads of each layer are kept, and how many neurons, in the network that the ticket was drawn for. What the "
+    "plan does to that network later, its words say at the end."
 )
 
 
@@ -116,11 +117,7 @@ def opening(outcomes: Outcomes) -> str:
 
 def what_is_trained(outcome: Outcome) -> str:
     """Which networks the plan trains, in words: cut, grown, wide again."""
-    plan = outcome.plan
-    depths = dict.fromkeys(planned.network.num_hidden_layers for planned in plan.stages)
-    ways = [f"stacked from {' to '.join(map(str, depths))} layers"] if len(depths) > 1 else []
-    if any(isinstance(planned.stage.begin, Widen) for planned in plan.stages) and not outcome.ends_wide:
-        ways.append("widened in part")
+    plan, ways = outcome.plan, changes(outcome)
     grown = f", {' and '.join(ways)}," if ways else ""
     origins = {"search": "a searched", "random": "a random", "all": "an all-keeping"}
     ranking = plan.ticket.source.ranking if plan.ticket else plan.recipe.draw.ranking
@@ -131,6 +128,23 @@ def what_is_trained(outcome: Outcome) -> str:
     if plan.stages[-1].stage.searching:
         return f"the full network{grown} is searched for a ticket{by}"
     return f"{ticket if plan.stages[-1].narrow else 'the full network'}{grown} is trained to the end"
+
+
+def changes(outcome: Outcome) -> list[str]:
+    """What the borders between the stages made of the network, in words: "stacked from 3 to 6 layers".
+
+    Which units it has is left out where that is told of anyhow: for a ticket's cut, and where it ends wide.
+    """
+    depths: dict[str, list[int]] = {}
+    for planned in outcome.plan.stages:
+        before, after = (without_coefficients(network) for network in (planned.before, planned.network))
+        only_units = dense_config(before) == dense_config(after)
+        if before != after and not (only_units and (planned.stage.begin.needs_ticket or outcome.ends_wide)):
+            depths.setdefault(planned.stage.begin.done, [before.num_hidden_layers]).append(after.num_hidden_layers)
+    return [
+        f"{done} from {' to '.join(map(str, layers))} layers" if len({*layers}) > 1 else done
+        for done, layers in depths.items()
+    ]
 
 
 def how_good(outcome: Outcome) -> str:
@@ -226,6 +240,10 @@ def times(outcomes: Outcomes) -> str:
     rows += [
         ("running time", lambda outcome: duration(outcome.seconds)),
         ("GPU-hours" if on_gpus else "rank-hours (no GPU)", lambda outcome: f"{outcome.accelerator_hours:.2f}"),
+        (
+            "dense steps are timed in",
+            lambda outcome: outcome.savings.dense_stage.stage.name if outcome.savings else "-",
+        ),
         ("operations saved", lambda outcome: percent(outcome.operations_saved)),
         ("time saved, the paper's protocol", lambda outcome: saved(outcome, "time_saved")),
         ("time saved, by the clock (dense estimated)", lambda outcome: saved(outcome, "by_the_clock")),
@@ -237,8 +255,8 @@ def times(outcomes: Outcomes) -> str:
 
 PROTOCOL = """
 *The paper's protocol*: 1 - (search + trained steps * r) / dense steps, where r is the median time of a step of phase
-1's last stage over that of a dense step with the same batches, the search's; steps of the stages before that one are
-weighed by their median times, those of phase 2 by their operations; waiting for data is left out. *By the clock*: the
+1's last stage over that of a dense step with the same batches; steps of the stages before that one are weighed by
+their median times, those of phase 2 by their operations; waiting for data is left out. *By the clock*: the
 whole running time of this run, with validation, checkpoints and repeated steps, against dense training estimated from
 the median dense step alone, so a low figure.
 """

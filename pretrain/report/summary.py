@@ -4,17 +4,21 @@ from rich.console import Console
 from rich.table import Table
 
 from earlybert.pretrain.network.work import count_parameters
-from earlybert.pretrain.report.outcome import Outcome
+from earlybert.pretrain.report.outcome import Outcome, network_content
 from earlybert.pretrain.train.plateau import ADVICE
 
 CHANGED_LAYOUT = "the number of ranks or the device changed, so that times of the stages do not compare"
 
 
 def print_summary(outcome: Outcome) -> None:
-    """Sizes of the full and of the narrow network, steps, losses and what was saved."""
+    """Sizes of the full network and of the narrow or otherwise smaller one, steps, losses and what was saved."""
     full, narrow, savings = outcome.plan.full, outcome.narrow, outcome.savings
+    if narrow is None and network_content(outcome.network) != network_content(full):
+        title, narrow = "at the end", outcome.network
+    else:
+        title = "narrow"
     table = Table(title="EarlyBERT run", show_header=True, title_justify="left")
-    for column in ("", "dense", "narrow"):
+    for column in ("", "dense", title):
         table.add_column(column, justify="left" if not column else "right")
 
     def row(name: str, dense_value: str, narrow_value: str) -> None:
@@ -26,7 +30,7 @@ def print_summary(outcome: Outcome) -> None:
             " ".join(map(str, getattr(network, unit))) if network else "-" for network in (full, narrow)
         )
         row(f"{unit} per layer", dense_value, narrow_value)
-    if savings is not None and savings.trained_stage.narrow:
+    if savings is not None and savings.trained_stage.network == narrow:
         flops = savings.dense_stage.flops_per_step, savings.trained_stage.flops_per_step
         row("FLOPs per step", f"{flops[0]:.3g}", f"{flops[1]:.3g}")
         row("FLOPs, relative", "1", f"{flops[1] / flops[0]:.3f}")

@@ -17,7 +17,7 @@ def mask_distance_figure(steps: Sequence[int], matrices: Mapping[str, Sequence[S
     """Distances between the masks drawn at any two recorded steps, heads and neurons side by side (EarlyBERT Figure 1).
 
     Each half has its own colours, from 0 to the largest distance between two masks after the first update: before it
-    all coefficients are equal and the mask says nothing.
+    the units may all be equal, and then the mask says nothing.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, (units, matrix) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):

@@ -148,7 +148,7 @@ class MaskHistory:
     def settled(self) -> bool:
         """Whether the newest masks agree with all of the window before them (Early-Bird tickets' criterion)."""
         window = self.search.stop_window
-        # Before the first update all coefficients are equal and their mask says nothing.
+        # Before the first update the units may all be equal, and then the mask says nothing.
         if window == 0 or len([step for step in self.steps if step > 0]) <= window:
             return False
         distances = self.newest_distances().values()

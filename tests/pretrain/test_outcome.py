@@ -99,6 +99,17 @@ def test_steps_of_phase_2_weigh_what_their_operations_say() -> None:
     assert early.time_saved == pytest.approx(1 - 76 / 120)
 
 
+def test_steps_of_phase_2_weigh_each_trainings_own_operations() -> None:
+    """Without half of its heads a network gains more where sequences are long."""
+    long = {"phase2": dataclasses.replace(PHASE2, length=256)}
+    own = planned(EARLYBERT, **long, draw=DrawConfig(head_ratio=0.5, neuron_ratio=0.0, width_multiple=8))
+    dense = planned(["phase1", "phase2"], **long)
+    here, there = (plan.stages[-1].flops_per_step / plan.stages[-2].flops_per_step for plan in (own, dense))
+    assert here < 0.99 * there
+    found = saved(own, {"search": [2.0] * 10, "phase1": [1.5] * 80, "phase2": [9.0] * 32})
+    assert found.time_saved == pytest.approx(1 - (10 + (80 + 32 * here) * 0.75) / (100 + 40 * there))
+
+
 def test_steps_of_shallow_networks_weigh_their_time() -> None:
     """50 steps of one layer at 0.6 s, then 50 of both at 1 s: 30 + 50 of 100."""
     plan = planned(["phase1", "stack", "phase1"], stack=Stack(layers=[1], until=[0.5]))
@@ -178,7 +189,7 @@ def test_the_network_at_the_end_is_that_of_the_last_stage() -> None:
     assert not part.ends_wide and part.network == part.narrow
     assert part.network.heads == [2, 2] and part.network.neurons == whole.network.neurons
     assert what_is_trained(part) == (
-        "an all-keeping ticket of it, stacked from 1 to 2 layers and widened in part, is trained to the end"
+        "an all-keeping ticket of it, stacked from 1 to 2 layers and widened, is trained to the end"
     )
     dense = outcome(planned(["phase1"]), {})
     assert dense.narrow is None and dense.network == dense.plan.full

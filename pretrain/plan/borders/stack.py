@@ -53,7 +53,7 @@ class Stack(Border):
             "interleaved": "every layer is copied on top of itself",
             "identity": "it gets new layers on top, which at first change nothing",
         }
-        return f"grow the network in depth: {how[self.copy]}"
+        return f"grow the network in depth: {how[self.copy]}; a copy of a narrow layer keeps its units"
 
     def check(self, recipe: "Recipe") -> None:
         stacks, rates = recipe.plan.count(self.word), self.learning_rates

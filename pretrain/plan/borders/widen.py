@@ -108,7 +108,7 @@ class Widen(Border):
             target = NarrowUnits(*chosen)
         after = NarrowUnits(*(_together(*pair) for pair in zip(kept, target, strict=True)))
         if after == everything:
-            return dataclasses.replace(dense, ticket_sha256=None)
+            return dense
         return dataclasses.replace(before, kept_heads=after.heads, kept_neurons=after.neurons, wider=wider)
 
     def begin(
