@@ -120,6 +120,7 @@ def test_blocks_are_applied_and_the_copy_is_what_runs(tmp_path: Path) -> None:
     for name in FOLDERS:
         (tmp_path / "earlybert" / name).mkdir(parents=True)
     shutil.copytree(ROOT / "core", tmp_path / "earlybert" / "core", dirs_exist_ok=True)
+    shutil.copy(ROOT / "package" / "__init__.py", tmp_path / "earlybert")
     for block in blocks_of("A thing", page):
         apply(block, tmp_path / "earlybert")
     found = run_extended(tmp_path, "-c", "from earlybert.core import text; print(text.__file__, text.duration(5))")
