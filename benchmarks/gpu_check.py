@@ -34,7 +34,7 @@ from earlybert.core.files import read_json, write_json
 HERE = Path(__file__).parent
 CARRIED = HERE.parent / ".gpu" / "corpus"
 # A rehearsal shares its CPU with others.
-PATIENCE = 600
+PATIENCE = 900
 TAIL = 3000
 
 
