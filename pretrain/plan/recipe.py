@@ -11,7 +11,7 @@ import jsonargparse
 import yaml
 
 from earlybert.core.arguments import alternatives, parse
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, require
 from earlybert.core.files import write_text
 from earlybert.core.paths import did_you_mean, what_is_there
 from earlybert.core.yaml_files import check_yaml
@@ -326,6 +326,8 @@ def load_recipe(
     phases = [name for name in PHASE_SECTIONS if name in sections | flags]
     arguments, defaults = [f"--recipe_file={file}", *overrides], {"initial": begun_with}
     recipe = _parsed(arguments, phases, defaults, beside)
+    # As an unset variable of a shell is; a run that began with fresh weights instead would not be noticed.
+    require(recipe.initial != "", "initial", "empty", "a model, or null for fresh weights")
     if recipe.initial and look_at:
         network = look_at(recipe.initial)
         shape = {f"model.{ours}": getattr(network, theirs) for ours, theirs in SHAPE.items()}

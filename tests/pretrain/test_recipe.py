@@ -271,6 +271,7 @@ BAD_OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--plan", "[search, phase1]"], ["plan is ['search', 'phase1']", "narrow"]),
     (["--plan", "[phase1]", "--ticket", "t.json"], ["ticket is", "narrow"]),
     (["--ticket", "t.json", "--narrow.rewind", "searched"], ["narrow.rewind", '"initial"']),
+    (["--initial", ""], ["initial is empty; it must be a model, or null for fresh weights"]),
     (["--draw.head_ratio", "1.0"], ["draw.head_ratio is 1", "below 1"]),
     (["--draw.neuron_ratio", "-0.1"], ["draw.neuron_ratio is -0.1", "at least 0"]),
     (["--draw.width_multiple", "7"], ["draw.width_multiple is 7", "64"]),
