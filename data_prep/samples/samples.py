@@ -26,7 +26,7 @@ DRAWS = 1 << 12
 
 
 @dataclass(frozen=True)
-class Plan:
+class Slices:
     """Samples as slices of a text.
 
     Attributes:
@@ -58,7 +58,7 @@ def plan_samples(
     objective: Objective,
     short_sequence_probability: float,
     rng: np.random.Generator,
-) -> Plan:
+) -> Slices:
     """Cut documents into samples, in the order of the documents.
 
     Args:
@@ -72,19 +72,19 @@ def plan_samples(
     limit = length - (2 if objective == "full-sentences" else 3)
     chances = _chances(rng, limit, short_sequence_probability)
     if objective == "full-sentences":
-        return Plan(np.array(list(_singles(text, documents, chances)), dtype=np.int64).reshape(-1, 5), 0)
+        return Slices(np.array(list(_singles(text, documents, chances)), dtype=np.int64).reshape(-1, 5), 0)
     if objective == "nsp":
         rows = np.array(list(_pairs(text, documents, chances)), dtype=np.int64).reshape(-1, 6)
         slices, replaced = rows[:, [0, 1, 1, 2, 3]], rows[:, 3] == 1
         slices[replaced, 2:4] = _random_seconds(text, rows[replaced], rng)
         dropped = _truncate(slices, limit, rng)
-        return Plan(slices, int(dropped[:, 0].sum() + dropped[~replaced, 1].sum()))
+        return Slices(slices, int(dropped[:, 0].sum() + dropped[~replaced, 1].sum()))
     rows = np.array(list(_neighbours(text, documents, chances)), dtype=np.int64).reshape(-1, 4)
     slices, swapped = rows[:, [0, 1, 1, 2, 3]], rows[:, 3] == 1
     dropped = _truncate(slices, limit, rng)
     slices[swapped] = slices[swapped][:, [2, 3, 0, 1, 4]]
     left_out = (text.token_bounds[documents + 1] - text.token_bounds[documents]).sum() - (rows[:, 2] - rows[:, 0]).sum()
-    return Plan(slices, int(dropped.sum() + left_out))
+    return Slices(slices, int(dropped.sum() + left_out))
 
 
 def _chances(

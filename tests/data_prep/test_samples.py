@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from earlybert.data_prep.config import Objective
-from earlybert.data_prep.samples.samples import Plan, _aim, _truncate, plan_samples, with_special_tokens
+from earlybert.data_prep.samples.samples import Slices, _aim, _truncate, plan_samples, with_special_tokens
 from earlybert.data_prep.tokens.text import TokenisedText
 
 
@@ -32,7 +32,7 @@ def full_plan(
     objective: Objective = "nsp",
     short_sequence_probability: float = 0.1,
     seed: int = 42,
-) -> Plan:
+) -> Slices:
     return plan_samples(
         text,
         documents,
