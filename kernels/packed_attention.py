@@ -2,15 +2,17 @@
 
 Queries and keys are packed separately, so that only the positions that somebody needs have to ask.
 
-Shape suffixes: M query rows, T key and value rows, A heads, D head size; inside a block of sequences: B sequences,
-Q and K the longest number of queries and keys.
+Shape suffixes: M query rows, T key and value rows, x either of them, A heads, D head size, B sequences, R the rows of
+each head, P these and the padding; inside a block of sequences: G heads of its sequences, Q and K the longest number of
+queries and keys.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -136,63 +138,72 @@ def _say_once(decision: Decision, device: str, capability: tuple[int, int], dtyp
     log.info("attention on %s in %s: %s (%s)", place, name, decision.implementation, decision.why)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of consecutive sequences, which a block of score matrices wants as one tensor."""
+class _Layout:
+    """How the rows of packed sequences lie in blocks of padded ones, [G, longest, D].
 
-    first: int
-    lengths: tuple[int, ...]
+    The blocks are parts of one tensor, [P, D], so one index copies all rows there and one copies them back.
+    """
 
-    @property
-    def equal(self) -> bool:
-        return min(self.lengths) == max(self.lengths)
+    def __init__(self, lengths: tuple[int, ...], counts: list[int], heads: int, device: torch.device) -> None:
+        """`counts`: how many sequences each block has."""
+        blocks = [lengths[last - count : last] for count, last in zip(counts, accumulate(counts), strict=True)]
+        self.heads = heads
+        self.shapes = [(heads * len(block), max(block)) for block in blocks]
+        self.masks_G1x = [_mask(block, heads, device) for block in blocks]
+        length_B, longest_B = torch.tensor(lengths), torch.tensor([max(block) for block in blocks for _ in block])
+        begin_B = heads * (longest_B.cumsum(0) - longest_B)
+        begin_T, longest_T = (each.repeat_interleave(length_B) for each in (begin_B, longest_B))
+        position_T = torch.cat([torch.arange(length) for length in lengths])
+        place_TA = (begin_T + position_T)[:, None] + longest_T[:, None] * torch.arange(heads)
+        row_P = torch.full((heads * int(longest_B.sum()),), -1)
+        row_P[place_TA.flatten()] = torch.arange(place_TA.numel())
+        self.place_R = place_TA.flatten().to(device)
+        self.row_P = row_P.clamp(min=0).to(device)
+        self.beyond = (row_P < 0).nonzero().squeeze(1).to(device)
 
-    @property
-    def place(self) -> slice:
-        return slice(self.first, self.first + sum(self.lengths))
+    def spread(self, rows_xAD: Tensor) -> Tensor:
+        """[P, D], with zeros after shorter sequences."""
+        rows_PD = rows_xAD.flatten(0, 1).index_select(0, self.row_P)
+        return rows_PD.index_fill_(0, self.beyond, 0.0) if len(self.beyond) else rows_PD
 
-    def take(self, rows_xAD: Tensor) -> Tensor:
-        """[B, A, longest, D]: a view where all lengths are equal, else a copy with zeros after shorter sequences."""
-        rows_xAD = rows_xAD[self.place]
-        if self.equal:
-            return rows_xAD.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
-        _, heads, head_size = rows_xAD.shape
-        padded_BAxD = rows_xAD.new_zeros(len(self.lengths), heads, max(self.lengths), head_size)
-        for padded_AxD, sequence_xAD in zip(padded_BAxD, rows_xAD.split(self.lengths), strict=True):
-            padded_AxD[:, : len(sequence_xAD)] = sequence_xAD.transpose(0, 1)
-        return padded_BAxD
+    def collect(self, rows_PD: Tensor) -> Tensor:
+        """The inverse of `spread`."""
+        return rows_PD.index_select(0, self.place_R).unflatten(0, (-1, self.heads))
 
-    def put(self, target_xAD: Tensor, values_BAxD: Tensor) -> None:
-        """The inverse of `take`."""
-        values_BxAD = values_BAxD.transpose(1, 2)
-        if not self.equal:
-            values = [sequence[:length] for sequence, length in zip(values_BxAD, self.lengths, strict=True)]
-            torch.cat(values, out=target_xAD[self.place])
-        else:
-            target_xAD[self.place].unflatten(0, (len(self.lengths), -1)).copy_(values_BxAD)
-
-    def beyond(self, device: torch.device) -> Tensor:
-        """[B, 1, 1, longest]: minus infinity after the end of shorter sequences, otherwise 0."""
-        place_x = torch.arange(max(self.lengths), device=device)
-        beyond_Bx = place_x >= torch.tensor(self.lengths, device=device)[:, None]
-        return torch.zeros(beyond_Bx.shape, device=device).masked_fill_(beyond_Bx, -torch.inf)[:, None, None]
+    def blocks(self, rows_PD: Tensor) -> list[Tensor]:
+        """The parts of what `spread` gives, [G, longest, D] each."""
+        parts = rows_PD.split([groups * longest for groups, longest in self.shapes])
+        return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
-def _blocks(queries: Packing, keys: Packing, heads: int, limit: float) -> Iterator[tuple[_Rows, _Rows]]:
-    """Cuts the batch into the queries and keys of blocks of at most `limit` padded scores, or of one sequence."""
-    first, count = 0, len(keys.lengths)
-    query_row = key_row = 0
-    while first < count:
-        last, query, key = first + 1, queries.lengths[first], keys.lengths[first]
-        while last < count:
-            query, key = max(query, queries.lengths[last]), max(key, keys.lengths[last])
+def _mask(lengths: tuple[int, ...], heads: int, device: torch.device) -> Tensor | None:
+    """[G, 1, longest]: minus infinity after the end of shorter sequences, otherwise 0; None where none is shorter."""
+    beyond_Bx = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+    if not beyond_Bx.any():
+        return None
+    mask_Bx = torch.zeros(beyond_Bx.shape).masked_fill_(beyond_Bx, -torch.inf)
+    return mask_Bx.repeat_interleave(heads, 0)[:, None].to(device)
+
+
+@lru_cache(maxsize=32)
+def _layouts(
+    query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], heads: int, limit: float, device: torch.device
+) -> tuple[_Layout, _Layout]:
+    """Of queries and keys, in blocks of at most `limit` padded scores, or of one sequence.
+
+    Remembered, because all layers with so many heads have the same.
+    """
+    counts, first = list[int](), 0
+    while first < len(key_lengths):
+        last, query, key = first + 1, query_lengths[first], key_lengths[first]
+        while last < len(key_lengths):
+            query, key = max(query, query_lengths[last]), max(key, key_lengths[last])
             if (last + 1 - first) * heads * query * key > limit:
                 break
             last += 1
-        query_rows = _Rows(query_row, queries.lengths[first:last])
-        key_rows = _Rows(key_row, keys.lengths[first:last])
-        yield query_rows, key_rows
-        first, query_row, key_row = last, query_rows.place.stop, key_rows.place.stop
+        counts.append(last - first)
+        first = last
+    return _Layout(query_lengths, counts, heads, device), _Layout(key_lengths, counts, heads, device)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -210,45 +221,66 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         heads, head_size = query_MAD.shape[1:]
         limit = CPU_BLOCK if query_MAD.device.type == "cpu" else float("inf")
-        ctx.blocks, ctx.dropout = list(_blocks(queries, keys, heads, limit)), dropout
-        context_MAD, saved = torch.empty_like(query_MAD, memory_format=torch.contiguous_format), []
-        for query_rows, key_rows in ctx.blocks:
-            query_BAQD = query_rows.take(query_MAD) * head_size**-0.5
-            score_BAQK = query_BAQD @ key_rows.take(key_TAD).transpose(-1, -2)
-            if not key_rows.equal:
-                score_BAQK += key_rows.beyond(score_BAQK.device).to(score_BAQK.dtype)
-            weight_BAQK = score_BAQK.softmax(dim=-1)
-            saved.append(weight_BAQK)
+        asking, asked = ctx.layouts = _layouts(queries.lengths, keys.lengths, heads, limit, query_MAD.device)
+        ctx.dropout, ctx.scale = dropout, head_size**-0.5
+        query_PD = asking.spread(query_MAD) * ctx.scale
+        key_PD, value_PD = asked.spread(key_TAD), asked.spread(value_TAD)
+        context_PD, saved = torch.empty_like(query_PD), []
+        for query_GQD, key_GKD, value_GKD, context_GQD, mask_G1K in zip(
+            asking.blocks(query_PD),
+            asked.blocks(key_PD),
+            asked.blocks(value_PD),
+            asking.blocks(context_PD),
+            asked.masks_G1x,
+            strict=True,
+        ):
+            weight_GQK = _softmax(query_GQD @ key_GKD.mT, mask_G1K)
+            saved.append(weight_GQK)
             if dropout:
-                scale_BAQK = _keep_scale(weight_BAQK, dropout)
-                saved.append(scale_BAQK)
-                weight_BAQK = weight_BAQK * scale_BAQK
-            query_rows.put(context_MAD, weight_BAQK @ key_rows.take(value_TAD))
-        ctx.save_for_backward(query_MAD, key_TAD, value_TAD, *saved)
-        return context_MAD
+                saved.append(_keep_scale(weight_GQK, dropout))
+                weight_GQK = weight_GQK * saved[-1]
+            torch.bmm(weight_GQK, value_GKD, out=context_GQD)
+        ctx.save_for_backward(query_PD, key_PD, value_PD, *saved)
+        return asking.collect(context_PD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query_MAD, key_TAD, value_TAD, *saved = ctx.saved_tensors
-        of_query, of_key, of_value = (torch.empty_like(rows) for rows in (query_MAD, key_TAD, value_TAD))
-        scale = query_MAD.shape[-1] ** -0.5
+        asking, asked = ctx.layouts
+        query_PD, key_PD, value_PD, *saved = ctx.saved_tensors
+        gradient_PD = asking.spread(gradients[0])
+        of_query_PD, of_key_PD, of_value_PD = (torch.empty_like(rows) for rows in (query_PD, key_PD, value_PD))
         remaining = iter(saved)
-        for query_rows, key_rows in ctx.blocks:
-            weight_BAQK = next(remaining)
-            gradient_BAQD = query_rows.take(gradients[0])
-            of_weight_BAQK = gradient_BAQD @ key_rows.take(value_TAD).transpose(-1, -2)
-            kept_BAQK = weight_BAQK
+        for query_GQD, gradient_GQD, of_query_GQD, key_GKD, value_GKD, of_key_GKD, of_value_GKD in zip(
+            *map(asking.blocks, (query_PD, gradient_PD, of_query_PD)),
+            *map(asked.blocks, (key_PD, value_PD, of_key_PD, of_value_PD)),
+            strict=True,
+        ):
+            weight_GQK = next(remaining)
+            of_weight_GQK, kept_GQK = gradient_GQD @ value_GKD.mT, weight_GQK
             if ctx.dropout:
-                scale_BAQK = next(remaining)
-                kept_BAQK = weight_BAQK * scale_BAQK
-                of_weight_BAQK.mul_(scale_BAQK)
-            key_rows.put(of_value, kept_BAQK.transpose(-1, -2) @ gradient_BAQD)
-            of_score_BAQK = torch._softmax_backward_data(of_weight_BAQK, weight_BAQK, -1, weight_BAQK.dtype)
-            of_score_BAQK.mul_(scale)
-            query_rows.put(of_query, of_score_BAQK @ key_rows.take(key_TAD))
-            key_rows.put(of_key, of_score_BAQK.transpose(-1, -2) @ query_rows.take(query_MAD))
-        return of_query, of_key, of_value, None, None, None
+                scale_GQK = next(remaining)
+                kept_GQK = weight_GQK * scale_GQK
+                of_weight_GQK.mul_(scale_GQK)
+            torch.bmm(kept_GQK.mT, gradient_GQD, out=of_value_GKD)
+            of_score_GQK = torch._softmax_backward_data(of_weight_GQK, weight_GQK, -1, weight_GQK.dtype)
+            torch.bmm(of_score_GQK, key_GKD, out=of_query_GQD)
+            torch.bmm(of_score_GQK.mT, query_GQD, out=of_key_GKD)
+        of_query_PD.mul_(ctx.scale)
+        of_keys = asked.collect(of_key_PD), asked.collect(of_value_PD)
+        return asking.collect(of_query_PD), *of_keys, None, None, None
+
+
+def _softmax(score_GQK: Tensor, mask_G1K: Tensor | None) -> Tensor:
+    """Weights of each sequence's own keys, in the precision of the scores.
+
+    In between it is fp32 at least: PyTorch's half-precision softmax on a CPU takes three times as long where the number
+    of keys is no multiple of its vectors.
+    """
+    score_GQK, dtype = score_GQK.to(torch.promote_types(score_GQK.dtype, torch.float32)), score_GQK.dtype
+    if mask_G1K is not None:
+        score_GQK += mask_G1K
+    return score_GQK.softmax(dim=-1).to(dtype)
 
 
 def _keep_scale(weight: Tensor, dropout: float) -> Tensor:
