@@ -187,7 +187,7 @@ FILES = [
     ("plan --config words.yaml", "phase1.steps is six; it must be a whole number"),
     ("plan --config code.yaml", "code.yaml:1: is not valid YAML", "python/object"),
     ("plan --config empty.yaml", "empty.yaml: is empty; it must be a recipe"),
-    ("plan --config latin.yaml", "latin.yaml: cannot be read as a recipe in UTF-8"),
+    ("plan --config latin.yaml", "latin.yaml: is not UTF-8; it must be a recipe"),
     (
         "prepare --config typo-corpus.yaml --out x",
         'typo-corpus.yaml:3: unknown key "vocab_sise"; did you mean "vocab_s',
@@ -199,7 +199,7 @@ FILES = [
     ),
     ("prepare --config list.yaml --out x", "list.yaml:1: a configuration of a corpus must be a mapping"),
     ("prepare --config tab.yaml --out x", "tab.yaml:2: is not valid YAML"),
-    ("prepare --config latin.yaml --out x", "latin.yaml: cannot be read as a configuration of a corpus in UTF-8"),
+    ("prepare --config latin.yaml --out x", "latin.yaml: is not UTF-8; it must be a configuration of a corpus"),
     ("prepare --config mxi.yaml --out x", "mxi.yaml: cannot be read", "did you mean mix.yaml?"),
     ("prepare --config text.txt --out x", "text.txt:1: a configuration of a corpus must be a mapping"),
     ("plan --config small.yaml --deepspeed key.json", 'unknown or unsupported key "gradient_cliping"', "gradient_clip"),
