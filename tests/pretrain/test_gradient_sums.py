@@ -119,7 +119,9 @@ def tensors() -> list[Tensor]:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_memory_model_counts_what_a_step_holds(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the network and of its optimizer between two micro-batches of a step, every storage once."""
-    others = set(map(id, tensors()))
+    gc.collect()
+    before = tensors()  # kept alive, so that no new tensor has the identity of an old one
+    others = set(map(id, before))
     built = build(at_once=True, monkeypatch=monkeypatch, precision=precision)
     backward(built, seed=0)
     found = [tensor for tensor in tensors() if id(tensor) not in others]
