@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -16,8 +17,15 @@ def ignore_signals() -> None:
     While it shuts down Python puts the default handlers back, which end it, in place of functions of ours: but what is
     ignored stays ignored.
     """
+    sys.unraisablehook = _tell
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _tell(unraisable: "sys.UnraisableHookArgs") -> None:
+    """What Python does, but for a signal that came while it was made to be ignored: that is an error to Python."""
+    if "ignored due to race condition" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 class StopRequest:

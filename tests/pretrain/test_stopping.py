@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -126,3 +127,26 @@ def test_going_on_with_other_ranks_stages_and_micro_batches(workplace: Path) -> 
     np.testing.assert_allclose([line["loss"] for line in actual], [line["loss"] for line in expected], rtol=1e-5)
     tickets = [Ticket.load(folder / "ticket.json") for folder in (workplace / "still", run_dir)]
     assert (tickets[0].heads, tickets[0].neurons) == (tickets[1].heads, tickets[1].neurons)
+
+
+def test_signals_that_come_while_they_are_made_to_be_ignored_are_not_told_of() -> None:
+    """Python takes such a one for an error of its own; without our hook it says so dozens of times."""
+    script = textwrap.dedent("""
+        import time
+        from earlybert.pretrain.train.stopping import StopRequest, ignore_signals
+        stop, end = StopRequest(), time.monotonic() + 3
+        stop.listen()
+        print("listening", flush=True)
+        while time.monotonic() < end:
+            stop.listen()
+            ignore_signals()
+        print("left", flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listening\n"
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == b"left\n"
+    assert process.returncode == 0
