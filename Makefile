@@ -13,8 +13,8 @@ quickstart: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --precision $(PRECISION) --run-dir $(RUN_DIR)
 	$(BIN)/earlybert fill-mask $(RUN_DIR)
 
-# Two files of tests at a time, each on one core.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two files of tests at a time, each on one core, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST)
