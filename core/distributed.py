@@ -42,8 +42,10 @@ def start() -> torch.device:
 
     # Its notes repeat on every rank and for every stage; errors still come through.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Training never uses this operation, and DeepSpeed would compile it for most of a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device_type() == "cpu":
+        # Training never uses this operation, and DeepSpeed would compile it for most of a minute. (On a GPU it compiles
+        # none, but to fill this table it would try what it could compile, and warn.)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     if device_type() == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
@@ -110,4 +112,5 @@ def on_any_rank(*flags: bool) -> list[bool]:
 
 
 def barrier() -> None:
-    torch.distributed.barrier()
+    """Waits for all ranks. NCCL's own has to guess a rank's GPU, and warns of that."""
+    on_any_rank(False)

@@ -28,6 +28,8 @@ SOURCES = Path(__file__).parent / "csrc"
 # Each runs on every GPU of its generation. CUDA 13 has dropped sm_70: V100 needs nvcc 12.
 ARCHITECTURES = (70, 80, 90)
 IMPLEMENTATIONS = ("cuda", "require", "torch")
+# Where NVIDIA's installers put the toolkit; few systems have that in their PATH.
+TOOLKIT = Path("/usr/local/cuda")
 # The oldest PyTorch whose stable ABI the sources keep to: 2.11.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -90,9 +92,11 @@ def compile_command(nvcc: str, architectures: list[int], library: Path, torch_fo
 
 def _nvcc() -> str:
     home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    folders = [f"{home}/bin"] if home else [*os.get_exec_path(), f"{TOOLKIT}/bin"]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
     if nvcc is None:
-        raise BuildError(f"there is no nvcc in {f'CUDA_HOME={home}' if home else 'PATH'}; install the CUDA toolkit")
+        place = f"CUDA_HOME={home}" if home else f"PATH or {TOOLKIT}"
+        raise BuildError(f"there is no nvcc in {place}; install the CUDA toolkit")
     return nvcc
 
 

@@ -17,7 +17,8 @@ pinned() { "$python" -c "from importlib.metadata import version; print('$1==' + 
 # DeepSpeed comes as source; none of its operators is compiled.
 ls $out/wheels/deepspeed-*.whl >/dev/null 2>&1 ||
     DS_BUILD_OPS=0 python3 -m pip wheel -q --no-deps -w $out/wheels "$(pinned deepspeed)"
-for name in hjson pydantic annotated-types typing-inspection datasets dill multiprocess jsonargparse; do
+# pydantic takes no older typing-extensions than its own, and that machine may have one.
+for name in hjson pydantic annotated-types typing-inspection typing-extensions datasets dill multiprocess jsonargparse; do
     fetch "$(pinned $name)"
 done
 fetch typeshed-client importlib-resources docstring-parser sentencex backports.zstd

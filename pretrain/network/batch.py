@@ -178,7 +178,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Where it is computed: one copy, which a GPU makes while the host goes on."""
-        if device == self.input_ids_T.device:
+        here = self.input_ids_T.device
+        # "cuda" without a number is the GPU that is current, as everywhere in PyTorch, but equals none that has one.
+        if device.type == here.type and device.index in (None, here.index):
             return self
         layout = self.layout
         slab = torch.empty(layout.words, dtype=torch.int64, pin_memory=device.type == "cuda")

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from earlybert.core import distributed
 from earlybert.core.errors import UserError
 from earlybert.core.ranks import check_environment, rank, world_size
 
@@ -59,6 +61,23 @@ def test_the_command_ends_with_one_sentence(environment: dict[str, str], tmp_pat
         cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == 2 and process.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the GPU of its number among those that it sees; which operations could be compiled is not tried."""
+    import deepspeed
+
+    chosen: list[int] = []
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("DS_ACCELERATOR", "cuda")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda verbose: None)
+    monkeypatch.delitem(vars(deepspeed.ops), "__compatible_ops__", raising=False)
+    monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("compilers are tried"))
+    assert distributed.start() == torch.device("cuda", 1) and os.environ["LOCAL_RANK"] == "1"
 
 
 THREADS_AT_THE_END = """

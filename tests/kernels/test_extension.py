@@ -48,6 +48,22 @@ def test_without_nvcc_there_is_one_sentence_and_status_2(tmp_path: Path) -> None
     assert not (tmp_path / "built").exists()
 
 
+def test_nvcc_is_looked_for_where_the_toolkit_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In PATH first; CUDA_HOME names the only place."""
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(extension, "TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    with pytest.raises(extension.BuildError, match=f"there is no nvcc in PATH or {tmp_path}/toolkit; install"):
+        extension._nvcc()
+    for folder in ("toolkit/bin", "path", "home/bin"):
+        nvcc = tmp_path / folder / "nvcc"
+        nvcc.parent.mkdir(parents=True)
+        nvcc.touch(mode=0o755)
+        if folder == "home/bin":
+            monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+        assert extension._nvcc() == str(nvcc)
+
+
 def test_a_failed_build_falls_back_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

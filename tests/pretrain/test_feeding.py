@@ -11,6 +11,7 @@ from contextlib import closing
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +232,10 @@ def test_another_device_gets_one_copy() -> None:
     assert moved.layout == batch.layout and moved.tokens.lengths == batch.tokens.lengths
     assert all(each.is_meta for each in (*vars(moved).values(), moved.tokens.bounds) if torch.is_tensor(each))
     assert batch.to(CPU) is batch
+    # A GPU is called with its number or, where it is the current one, without.
+    place: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    there = dataclasses.replace(batch, input_ids_T=place)
+    assert there.to(torch.device("cuda")) is there and there.to(torch.device("cuda", 0)) is there
 
 
 def test_a_device_has_the_next_batch_before_it_computes_one() -> None:
