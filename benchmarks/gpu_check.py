@@ -37,7 +37,8 @@ HERE = Path(__file__).parent
 CARRIED = HERE.parent / ".gpu" / "corpus"
 # A rehearsal shares its CPU with others.
 PATIENCE = 900
-TAIL = 3000
+# Characters at the end of a failed stage's output: stored, and printed at once.
+TAIL, SHOWN = 3000, 800
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ STAGES = (
     Stage("128 x 32", 40, speed(128, 32, *HALF_ROWS, "no CUDA kernels"), {}),
     Stage("512 x 8", 35, speed(512, 8, *HALF_ROWS), {}),
     Stage("profile", 30, step_profile, {}),
-    Stage("method", 90, own("method"), {}),
+    Stage("method", 95, own("method"), {}),
     Stage("128 x 128", 40, speed(128, 128, *HALF_ROWS), {}),
     Stage("real loop", 35, own("real_loop"), {}),
     Stage("compiled", 55, speed(128, 32, "transformers, autocast, torch.compile", "ours, dense bf16"), {}),
@@ -202,8 +203,10 @@ def main(argv: list[str] | None = None) -> int:
     usual = (*STAGES, *LATER) if given.rehearse else STAGES
     wanted = given.only or [stage.name for stage in usual]
     for stage in (stage for stage in (*STAGES, *LATER) if stage.name in wanted):
-        results[stage.name] = run(stage, out, data, given.rehearse)
-        print(f"{stage.name}: {results[stage.name]['status']}, {results[stage.name]['seconds']:.0f} s", flush=True)
+        found = results[stage.name] = run(stage, out, data, given.rehearse)
+        print(f"{stage.name}: {found['status']}, {found['seconds']:.0f} s", flush=True)
+        if found["output"]:
+            print(found["output"][-SHOWN:], flush=True)
         write_json(path, measured_on("deepspeed") | {"rehearsal": given.rehearse, "stages": results})
     print(table(results, measured=not given.rehearse))
     return int(any(result["status"] != "passed" for result in results.values()))

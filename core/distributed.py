@@ -46,6 +46,12 @@ def start() -> torch.device:
         # Training never uses this operation, and DeepSpeed would compile it for most of a minute. (On a GPU it compiles
         # none, but to fill this table it would try what it could compile, and warn.)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        from deepspeed.accelerator import cuda_accelerator
+
+        # With this library it asks for a GPU's memory by the numbers in CUDA_VISIBLE_DEVICES, and fails where that has
+        # UUIDs. Without it PyTorch is asked.
+        cuda_accelerator.pynvml = None
     deepspeed.init_distributed(verbose=False)
     if device_type() == "cuda":
         return torch.device("cuda", torch.cuda.current_device())

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,8 +65,12 @@ def test_the_command_ends_with_one_sentence(environment: dict[str, str], tmp_pat
 
 
 def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes the GPU of its number among those that it sees; which operations could be compiled is not tried."""
+    """It takes the GPU of its number among those that it sees; which operations could be compiled is not tried.
+
+    Memory is asked for in a way that works whatever the GPUs are called.
+    """
     import deepspeed
+    from deepspeed.accelerator import cuda_accelerator
 
     chosen: list[int] = []
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("DS_ACCELERATOR", "cuda")):
@@ -77,7 +82,13 @@ def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.M
     monkeypatch.setattr(deepspeed, "init_distributed", lambda verbose: None)
     monkeypatch.delitem(vars(deepspeed.ops), "__compatible_ops__", raising=False)
     monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("compilers are tried"))
+    monkeypatch.setattr(cuda_accelerator, "pynvml", SimpleNamespace())
+    accelerator = cuda_accelerator.CUDA_Accelerator()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-d5ba0d6e")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
     assert distributed.start() == torch.device("cuda", 1) and os.environ["LOCAL_RANK"] == "1"
+    assert accelerator.available_memory() == 70
 
 
 THREADS_AT_THE_END = """
