@@ -50,7 +50,7 @@ def test_a_stage_has_its_time(tmp_path: Path) -> None:
 def test_the_stages_fit_into_one_call() -> None:
     assert sum(stage.seconds for stage in gpu_check.STAGES) <= 540
     (*later, race) = gpu_check.LATER
-    assert sum(stage.seconds for stage in later) <= 240 and race.seconds <= 240
+    assert sum(stage.seconds for stage in later) <= 400 and race.seconds <= 240
 
 
 def test_every_test_for_a_gpu_is_named() -> None:
