@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,10 @@ from earlybert.core.errors import UserError
 from earlybert.core.ranks import local_world_size, rank, world_size
 
 Result = TypeVar("Result")
+
+# How long ranks wait for one another, in minutes, unless DEEPSPEED_TIMEOUT says. Rank 0 alone reads the corpus before
+# it joins, and checkpoints later: from a slow shared disk that can take longer than DeepSpeed's 10 minutes.
+PATIENCE = 30
 
 
 def _free_port() -> int:
@@ -52,7 +57,8 @@ def start() -> torch.device:
         # With this library it asks for a GPU's memory by the numbers in CUDA_VISIBLE_DEVICES, and fails where that has
         # UUIDs. Without it PyTorch is asked.
         cuda_accelerator.pynvml = None
-    deepspeed.init_distributed(verbose=False)
+    minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", PATIENCE))
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=minutes))
     if device_type() == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     if "OMP_NUM_THREADS" not in os.environ:

@@ -1,5 +1,6 @@
 """One program at a time in one folder, on one machine or on several that share it."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,8 @@ from earlybert.core.progress import say
 LOCK = ".in-use"
 # How often a holder gives a sign of life, and after how long without one it is taken for dead, in seconds.
 BEAT, DEAD = 10.0, 45.0
+# What file systems answer that know no locks: Lustre mounted without flock, NFS without its lock service, others.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -23,8 +26,8 @@ def sole_use(folder: Path, option: str) -> Iterator[None]:
     """Keeps other programs out of a folder until the block ends, or this process does.
 
     The operating system's lock tells whether another process is there. Some shared file systems keep that lock to one
-    machine. So the file also says who holds it, and its time is a sign of life: where the last holder was on another
-    machine and did not end well, this waits until it has been silent for `DEAD` seconds.
+    machine, and some have none. So the file also says who holds it, and its time is a sign of life: where no lock could
+    tell, and the last holder did not end well, this waits until it has been silent for `DEAD` seconds.
 
     Raises UserError, which calls the folder `option`, where another program uses it or it cannot be written to.
     """
@@ -53,16 +56,21 @@ def sole_use(folder: Path, option: str) -> Iterator[None]:
 
 def _take(file: int, path: Path, option: str) -> None:
     in_use = f"{option} is {path.parent}, which {{}} is using; wait for it, or name another one"
+    locked = True
     # A lock of the process: unlike flock's, forked workers that live a little longer do not hold it.
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise UserError(in_use.format(_words(_holder(file)))) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        locked = False
     if not path.is_file() or path.stat().st_ino != os.fstat(file).st_ino:
         # Whoever held it has removed the folder.
         raise UserError(in_use.format(_words({})))
     holder = _holder(file)
-    if not holder or holder.get("host") == socket.gethostname():
+    if not holder or (locked and holder.get("host") == socket.gethostname()):
         return
     seen = os.fstat(file).st_mtime
     if (silent := time.time() - seen) < DEAD:

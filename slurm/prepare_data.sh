@@ -39,7 +39,8 @@ if [ -z "$part" ] || [ "${SLURM_ARRAY_TASK_MIN:-}-${SLURM_ARRAY_TASK_MAX:-}" != 
 fi
 if [ "$part" = 1 ] && [ -z "${SLURM_RESTART_COUNT:-}" ]; then
     after=(--dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes --array=0)
-    here=(--partition="$SLURM_JOB_PARTITION" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+    here=(--partition="$SLURM_JOB_PARTITION" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
+        ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"})
     merge=("$EARLYBERT_HOME/slurm/prepare_data.sh" "$config" "$corpus")
     if job=$(submit "${after[@]}" "${here[@]}" "${merge[@]}"); then
         note "job $job merges the parts when all are done"

@@ -7,6 +7,9 @@
 
 . "$EARLYBERT_HOME/slurm/common.sh"
 
+# Left over where sbatch was called inside another job: srun would bind the ranks to that job's CPUs, and fail.
+unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
+
 warned=0 # whether the time limit is near
 signalled=0 # whether a signal has ended a wait
 status=0 # how the last step ended
@@ -59,7 +62,8 @@ warn_step() { # PROCESS: USR1 for all its ranks, again and again, because those 
 
 run_step() { # ARGUMENT...: srun, handing on the warning; sets `status`
     local step messenger=
-    srun --nodes="$SLURM_JOB_NUM_NODES" "$@" &
+    # A job submitted with --export=NONE, or with a list, would otherwise hand its ranks no MASTER_ADDR and no PATH.
+    srun --nodes="$SLURM_JOB_NUM_NODES" --export=ALL "$@" &
     step=$!
     while :; do
         signalled=0
@@ -92,10 +96,14 @@ stage_corpus() { # CORPUS: copies it to the nodes' own disks; sets `staged` to w
 }
 
 train() { # CONFIG ARGUMENT...: all ranks, until they end
-    local config=$1 ranks_per_node cpus_per_rank
+    local config=$1 gpus ranks_per_node cpus_per_rank
     shift
-    ranks_per_node=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} # may be written v100:8
-    ranks_per_node=${SLURM_NTASKS_PER_NODE:-${ranks_per_node##*:}}
+    gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} # may be written v100:8
+    gpus=${gpus##*:}
+    ranks_per_node=${SLURM_NTASKS_PER_NODE:-$gpus}
+    [ "$ranks_per_node" -ge "$gpus" ] ||
+        fail "SLURM_NTASKS_PER_NODE is $ranks_per_node for $gpus GPUs a node; leave --ntasks-per-node out" \
+            "(inside another job, unset SLURM_NTASKS_PER_NODE before sbatch)"
     [ "$ranks_per_node" -gt 0 ] || ranks_per_node=1
     cpus_per_rank=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / ranks_per_node))}
     [ "$cpus_per_rank" -gt 0 ] || cpus_per_rank=1
@@ -106,8 +114,10 @@ train() { # CONFIG ARGUMENT...: all ranks, until they end
     export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank}
     note "$SLURM_JOB_NODELIST with $ranks_per_node ranks each; newest: $(newest_checkpoint)"
     # Left alone for a while, the other ranks fail by themselves, which keeps exit status 2 apart from a rank's crash.
+    # block:block puts rank 0 on the first node, and neighbours on the same socket as their GPUs mostly are; Slurm's
+    # default changes the socket with every rank.
     run_step --ntasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) --ntasks-per-node="$ranks_per_node" \
-        --cpus-per-task="$cpus_per_rank" --kill-on-bad-exit=0 --wait=60 --label \
+        --cpus-per-task="$cpus_per_rank" --distribution=block:block --kill-on-bad-exit=0 --wait=60 --label \
         bash "$EARLYBERT_HOME/slurm/rank.sh" \
         python -u "$EARLYBERT_HOME/pretrain/run.py" \
         --config "$config" --run-dir "$run_dir" "$@" ${staged:+--data "$staged"}

@@ -9,9 +9,9 @@ export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
 
 # On a shared disk all ranks of all nodes would compile the same files at the same time.
 cache=${NODE_LOCAL:-${TMPDIR:-/tmp}}/earlybert-$(id -un)
-(umask 077 && mkdir -p "$cache")
+(umask 077 && mkdir -p "$cache") || true # a TMPDIR of the login node may not be here
 if [ ! -O "$cache" ]; then
-    echo "$(hostname): error: $cache belongs to someone else; set NODE_LOCAL in slurm/site.sh to a folder of yours" >&2
+    echo "$(hostname): error: $cache is no folder of yours; set NODE_LOCAL in slurm/site.sh to one" >&2
     exit 2
 fi
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$cache/torch_extensions}

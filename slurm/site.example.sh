@@ -12,8 +12,8 @@
 #export SBATCH_TIMELIMIT=12:00:00
 
 # The environment that earlybert is installed in; otherwise the one active when sbatch was called, else the checkout's
-# .venv.
-#module load cuda/12.6
+# .venv. The kernels are compiled on the nodes: for V100 by CUDA 12's nvcc, with a GCC that knows C++20 (10 or newer).
+#module load cuda/12.6 gcc/12
 #source "$HOME/earlybert/.venv/bin/activate"
 
 # A fast disk of each node's own. The corpus is copied there once, and compiled kernels are kept there. Without it the
@@ -22,6 +22,9 @@
 
 # How often a run is tried again that ends by itself without having reached a new checkpoint.
 #export MAX_RETRIES=3
+
+# How many minutes ranks wait for one another, for example while rank 0 reads the corpus from a slow disk.
+#export DEEPSPEED_TIMEOUT=30
 
 # Which network NCCL takes, where it guesses wrong.
 #export NCCL_SOCKET_IFNAME=ib0

@@ -1,5 +1,6 @@
 """One program at a time in one folder."""
 
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,30 @@ def test_a_holder_on_another_machine_is_waited_for(
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.ENOLCK])
+def test_without_locks_the_signs_of_life_tell(
+    refusal: int, alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre mounted without flock refuses every lock, NFS without its lock service too; here on one machine."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    monkeypatch.setattr(locks, "DEAD", 1.0)
+    if alive:
+        with sole_use(tmp_path, "run-dir"):
+            there = f"process {os.getpid()} on {socket.gethostname()}.* is using"
+            with pytest.raises(UserError, match=there), sole_use(tmp_path, "run-dir"):
+                pass
+        return
+    (tmp_path / LOCK).write_text(json.dumps({"host": socket.gethostname(), "process": 5, "job": None}))
+    with sole_use(tmp_path, "run-dir"):
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,13 +74,14 @@ def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.M
     from deepspeed.accelerator import cuda_accelerator
 
     chosen: list[int] = []
+    patience: list[timedelta] = []
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("DS_ACCELERATOR", "cuda")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
-    monkeypatch.setattr(deepspeed, "init_distributed", lambda verbose: None)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda verbose, timeout: patience.append(timeout))
     monkeypatch.delitem(vars(deepspeed.ops), "__compatible_ops__", raising=False)
     monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("compilers are tried"))
     monkeypatch.setattr(cuda_accelerator, "pynvml", SimpleNamespace())
@@ -89,6 +91,9 @@ def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
     assert distributed.start() == torch.device("cuda", 1) and os.environ["LOCAL_RANK"] == "1"
     assert accelerator.available_memory() == 70
+    monkeypatch.setenv("DEEPSPEED_TIMEOUT", "45")
+    distributed.start()
+    assert patience == [timedelta(minutes=30), timedelta(minutes=45)]
 
 
 THREADS_AT_THE_END = """

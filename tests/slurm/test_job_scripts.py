@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import BIN, ROOT
 from tests.slurm.cluster import SMALL, Job, boot, comes_true, crash, slurm
 
 pytestmark = pytest.mark.slurm
@@ -40,6 +40,26 @@ def test_a_node_range_takes_all_free_nodes_and_the_ranks_follow_the_gpus(stub: P
     job = large(stub, "--steps", "3", options=("--nodes=1-3", "--gpus-per-node=v100:2"))
     job.require("COMPLETED")
     assert [line["ranks"] for line in job.steps] == [6, 6, 6], job.log
+
+
+def test_the_ranks_get_the_environment_whatever_sbatch_was_told_to_export(stub: Path) -> None:
+    """Many sites submit with NONE, which srun goes by as well."""
+    (stub / "slurm" / "site.sh").write_text(f"export PATH={BIN}:$PATH\n")
+    job = large(stub, "--steps", "3", options=("--export=NONE",))
+    job.require("COMPLETED")
+    assert [line["ranks"] for line in job.steps] == [2, 2, 2], job.log
+
+
+def test_submitted_inside_another_job(stub: Path) -> None:
+    """That job's variables come along. A CPU that no node has would be refused; a rank for two GPUs is."""
+    command = ("sbatch", "--parsable", *SMALL, "--gpus-per-node=v100:2", "slurm/pretrain_large.sh", "--run-dir")
+    bound = Job(slurm(*command, "bound", "--steps", "3", cwd=stub, SLURM_CPU_BIND="bogus"), stub, stub / "bound")
+    bound.require("COMPLETED")
+    assert [line["ranks"] for line in bound.steps] == [4, 4, 4], bound.log
+    alone = Job(slurm(*command, "alone", cwd=stub, SLURM_NTASKS_PER_NODE="1"), stub, stub / "alone")
+    alone.require("FAILED")
+    assert alone.field("ExitCode") == "2:0"
+    assert "SLURM_NTASKS_PER_NODE is 1 for 2 GPUs a node" in alone.log
 
 
 def test_the_real_time_limit(stub: Path) -> None:
