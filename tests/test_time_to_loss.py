@@ -18,7 +18,10 @@ from time_to_loss import train
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
 from earlybert.pretrain.checkpoint.metrics import of_kind
+from earlybert.pretrain.network.bert_format import to_bert
+from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.plan.checks import check_recipe
+from earlybert.pretrain.plan.plan import corpus_plan
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.report.timeline import read_lines
@@ -255,6 +258,26 @@ def test_hugging_face_predicts_the_same_tokens(rehearsal: Path) -> None:
     with torch.no_grad():
         expected = model(**inputs).loss.item()
     assert hugging_face.validate(model, setting, batches)["masked_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_hugging_face_and_our_adamw_are_one_run(rehearsal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same weights, so samples, masks, rates, clipping and the optimizer's numbers are the same."""
+    file = {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, "zero_optimization": {"stage": 1}}
+    (rehearsal / "adamw.json").write_text(json.dumps(file))
+    common = ["--config", str(rehearsal / "recipe.yaml"), "--data", str(rehearsal / "corpus"), "--seed", "0"]
+    own = ["--plan", "[phase1]", "--losses", "[masked]", "--deepspeed", "adamw.json", "--phase1.learning_rate", "1e-3"]
+    status, output = train_here(rehearsal, *common, *own, "--run-dir", "ours")
+    assert status == 0, output
+
+    def with_our_weights(setting: hugging_face.Setting) -> torch.nn.Module:
+        network = corpus_plan(setting.recipe, setting.corpus).full
+        return to_bert(network, initial_weights(network, setting.recipe.seed))
+
+    monkeypatch.setattr(hugging_face, "model_of", with_our_weights)
+    hugging_face.main([*common, "--run-dir", str(rehearsal / "theirs"), "--learning_rate", "1e-3"])
+    ours, theirs = validation_losses(rehearsal / "ours"), validation_losses(rehearsal / "theirs")
+    assert ours[12] < ours[4] - 0.1
+    assert theirs == pytest.approx(ours, rel=1e-6)
 
 
 @pytest.mark.slow

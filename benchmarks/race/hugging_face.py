@@ -2,8 +2,9 @@
 
     python benchmarks/race/hugging_face.py --config RECIPE --data CORPUS --run-dir RUN --seed 0 --learning_rate 1e-3
 
-Network, initial weights, optimizer, loop and the learning rate's straight fall are Hugging Face's. Samples, their order
-and masks, clipping, warm-up, number of steps and precision are those of the recipe's dense run, and so is validation.
+Network, initial weights, optimizer and loop are Hugging Face's. Samples, their order and masks, the learning rate's curve
+below its peak, AdamW's numbers, clipping, number of steps and precision are those of the recipe's dense run, and so is
+validation.
 The run directory is like that of our runs, as far as the race reads it; the same command resumes it.
 
 Shape suffixes: B sequences, S positions, T tokens of all sequences, V vocabulary rows, N predicted tokens.
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertConfig, BertForMaskedLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from earlybert.core.devices import device_type
@@ -91,7 +94,7 @@ def model_of(setting: Setting) -> BertForMaskedLM:
 
 
 def arguments(setting: Setting) -> TrainingArguments:
-    """The Trainer's own defaults, and AdamW's, where the recipe has no number for them."""
+    """The Trainer's own defaults where the recipe has no number for them."""
     recipe, stage, device = setting.recipe, setting.stage, torch.device(device_type())
     micro_batches = -(-stage.global_batch // setting.micro_batch)
     return trainer_arguments(
@@ -99,8 +102,10 @@ def arguments(setting: Setting) -> TrainingArguments:
         Layout(device, device_precision(recipe.precision, device), setting.micro_batch, micro_batches),
         max_steps=stage.steps,
         learning_rate=stage.schedule.peak,
-        warmup_steps=round(stage.schedule.warmup * stage.steps),
         weight_decay=recipe.optimizer.weight_decay,
+        adam_beta1=recipe.optimizer.betas[0],
+        adam_beta2=recipe.optimizer.betas[1],
+        adam_epsilon=recipe.optimizer.eps,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         seed=recipe.seed,
         save_steps=recipe.checkpoint_every,
@@ -120,6 +125,14 @@ class RaceTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.setting = setting
         self.steps: Iterator[StepBatches] = iter(())
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """The dense run's curve. With a straight fall, the Trainer's default, AdamW stays on the plateau for longer."""
+        curve = self.setting.stage.schedule
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: curve.learning_rate_at(step) / curve.peak
+        )
+        return self.lr_scheduler
 
     def get_batch_samples(self, *_: Any) -> tuple[list[dict[str, Tensor]], None]:
         """The next step's micro-batches; how many tokens they predict is left to the model's mean."""
