@@ -2,8 +2,9 @@
 
     python benchmarks/finetuning.py OUT [OUT ...] [--json benchmarks/results/finetuning.json]
 
-The first folder has the random tickets. Every folder's `earlybert` (of another ranking, say) is compared with them seed
-by seed: the mean difference in points of the main score, and its standard error. All results are stored as one file.
+Every folder's `earlybert` is compared with its random tickets seed by seed, or with those of the first folder where it
+has none (another ranking, say): the mean difference in points of the main score, and its standard error. All results
+are stored as one file.
 """
 
 import argparse
@@ -31,11 +32,9 @@ def print_differences(folder: Path, grouped: Grouped, base: Grouped) -> None:
     for (task, method), results in grouped.items():
         if method != "earlybert" or not (found := differences(task, results, base.get((task, "random"), []))):
             continue
-        error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
-        print(
-            f"{folder.name}, {task}: searched minus random {statistics.mean(found):+.2f} points, "
-            f"standard error {error:.2f}, {len(found)} seed(s)"
-        )
+        mean, seeds = f"{statistics.mean(found):+.2f} points", len(found)
+        error = f"standard error {statistics.stdev(found) / math.sqrt(seeds):.2f}, " if seeds > 1 else ""
+        print(f"{folder.name}, {task}: searched minus random {mean}, {error}{seeds} seed(s)")
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
         settings = {name: value for name, value in settings.items() if name not in ("model", "data")}
         parts.append({"settings": settings, "results": [result for results in found.values() for result in results]})
     for folder, found in grouped.items():
-        print_differences(folder, found, grouped[arguments.out[0]])
+        print_differences(folder, found, grouped[arguments.out[0]] | found)
     if arguments.json:
         content = {"measured_on": measured_on("transformers", "accelerate"), "folders": parts}
         write_json(arguments.json, content)
