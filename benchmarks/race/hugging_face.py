@@ -2,8 +2,8 @@
 
     python benchmarks/race/hugging_face.py --config RECIPE --data CORPUS --run-dir RUN --seed 0 --learning_rate 1e-3
 
-Network, initial weights, optimizer and loop are Hugging Face's. Samples, their order and masks, the learning rate's curve
-below its peak, AdamW's numbers, clipping, number of steps and precision are those of the recipe's dense run, and so is
+Network, initial weights, optimizer and loop are Hugging Face's. Samples, their order and masks, the rate's curve below
+its peak, AdamW's numbers, clipping, number of steps and precision are those of the recipe's dense run, and so is
 validation.
 The run directory is like that of our runs, as far as the race reads it; the same command resumes it.
 
