@@ -129,9 +129,9 @@ class RaceTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """The dense run's curve. With a straight fall, the Trainer's default, AdamW stays on the plateau for longer."""
         curve = self.setting.stage.schedule
-        self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: curve.learning_rate_at(step) / curve.peak
-        )
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: curve.learning_rate_at(step) / curve.peak)
         return self.lr_scheduler
 
     def get_batch_samples(self, *_: Any) -> tuple[list[dict[str, Tensor]], None]:
