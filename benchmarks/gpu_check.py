@@ -22,12 +22,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from gpu.runs import LENGTHS, kill_all
 from gpu.table import table
 from provenance import measured_on
 
@@ -154,12 +153,9 @@ def run(stage: Stage, out: Path, data: Path, rehearse: bool) -> dict[str, Any]:
         output, _ = process.communicate(timeout=PATIENCE if rehearse else stage.seconds)
         status = f"status {process.returncode}" if process.returncode else "passed"
     except subprocess.TimeoutExpired:
-        # torchrun's ranks have sessions of their own, and would keep the GPU busy.
-        started = psutil.Process(process.pid).children(recursive=True)
+        kill_all(process)
+        # And those of its group that it does not call its own any more: what is left would keep the GPU busy.
         os.killpg(process.pid, signal.SIGKILL)
-        for one in started:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
         output, status = process.communicate()[0], "out of time"
     found = read_json(result) if result.is_file() else None
     took = time.monotonic() - began
@@ -168,8 +164,6 @@ def run(stage: Stage, out: Path, data: Path, rehearse: bool) -> dict[str, Any]:
 
 def corpus(given: Path | None, out: Path, rehearse: bool) -> Path:
     """The given one, else the one that was carried, else Python's documentation, prepared."""
-    from gpu.runs import LENGTHS
-
     from earlybert.data_prep.config import CorpusConfig
     from earlybert.data_prep.prepare import prepare
 

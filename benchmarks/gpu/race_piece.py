@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+from gpu.runs import kill_all
 from provenance import measured_on
 from race.archive import pack, unpack
 from race.arms import REPOSITORY, SHALLOW, run_dir
@@ -80,10 +80,7 @@ def kill_in(name: str, work_dir: Path, data: Path) -> None:
     while process.poll() is None and not (checkpoints.is_dir() and any(checkpoints.glob("step-*"))):
         time.sleep(0.05)
     if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in children:
-            child.kill()
+        kill_all(process)
     process.communicate()
 
 

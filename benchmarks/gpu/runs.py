@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 RUN = Path(__file__).parent.parent.parent / "pretrain" / "run.py"
@@ -48,3 +50,11 @@ def finish(line: list[str], **environment: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"status {done.returncode} of {' '.join(line)}\n{done.stdout[-4000:]}")
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """The process and all that it has started, whatever their sessions: torchrun's ranks have their own."""
+    root = psutil.Process(process.pid)
+    for one in (root, *root.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
