@@ -12,6 +12,8 @@ import yaml
 RUN = Path(__file__).parent.parent.parent / "pretrain" / "run.py"
 BIN = Path(sys.executable).parent
 LENGTHS = (128, 512)
+# Seconds for killed processes to be gone; one that waits for a driver can take as long.
+LONGEST_END = 10
 
 
 def recipe(steps: int, *, tiny: bool) -> dict:
@@ -53,8 +55,14 @@ def finish(line: list[str], **environment: str) -> None:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """The process and all that it has started, whatever their sessions: torchrun's ranks have their own."""
+    """The process and all that it has started, whatever their sessions: torchrun's ranks have their own.
+
+    Returns when what it has started is gone: a signal is only on its way when `kill` returns. The process itself is the
+    caller's to wait for.
+    """
     root = psutil.Process(process.pid)
-    for one in (root, *root.children(recursive=True)):
+    started = root.children(recursive=True)
+    for one in (root, *started):
         with suppress(psutil.NoSuchProcess):
             one.kill()
+    psutil.wait_procs(started, timeout=LONGEST_END)

@@ -13,13 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from earlybert.core.errors import UserError
 from earlybert.pretrain.plan.recipe import OptimizerConfig
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from tests.conftest import RUN, run_training, small_recipe
+from tests.conftest import RUN, run_training
 
 SHORT = ("--plan", "[phase1]", "--export", "[]", "--phase1.steps", "4", "--validation.every", "2")
 
 
 def test_the_file_s_numbers_are_in_the_configuration(workplace: Path, tmp_path: Path) -> None:
-    (workplace / "small.yaml").write_text(yaml.safe_dump(small_recipe(workplace / "text.txt")))
     file = tmp_path / "clipped.json"
     file.write_text(
         json.dumps({"gradient_clipping": 0.5, "optimizer": {"type": "Lamb", "params": {"weight_decay": 0.02}}})

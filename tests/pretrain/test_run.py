@@ -75,7 +75,7 @@ def test_learning_rate_and_l1_follow_the_recipe(finished_run: Path) -> None:
 def test_a_second_call_says_that_it_is_done(finished_run: Path, workplace: Path) -> None:
     before = (finished_run / "metrics.jsonl").read_bytes()
     status, output = run_training(workplace, "--config", "small.yaml", "--run-dir", "finished")
-    assert status == 0 and "is done" in output
+    assert status == 0 and "is done" in output, output
     assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
