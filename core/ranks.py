@@ -24,8 +24,12 @@ def local_world_size() -> int:
 def check_environment() -> None:
     """Raises UserError where the environment says only half of which rank this is: it must say all or nothing.
 
-    A single rank needs no more than that; its rendezvous is filled in (`distributed.start`).
+    A single rank needs no more than that; its rendezvous is filled in (`distributed.start`). Also raises it for a
+    DEEPSPEED_TIMEOUT that is no number of minutes, at which DeepSpeed's import would fail.
     """
+    minutes = os.environ.get("DEEPSPEED_TIMEOUT", "1")
+    if not minutes.isdecimal() or int(minutes) < 1:
+        raise UserError(f"the environment variable DEEPSPEED_TIMEOUT is {minutes!r}; it must be a number of minutes")
     given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
     for name, value in given.items():
         if not value.isdecimal() or (name == "WORLD_SIZE" and int(value) < 1):

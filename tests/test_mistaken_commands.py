@@ -135,7 +135,7 @@ PATHS = [
     ("plan --config small.yaml --initial corpus", "corpus: has neither config.yaml", "it is a prepared corpus"),
     ("plan --config small.yaml --data corpus --deepspeed lam.json", "lam.json: cannot be read", "/lamb.json?"),
     ("ticket show run/tikcet.json", "run/tikcet.json: cannot be read", "did you mean run/ticket.json?"),
-    ("ticket show run", "run: cannot be read (Is a directory)"),
+    ("ticket show folder", "folder/ticket.json: cannot be read (No such file or directory)"),
     ("ticket show empty.json", "empty.json:1: is not valid JSON"),
     ("ticket show run/plan.json", "run/plan.json: \"format\" is None; a ticket has 'earlybert-ticket/1'"),
     (

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser("earlybert ticket", description=main.__doc__)
     actions = parser.add_subparsers(dest="action", required=True, parser_class=ArgumentParser)
     show = actions.add_parser("show", help="what a ticket keeps and where it came from")
-    show.add_argument("ticket", type=Path)
+    show.add_argument("ticket", type=Path, help="a ticket's file, or a run that has one")
     compare = actions.add_parser("compare", help="mask distance of two tickets, layer by layer")
     compare.add_argument("first", type=Path)
     compare.add_argument("second", type=Path)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         made.add_argument("--config", help="recipe whose model and draw rule to use, with --FIELD VALUE overrides")
         made.add_argument("--out", type=Path, required=True)
         if action == "random":
-            made.add_argument("--like", type=Path, help="a ticket whose width in every layer to copy")
+            made.add_argument("--like", type=Path, help="a ticket, or a run, whose width in every layer to copy")
             made.add_argument("--seed", type=int, default=0)
     add_tune(actions)
     for its_parser in actions.choices.values():

@@ -171,8 +171,9 @@ class Ticket:
 
     @classmethod
     def load(cls, path: Path) -> "Ticket":
-        """Reads a ticket and verifies its hash and indices; raises UserError."""
-        return cls.from_content(read_json(path), str(path))
+        """Reads a ticket, or the one of a run directory, and verifies its hash and indices; raises UserError."""
+        file = path / "ticket.json" if path.is_dir() else path
+        return cls.from_content(read_json(file), str(file))
 
     @classmethod
     def from_content(cls, content: Any, name: str) -> "Ticket":

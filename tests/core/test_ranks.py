@@ -27,7 +27,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "environment",
     [{}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}, MEETING,
-     {"RANK": "3", "WORLD_SIZE": "4", **MEETING}],
+     {"RANK": "3", "WORLD_SIZE": "4", **MEETING}, {"DEEPSPEED_TIMEOUT": "90"}],
 )  # fmt: skip
 def test_one_rank_or_all_of_it(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
@@ -47,6 +47,8 @@ def test_one_rank_or_all_of_it(environment: dict[str, str], monkeypatch: pytest.
         ({"RANK": "one"}, "RANK is 'one'; it must be a number"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'; it must be a number"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'; it must be a number"),
+        ({"DEEPSPEED_TIMEOUT": "1h"}, "DEEPSPEED_TIMEOUT is '1h'; it must be a number of minutes"),
+        ({"DEEPSPEED_TIMEOUT": "0"}, "DEEPSPEED_TIMEOUT is '0'; it must be a number of minutes"),
     ],
 )
 def test_half_of_it_is_named(environment: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,8 @@ def test_file_gives_the_same_ticket_back(tmp_path: Path) -> None:
     ticket.save(tmp_path / "ticket.json")
     loaded = Ticket.load(tmp_path / "ticket.json")
     assert loaded == ticket and loaded.sha256 == ticket.sha256
+    # The folder of a run stands for its ticket.
+    assert Ticket.load(tmp_path) == ticket
     content = json.loads((tmp_path / "ticket.json").read_text())
     assert content["format"] == "earlybert-ticket/1" and content["source"]["step"] == 40
     assert content["rule"]["minimum_heads"] == 1 and content["rule"]["minimum_neurons"] == 8
