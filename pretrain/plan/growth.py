@@ -73,28 +73,32 @@ class _Part:
 
 
 def with_growth(recipe: "Recipe") -> "Recipe":
-    """The recipe whose plan, stack and widen say what its list `grow` says; unchanged without one. Raises UserError."""
+    """The recipe whose plan and borders say what its list `grow` says; unchanged without one. Raises UserError."""
     if not recipe.grow:
         return recipe
     growths = [read_growth(entry, f"grow[{number}]") for number, entry in enumerate(recipe.grow)]
     parts = _complete(recipe, growths)
-    changes = list(pairwise(parts))
-    stacks = [(before, after) for before, after in changes if before.layers != after.layers]
-    widens: list[tuple[float, Width | dict[str, float]]] = [
-        (before.until, after.width)
-        for before, after in changes
-        if after.width != "ticket" and after.width != before.width
-    ]
+    between = [(before, after, _words_between(before, after)) for before, after in pairwise(parts)]
+
+    def at(word: str) -> list[tuple[_Part, _Part]]:
+        return [(before, after) for before, after, words in between if word in words]
+
     stack = dataclasses.replace(
         recipe.stack,
-        layers=[before.layers for before, _ in stacks],
-        until=[before.until for before, _ in stacks],
-        learning_rates=_learning_rates(growths, widens) or recipe.stack.learning_rates,
+        layers=[before.layers for before, _ in at("stack")],
+        until=[before.until for before, _ in at("stack")],
+        learning_rates=_learning_rates(growths, len(at("stack")) == len(between)) or recipe.stack.learning_rates,
     )
-    widen = dataclasses.replace(recipe.widen, until=[until for until, _ in widens], to=[width for _, width in widens])
-    for section, made in (("stack", stack), ("widen", widen)):
+    widen = dataclasses.replace(
+        recipe.widen,
+        until=[before.until for before, _ in at("widen")],
+        to=[after.width for _, after in at("widen") if after.width != "ticket"],
+    )
+    coefficients = dataclasses.replace(recipe.coefficients, until=[before.until for before, _ in at("coefficients")])
+    for section, made in (("stack", stack), ("widen", widen), ("coefficients", coefficients)):
         _require_same_numbers(recipe, section, made)
-    return dataclasses.replace(recipe, plan=_plan(recipe, parts), stack=stack, widen=widen)
+    words = _plan(recipe, parts)
+    return dataclasses.replace(recipe, plan=words, stack=stack, widen=widen, coefficients=coefficients)
 
 
 def _complete(recipe: "Recipe", growths: Sequence[Growth]) -> list[_Part]:
@@ -110,7 +114,7 @@ def _complete(recipe: "Recipe", growths: Sequence[Growth]) -> list[_Part]:
         if not last.until < part.until <= 1:
             raise UserError(f"{name}.until is {part.until:g}; it must be above {last.until:g} and at most 1")
         if parts:
-            _check_change(last, part)
+            _check_change(last, part, recipe.ticket)
         elif part.width not in ("ticket", "full"):
             raise UserError(f"{name}.width is {part.width}; phase 1 must begin with ticket or full")
         parts.append(part)
@@ -123,7 +127,7 @@ def _complete(recipe: "Recipe", growths: Sequence[Growth]) -> list[_Part]:
     return parts
 
 
-def _check_change(before: _Part, after: _Part) -> None:
+def _check_change(before: _Part, after: _Part, ticket: str | None) -> None:
     deeper = before.layers != after.layers
     if after.layers % before.layers:
         raise UserError(
@@ -134,10 +138,12 @@ def _check_change(before: _Part, after: _Part) -> None:
             raise UserError(f"{after.name} changes neither layers nor width; leave it out")
         return
     if after.width == "ticket":
-        if before.width != "full" or not deeper:
+        if before.width != "full":
+            raise UserError(f"{after.name}.width is ticket after {before.width}; only a full network is cut")
+        if ticket:
             raise UserError(
-                f"{after.name}.width is ticket after {before.width}; a full network is cut where it grows in layers, "
-                "because its search follows a stack"
+                f"{after.name}.width is ticket after full, but ticket is {ticket!r}; a given ticket is what phase 1 "
+                "begins with, so grow[0].width must be ticket"
             )
     elif before.width == "full" or (before.width, after.width) in EXCHANGES:
         raise UserError(f"{after.name}.width is {after.width} after {before.width}; widening only gives units back")
@@ -145,7 +151,18 @@ def _check_change(before: _Part, after: _Part) -> None:
         raise UserError(f"{after.name} changes layers and width at once; give each change an entry of its own")
 
 
-def _learning_rates(growths: Sequence[Growth], widens: Sequence[object]) -> list[float]:
+def _words_between(before: _Part, after: _Part) -> list[str]:
+    """What happens between two parts, as words of a plan."""
+    words = ["stack"] if before.layers != after.layers else []
+    if before.width == after.width:
+        return words
+    if after.width != "ticket":
+        return [*words, "widen"]
+    # A stack gives the network its coefficients too.
+    return [*(words or ["coefficients"]), "search", "narrow"]
+
+
+def _learning_rates(growths: Sequence[Growth], only_stacks: bool) -> list[float]:
     """Those at the ends of the parts; empty where there are none."""
     rates = [growth.learning_rate for growth in growths]
     given = [rate for rate in rates if rate is not None]
@@ -154,7 +171,7 @@ def _learning_rates(growths: Sequence[Growth], widens: Sequence[object]) -> list
     if len(given) < len(rates):
         missing = rates.index(None)
         raise UserError(f"grow[{missing}].learning_rate is missing; all entries must have one, or none")
-    if widens:
+    if not only_stacks:
         raise UserError("grow has learning_rate in entries that change the width; it works where only layers grow")
     return given
 
@@ -176,11 +193,7 @@ def _plan(recipe: "Recipe", parts: Sequence[_Part]) -> list[str]:
     cut = ["narrow"] if recipe.ticket else ["search", "narrow"]
     words = [*cut, "phase1"] if parts[0].width == "ticket" else ["phase1"]
     for before, after in pairwise(parts):
-        if before.layers != after.layers:
-            words.append("stack")
-        if before.width != after.width:
-            words += cut if after.width == "ticket" else ["widen"]
-        words.append("phase1")
+        words += [*_words_between(before, after), "phase1"]
     words += ["phase2"] * ("phase2" in given)
     if "phase1" not in given or (given != words and not set(given) <= set(FRAME)):
         raise UserError(

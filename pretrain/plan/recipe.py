@@ -171,7 +171,7 @@ class Recipe:
         widen: how a narrow network gets its cut units back.
         coefficients: when a search in the middle of phase 1 begins.
         grow: how phase 1 grows, a list of parts such as {until: 0.5, layers: 6, width: full} (`Growth`); it makes the
-            plan's words and the numbers of stack and widen.
+            plan's words and the numbers of stack, widen and coefficients.
         schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
         losses: parts of the loss that are trained, by name; without any those that the corpus has labels for.

@@ -1,5 +1,6 @@
 """Growth as one list: the plan and the numbers that it becomes, by hand, and lists without sense."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,34 @@ def test_grown_then_a_ticket() -> None:
     ]
 
 
+def test_a_full_network_is_cut_at_the_same_depth(tmp_path: Path) -> None:
+    """As the plan by hand says it. 80 % of 7,038 steps are 5,630, of which the search takes 400."""
+    grow = [{"until": 0.3, "width": "full"}, {"until": 0.5, "width": "ticket"}, {"width": "full"}]
+    recipe = grown(EARLYBERT, grow, "--narrow.rewind", "searched")
+    check_recipe(recipe)
+    assert " ".join(recipe.plan) == "phase1 coefficients search narrow phase1 widen phase1 phase2"
+    numbers = ["--coefficients.until", "[0.3]", "--widen.until", "[0.5]", "--widen.to", "[full]"]
+    plan = f"[{', '.join(recipe.plan)}]"
+    by_hand = load_recipe(recipe_path("bert_base"), ["--plan", plan, *numbers, "--narrow.rewind", "searched"])
+    assert dataclasses.replace(recipe, grow=[]) == by_hand
+    recipe.save(tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml", []) == recipe
+    assert [(word, layers, heads, steps) for word, layers, heads, _, steps in facts(recipe)] == [
+        ("initial", 12, 12, 1_689),
+        ("coefficients", 12, 12, 400),
+        ("narrow", 12, 8, 726),
+        ("widen", 12, 12, 2_815),
+    ]
+
+
+def test_a_grown_network_is_cut_later_than_it_grows() -> None:
+    grow = [{"until": 0.2, "layers": 6, "width": "full"}, {"until": 0.4, "layers": 12}, {"width": "ticket"}]
+    recipe = grown(EARLYBERT, grow, "--narrow.rewind", "searched")
+    check_recipe(recipe)
+    assert " ".join(recipe.plan) == "phase1 stack phase1 coefficients search narrow phase1 phase2"
+    assert (recipe.stack.until, recipe.coefficients.until) == ([0.2], [0.4])
+
+
 def test_what_is_left_out_stays() -> None:
     """The first part has the width that the plan says, and all layers."""
     depths = [{"until": 0.5, "layers": 6}, {"layers": 12}]
@@ -83,6 +112,10 @@ def test_with_a_ticket_file_nothing_is_searched(tmp_path: Path) -> None:
     recipe = grown(EARLYBERT, [{"until": 0.5, "width": "ticket"}, {"width": "full"}], *given)
     check_recipe(recipe)
     assert recipe.plan == ["narrow", "phase1", "widen", "phase1", "phase2"]
+    with pytest.raises(
+        UserError, match=r"grow\[1\]\.width is ticket after full, but ticket is '.*ticket.json'; a given"
+    ):
+        grown(EARLYBERT, [{"until": 0.5, "width": "full"}, {"width": "ticket"}], *given)
 
 
 def test_stackingbert_is_the_list_that_its_numbers_say() -> None:
@@ -163,7 +196,11 @@ NONSENSE: list[tuple[list[str], list[Any], str]] = [
     (DENSE, [HALF | TICKET, FULL], "grow[0].width is ticket, but plan is ['phase1', 'phase2']; it needs search in it"),
     (EARLYBERT, [HALF | FULL | {"layers": 6}, {"layers": 12}], "no entry of grow has the width ticket; leave search"),
     (EARLYBERT, [HALF | HEADS, FULL], "grow[0].width is all_heads; phase 1 must begin with ticket or full"),
-    (EARLYBERT, [HALF | FULL, TICKET], "grow[1].width is ticket after full; a full network is cut where it grows in"),
+    (
+        EARLYBERT,
+        [{"until": 0.2} | TICKET, HALF | HEADS, TICKET],
+        "grow[2].width is ticket after all_heads; only a full",
+    ),
     (EARLYBERT, [{"until": 0.2} | TICKET, HALF | FULL, HEADS], "grow[2].width is all_heads after full; widening only"),
     (
         EARLYBERT,
@@ -199,3 +236,5 @@ def test_numbers_beside_the_list_must_be_its_own() -> None:
     assert grown(DENSE, grow, "--stack.moments", "copied").stack.moments == "copied"
     with pytest.raises(UserError, match=r"stack\.layers is \[4\], but grow says \[6\]; leave stack\.layers out"):
         grown(DENSE, grow, "--stack.layers", "[4]")
+    with pytest.raises(UserError, match=r"coefficients\.until is \[0\.3\], but grow says \[0\.5\]"):
+        grown(EARLYBERT, [HALF | FULL, TICKET], "--coefficients.until", "[0.3]")
