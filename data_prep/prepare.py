@@ -9,7 +9,13 @@ from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.manifest import NAME
-from earlybert.data_prep.steps.preparation import Preparation, require_same, unfinished_config, work_folder
+from earlybert.data_prep.steps.preparation import (
+    Preparation,
+    require_same,
+    require_unchanged,
+    unfinished_config,
+    work_folder,
+)
 from earlybert.data_prep.workers import Workers
 
 
@@ -97,6 +103,7 @@ def _open_existing(config: CorpusConfig, directory: Path) -> Corpus:
         raise UserError(f"{directory} exists and is not a corpus; name a new or an empty directory.")
     corpus = Corpus.open(directory)
     require_same(config, corpus.manifest["config"], f"{directory} holds a corpus")
+    require_unchanged(config, corpus.manifest, directory)
     shutil.rmtree(work_folder(directory), ignore_errors=True)
     say(f"{directory} already exists.")
     return corpus

@@ -122,6 +122,8 @@ class Preparation:
             UserError: The input cannot be found, or the folder holds work on another corpus.
         """
         self.config, self.directory, self.workers = config, directory, workers
+        # Taken now: by the end the files may have been changed.
+        self.given = _given_hashes(config)
         self.work = work_folder(directory) / code_key()
         self.units = [UnitFiles(self.work / "units", unit) for unit in work_units(config)]
         path = work_folder(directory) / CONFIG
@@ -272,6 +274,7 @@ class Preparation:
                 "size": vocabulary.size,
                 "special_tokens": asdict(vocabulary.special),
                 "sha256": describe_file(vocabulary.file)["sha256"],
+                **({"given_sha256": self.given} if self.given else {}),
                 "pieces_per_word": held_out_counts["tokens"] / held_out_counts["words"],
                 "unknown_share": unknown / held_out_counts["tokens"],
                 **({"unknown_character_share": self._unknown_characters(vocabulary)} if unknown else {}),
@@ -309,6 +312,17 @@ def require_same(config: CorpusConfig, existing: dict[str, Any], what: str) -> N
         if existing.get(name) != wanted.get(name):
             there = existing.get(name, defaults[name])
             raise UserError(f"{what} with {name} {there!r}, not {value!r}; name another directory or remove it.")
+
+
+def require_unchanged(config: CorpusConfig, manifest: dict[str, Any], directory: Path) -> None:
+    """Raise UserError where the vocabulary's files have changed since; corpora of older versions do not know."""
+    known = manifest["vocabulary"].get("given_sha256", {})
+    for name, found in _given_hashes(config).items():
+        if known.get(name, found) != found:
+            raise UserError(
+                f"{directory} holds a corpus with the {name} {getattr(config, name)!r} as it was before it was changed; "
+                "name another directory or remove it."
+            )
 
 
 def _check_splits(config: CorpusConfig, counts: dict[str, Any]) -> None:
@@ -371,6 +385,10 @@ def _read_and_tokenise(tokens: UnitTokens, config: CorpusConfig, vocabulary: Voc
 @lru_cache(maxsize=1)
 def _encoder(vocabulary: Vocabulary) -> Encoder:
     return Encoder(vocabulary.file)
+
+
+def _given_hashes(config: CorpusConfig) -> dict[str, str]:
+    return {name: _hashes(file, name)[0] for name, file in config.vocabulary_files.items()}
 
 
 def _hashes(place: Path, field: str) -> list[str]:

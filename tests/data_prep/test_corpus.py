@@ -219,6 +219,26 @@ def test_same_configuration_already_exists_and_another_is_refused(
         prepare(replace(config, vocab_size=500), corpus.directory)
 
 
+@pytest.mark.parametrize("field", ["tokenizer", "add_tokens"])
+def test_changed_file_of_the_vocabulary_is_refused(
+    field: str, config: CorpusConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    shutil.copy(corpus.directory / "tokenizer" / "tokenizer.json", tmp_path)
+    (tmp_path / "words.txt").write_text("Abracadabra\n")
+    files = {"tokenizer": tmp_path / "tokenizer.json", "add_tokens": tmp_path / "words.txt"}
+    given = replace(config, **{name: str(file) for name, file in files.items()})
+    made = prepare(given, tmp_path / "made")
+    files[field].touch()
+    assert prepare(given, made.directory).fingerprint == made.fingerprint
+    content = files[field].read_text()
+    files[field].write_text(content + "\n")
+    with pytest.raises(UserError, match=rf"made holds a corpus with the {field} .* as it was before it was changed"):
+        prepare(given, made.directory)
+    # One that is gone cannot be compared.
+    files[field].unlink()
+    assert prepare(given, made.directory).fingerprint == made.fingerprint
+
+
 def test_other_directory_is_left_alone(config: CorpusConfig, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
