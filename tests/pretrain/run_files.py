@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 
 
 def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
@@ -21,6 +25,25 @@ def last_step(run_dir: Path) -> int:
         return losses(run_dir)[-1][0]
     except (FileNotFoundError, IndexError, json.JSONDecodeError):
         return 0
+
+
+def require_same(run: Path, other: Path) -> None:
+    """Losses, ticket, and the weights and moments of the last checkpoint, bit for bit."""
+    assert losses(run) == losses(other)
+    assert (run / "ticket.json").read_bytes() == (other / "ticket.json").read_bytes()
+    one, two = (Checkpoint(list_checkpoints(each / "checkpoints")[-1]) for each in (run, other))
+    assert one.moments.keys() == two.moments.keys()
+    stored = [(one.weights, two.weights), *((one.moments[each], two.moments[each]) for each in two.moments)]
+    for found, expected in stored:
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def require_close(run: Path, other: Path) -> None:
+    """The same steps with the same learning rates, and losses that differ by rounding."""
+    found, expected = metrics(run), metrics(other)
+    for exact in ("global_step", "stage", "learning_rate"):
+        assert [line[exact] for line in found] == [line[exact] for line in expected]
+    np.testing.assert_allclose([line["loss"] for line in found], [line["loss"] for line in expected], rtol=1e-5)
 
 
 def events_of(run_dir: Path) -> EventAccumulator:

@@ -16,7 +16,7 @@ from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start
 from tests.in_process import train_here
 from tests.pretrain import patched_run
-from tests.pretrain.run_files import losses, metrics
+from tests.pretrain.run_files import metrics, require_same
 
 TICKET_THEN_STACK = "[search, narrow, phase1, stack, phase1, stack, phase1, phase2]"
 STACK_THEN_TICKET = "[phase1, stack, phase1, stack, search, narrow, phase1]"
@@ -91,14 +91,6 @@ def stop_and_go_on(growing: Path, name: str, stops: list[str]) -> Path:
     status, output = run_training(growing, *arguments)
     assert status == 0, output
     return growing / name
-
-
-def require_same(run: Path, other: Path) -> None:
-    """Losses, ticket and final weights, bit for bit."""
-    assert losses(run) == losses(other)
-    assert (run / "ticket.json").read_bytes() == (other / "ticket.json").read_bytes()
-    one, two = (Checkpoint(list_checkpoints(each / "checkpoints")[-1]).weights for each in (run, other))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_resumes_right_after_surgery(ticket_then_stack: Path, growing: Path) -> None:

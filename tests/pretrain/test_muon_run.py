@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,7 +21,7 @@ from earlybert.pretrain.train.engine import StageEngine
 from tests.conftest import BIN, ROOT, RUN, free_port, run_training, small_recipe, start
 from tests.in_process import train_here
 from tests.pretrain import patched_run
-from tests.pretrain.run_files import last_step, losses, metrics
+from tests.pretrain.run_files import last_step, metrics, require_close, require_same
 
 MUON = str(ROOT / "ds_configs" / "muon.json")
 # Moments go through the ticket and the stack.
@@ -127,16 +126,6 @@ def test_momentum_goes_through_the_stack(trained: Path) -> None:
         assert any(name.startswith("layers.3.") for name in new)
 
 
-def require_same(run: Path, other: Path) -> None:
-    """Losses and what the last checkpoint holds, bit for bit."""
-    assert losses(run) == losses(other)
-    one, two = (Checkpoint(list_checkpoints(each / "checkpoints")[-1]) for each in (run, other))
-    assert one.files.keys() == two.files.keys()
-    for stored in ("weights", "exp_avg", "exp_avg_sq"):
-        first, second = (each.weights if stored == "weights" else each.moments[stored] for each in (one, two))
-        assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_stopped_and_resumed_it_is_the_same(place: Path, trained: Path) -> None:
     arguments = ["--config", "muon.yaml", "--run-dir", "muon-stopped"]
     for stage, step in (("search", 3), ("phase1-2-layers", 4), ("phase1", 5)):
@@ -162,14 +151,6 @@ def test_kill_9_changes_no_bit(place: Path, trained: Path) -> None:
     status, output = run_training(place, *command[2:])
     assert status == 0, output
     require_same(run_dir, trained)
-
-
-def require_close(run: Path, other: Path) -> None:
-    lines = metrics(run), metrics(other)
-    for exact in ("global_step", "stage", "learning_rate"):
-        assert [line[exact] for line in lines[0]] == [line[exact] for line in lines[1]]
-    actual, expected = ([line["loss"] for line in each] for each in lines)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_stages_and_micro_batches_may_change(place: Path, trained: Path) -> None:

@@ -17,7 +17,7 @@ from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, ROOT, free_port, run_training, small_recipe, start
 from tests.in_process import train_here
 from tests.pretrain import patched_run
-from tests.pretrain.run_files import losses, metrics
+from tests.pretrain.run_files import metrics, require_same
 
 GROW = [{"until": 0.25, "layers": 2, "width": "ticket"}, {"until": 0.5, "layers": 4}, {"width": "full"}]
 STAGES = ["search", "phase1-2-layers", "phase1-narrow", "phase1", "phase2"]
@@ -84,13 +84,6 @@ def test_what_came_back_has_been_trained(widened: Path) -> None:
         into, out = (f"layers.{layer}.feed_forward.{part}.weight" for part in ("intermediate", "output"))
         assert float((trained.weights[into][neuron] - fresh[into][neuron]).abs().max()) > 0
         assert float(trained.weights[out][:, neuron].abs().min()) > 0
-
-
-def require_same(run: Path, other: Path) -> None:
-    """Losses and final weights, bit for bit."""
-    assert losses(run) == losses(other)
-    one, two = (Checkpoint(list_checkpoints(each / "checkpoints")[-1]).weights for each in (run, other))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("step", [14, 21], ids=["at the border", "in the middle"])
