@@ -15,6 +15,7 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.parameters import parameter_shapes
 from earlybert.pretrain.network.state import MOMENTS, TrainingState
+from earlybert.pretrain.plan.borders.coefficients import Coefficients
 from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.borders.widen import Widen
@@ -82,6 +83,14 @@ COMPOSITIONS: list[tuple[list[str], dict[str, Any]]] = [
     (
         ["search", "narrow", "phase1", "stack", "phase1", "widen", "phase1", "widen", "phase1"],
         {"widen": Widen(until=[0.5, 0.6], to=["all_heads", "all_neurons"])} | IDENTITY,
+    ),
+    (
+        ["phase1", "coefficients", "search", "narrow", "phase1", "widen", "phase1"],
+        {
+            "widen": Widen(until=[0.5]),
+            "narrow": Narrow(rewind="searched"),
+            "coefficients": Coefficients(until=[0.2]),
+        },
     ),
 ]
 
