@@ -320,8 +320,8 @@ def require_unchanged(config: CorpusConfig, manifest: dict[str, Any], directory:
     for name, found in _given_hashes(config).items():
         if known.get(name, found) != found:
             raise UserError(
-                f"{directory} holds a corpus with the {name} {getattr(config, name)!r} as it was before it was changed; "
-                "name another directory or remove it."
+                f"{directory} holds a corpus with the {name} {getattr(config, name)!r} as it was before it was "
+                "changed; name another directory or remove it."
             )
 
 
