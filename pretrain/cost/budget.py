@@ -39,14 +39,14 @@ def propose(plan: Plan, cluster: Cluster, hours: float, *, muon: bool) -> Propos
 
     All steps keep the recipe's proportions. The batches are the recipe's; where less than half of its steps fit, they
     are halved until so many do, the first phase's down to `SMALLEST_HALVED_BATCH` sequences. Learning rates follow the
-    square root of the batch, LAMB's rule (You et al. 2020).
+    square root of the batch, LAMB's rule (You et al. 2020); Muon's own, too, so that the two keep their proportion.
     """
     if not 0 < hours < math.inf:
         raise UserError(f"--hours is {hours:g}; it must be a number above 0")
     phases = tuple(dict.fromkeys(planned.stage.phase for planned in plan.stages))
     own, halvings, fitted = plan.recipe.phase(phases[0]).steps, 0, []
     while True:
-        halved = dataclasses.replace(plan, recipe=_with_batches(plan.recipe, phases, halvings))
+        halved = dataclasses.replace(plan, recipe=_with_batches(plan.recipe, phases, halvings, muon))
         seconds = _clock(halved, phases, cluster, muon)
         # More than fit: rounding moves every stage by less than a step.
         beyond = 2 * math.ceil(own * hours * 3600 / seconds(own)) + FEWEST_STEPS
@@ -80,13 +80,20 @@ def _may_halve(recipe: Recipe, phases: tuple[str, ...], cluster: Cluster) -> boo
     return halves[0] >= SMALLEST_HALVED_BATCH and min(halves) >= cluster.gpus and not own_rates
 
 
-def _with_batches(recipe: Recipe, phases: tuple[str, ...], halvings: int) -> Recipe:
-    def smaller(phase: PhaseConfig) -> PhaseConfig:
-        batch = phase.global_batch >> halvings
-        rate = phase.learning_rate * math.sqrt(batch / phase.global_batch)
-        return dataclasses.replace(phase, global_batch=batch, learning_rate=float(f"{rate:.3g}"))
+def _with_batches(recipe: Recipe, phases: tuple[str, ...], halvings: int, muon: bool) -> Recipe:
+    def scaled(rate: float, phase: PhaseConfig) -> float:
+        return float(f"{rate * math.sqrt((phase.global_batch >> halvings) / phase.global_batch):.3g}")
 
-    changed: dict[str, Any] = {name: smaller(recipe.phase(name)) for name in phases}
+    def smaller(phase: PhaseConfig) -> PhaseConfig:
+        rate = scaled(phase.learning_rate, phase)
+        return dataclasses.replace(phase, global_batch=phase.global_batch >> halvings, learning_rate=rate)
+
+    own = {name: recipe.phase(name) for name in phases}
+    changed: dict[str, Any] = {name: smaller(phase) for name, phase in own.items()}
+    # Muon's rate is in proportion to this phase's, also where the plan has the other one alone.
+    if muon and recipe.first_phase in own.values():
+        rate = scaled(recipe.optimizer.muon_learning_rate, recipe.first_phase)
+        changed["optimizer"] = dataclasses.replace(recipe.optimizer, muon_learning_rate=rate)
     return dataclasses.replace(recipe, **changed) if halvings else recipe
 
 
@@ -131,6 +138,7 @@ def print_proposal(before: Recipe, found: Proposal, cluster: Cluster, hours: flo
     )
     other = f", which is not {optimizer}'s" if optimizer != "Lamb" and found.halvings else ""
     rates = listed(lambda phase: f"{phase.learning_rate:g}")
+    rates += f", Muon's {after.optimizer.muon_learning_rate:g}" if optimizer == "Muon" else ""
     print(f"rate:    {rates}; as the square root of the batch, LAMB's rule (You et al. 2020){other}")
     own = before.flat()
     flags = [f"--{name} {value}" for name, value in after.flat().items() if value != own[name]]

@@ -14,6 +14,7 @@ from earlybert.pretrain.cost.cluster import parse_cluster
 from earlybert.pretrain.cost.cluster_plan import on_cluster
 from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
+from tests.conftest import ROOT
 
 GIVEN = [
     ("bert_large", "1x8 V100-32GB", 24.0, []),
@@ -106,6 +107,28 @@ def test_rates_follow_the_square_root_of_the_batch() -> None:
         ratio = found.phase(phase).global_batch / recipe.phase(phase).global_batch
         rate = recipe.phase(phase).learning_rate * math.sqrt(ratio)
         assert ratio < 1 and found.phase(phase).learning_rate == pytest.approx(rate, rel=2e-3)
+
+
+def test_muons_rate_keeps_its_proportion(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the options that are printed, which LAMB alone has without Muon's."""
+    muon = ["--deepspeed", str(ROOT / "ds_configs" / "muon.json"), "--optimizer.muon_learning_rate", "8e-3"]
+    recipe, found = load_recipe(recipe_path("bert_large"), []), {}
+    for name, options in (("Muon", muon), ("Lamb", [])):
+        cli.main(["plan", "--config", "bert_large", *options, "--cluster", "1x8 V100-32GB", "--hours", "2"])
+        printed = re.search(r"^options: (--.*steps.*)$", capsys.readouterr().out, re.MULTILINE)
+        assert printed
+        found[name] = load_recipe(recipe_path("bert_large"), [*options, *printed[1].split()])
+        assert ("--optimizer.muon_learning_rate" in printed[1]) == (name == "Muon")
+    share = found["Muon"].phase("phase1").learning_rate / recipe.phase("phase1").learning_rate
+    assert share < 1 and found["Muon"].optimizer.muon_learning_rate == pytest.approx(8e-3 * share)
+
+
+def test_muons_rate_stays_where_the_phase_that_it_belongs_to_is_not_halved() -> None:
+    """In phase 2 it has phase 2's share of phase 1's rate, which falls with phase 2's."""
+    recipe = load_recipe(recipe_path("bert_large"), ["--plan", "[phase2]"])
+    found = propose(planned(recipe), parse_cluster("1x8 V100-32GB", 100), 2.0, muon=True).recipe
+    assert found.phase("phase2").learning_rate < recipe.phase("phase2").learning_rate
+    assert found.optimizer == recipe.optimizer
 
 
 def test_batches_stay_where_they_cannot_be_smaller() -> None:
