@@ -1,6 +1,7 @@
 """How phase 1 grows, as one list: which depth and width the network has up to which share of the phase.
 
-The list is a way to write a plan. It becomes the plan's words and the numbers of its borders, which do all the rest.
+The list is a way to write a plan. It becomes the plan's words and the numbers of its borders, which do all the rest but
+phase 1's learning rates (`grown_schedule`).
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError, require
 from earlybert.pretrain.plan.borders.widen import Width
+from earlybert.pretrain.plan.schedule import Schedule
 
 if TYPE_CHECKING:
     from earlybert.pretrain.plan.recipe import Recipe
@@ -83,11 +85,12 @@ def with_growth(recipe: "Recipe") -> "Recipe":
     def at(word: str) -> list[tuple[_Part, _Part]]:
         return [(before, after) for before, after, words in between if word in words]
 
+    rates = _learning_rates(growths)
     stack = dataclasses.replace(
         recipe.stack,
         layers=[before.layers for before, _ in at("stack")],
         until=[before.until for before, _ in at("stack")],
-        learning_rates=_learning_rates(growths, len(at("stack")) == len(between)) or recipe.stack.learning_rates,
+        learning_rates=rates or recipe.stack.learning_rates,
     )
     widen = dataclasses.replace(
         recipe.widen,
@@ -97,8 +100,18 @@ def with_growth(recipe: "Recipe") -> "Recipe":
     coefficients = dataclasses.replace(recipe.coefficients, until=[before.until for before, _ in at("coefficients")])
     for section, made in (("stack", stack), ("widen", widen), ("coefficients", coefficients)):
         _require_same_numbers(recipe, section, made)
+    if rates:  # which phase 1 has from the list
+        stack = dataclasses.replace(stack, learning_rates=[])
     words = _plan(recipe, parts)
     return dataclasses.replace(recipe, plan=words, stack=stack, widen=widen, coefficients=coefficients)
+
+
+def grown_schedule(recipe: "Recipe", schedule: Schedule) -> Schedule:
+    """Phase 1's learning rates, through those at the ends of the list's parts, if they have any; raises UserError."""
+    growths = [Growth(**entry) for entry in recipe.grow]
+    if not (rates := _learning_rates(growths)):
+        return schedule
+    return schedule.through([growth.until for growth in growths], rates, "learning_rate in grow")
 
 
 def _complete(recipe: "Recipe", growths: Sequence[Growth]) -> list[_Part]:
@@ -162,7 +175,7 @@ def _words_between(before: _Part, after: _Part) -> list[str]:
     return [*(words or ["coefficients"]), "search", "narrow"]
 
 
-def _learning_rates(growths: Sequence[Growth], only_stacks: bool) -> list[float]:
+def _learning_rates(growths: Sequence[Growth]) -> list[float]:
     """Those at the ends of the parts; empty where there are none."""
     rates = [growth.learning_rate for growth in growths]
     given = [rate for rate in rates if rate is not None]
@@ -171,8 +184,6 @@ def _learning_rates(growths: Sequence[Growth], only_stacks: bool) -> list[float]
     if len(given) < len(rates):
         missing = rates.index(None)
         raise UserError(f"grow[{missing}].learning_rate is missing; all entries must have one, or none")
-    if not only_stacks:
-        raise UserError("grow has learning_rate in entries that change the width; it works where only layers grow")
     return given
 
 

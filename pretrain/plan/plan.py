@@ -120,7 +120,7 @@ class Plan:
     def dense(self) -> list[PlannedStage]:
         """Training the full network in all phases of the plan; empty where it has only a search."""
         phases = [word for word in dict.fromkeys(self.recipe.plan) if word in PHASES]
-        stages = build_stages(dataclasses.replace(self.recipe, plan=phases))
+        stages = build_stages(dataclasses.replace(self.recipe, plan=phases, grow=[]))
         return [PlannedStage(stage, self.full, self.full, needs_ticket=False) for stage in stages]
 
     @property

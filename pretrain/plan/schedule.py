@@ -1,10 +1,14 @@
 """Learning rates and masks of a stage, and how shares of a phase become whole steps."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from earlybert.core.errors import UserError
 
 Form = Literal["poly", "poly_continuous"]
 
@@ -55,6 +59,20 @@ class Schedule:
     warmup: float
     form: Form
     knots: tuple[tuple[float, float], ...] = ()
+
+    def through(self, shares: Sequence[float], rates: Sequence[float], name: str) -> "Schedule":
+        """Straight lines up to the peak, then to each of these rates at its share of the steps.
+
+        Raises UserError, which calls the rates `name`, where the warm-up does not end before the first of them.
+        """
+        ends = [float(whole_steps(self.total, share)) for share in shares]
+        warm = self.total * self.warmup
+        if warm >= ends[0]:
+            raise UserError(
+                f"phase1.warmup is {self.warmup:g}, {warm:g} steps; with {name} it must end before the first of these "
+                f"rates, at step {ends[0]:g}"
+            )
+        return dataclasses.replace(self, knots=((0.0, 0.0), (warm, self.peak), *zip(ends, rates, strict=True)))
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the stage's step 0, 1, ..."""

@@ -8,6 +8,7 @@ from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.plan.borders.initial import Initial
 from earlybert.pretrain.plan.borders.lengthen import Lengthen
 from earlybert.pretrain.plan.grammar import STAGE_WORDS, StageWord
+from earlybert.pretrain.plan.growth import grown_schedule
 from earlybert.pretrain.plan.recipe import MicroBatch, Recipe
 from earlybert.pretrain.plan.schedule import MaskSchedule, Schedule, whole_steps
 
@@ -76,6 +77,7 @@ def _stage(recipe: Recipe, index: int, facts: StageWord, begin: Border, turn: in
     if facts.phase == "phase1":
         for border in recipe.plan_borders:
             schedule = border.phase1_schedule(schedule)
+        schedule = grown_schedule(recipe, schedule)
         if not facts.searching:
             name, share = part_of_phase1(recipe, index)
             end = whole_steps(total, share)

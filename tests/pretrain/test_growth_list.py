@@ -1,6 +1,7 @@
 """Growth as one list: the plan and the numbers that it becomes, by hand, and lists without sense."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import yaml
 
 from earlybert.core.errors import UserError
+from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
 from earlybert.pretrain.plan.same_run import require_same_run
+from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.ticket.drawing import all_ticket
 
 DENSE, EARLYBERT = ["phase1", "phase2"], ["search", "narrow", "phase1", "phase2"]
@@ -122,9 +125,62 @@ def test_stackingbert_is_the_list_that_its_numbers_say() -> None:
     """As they stood in the recipe before it had a list; test_stacking.py has the stages."""
     recipe = load_recipe(recipe_path("stacking_base"), [])
     assert recipe.plan == ["phase1", "stack", "phase1", "stack", "phase1"]
-    stack = recipe.stack
-    assert (stack.layers, stack.until) == ([3, 6], [0.125, 0.3])
-    assert stack.learning_rates == [5.5e-4, 3.0e-4, 1.95e-4]
+    by_hand = Stack(layers=[3, 6], until=[0.125, 0.3], learning_rates=[5.5e-4, 3.0e-4, 1.95e-4])
+    assert recipe.stack == dataclasses.replace(by_hand, learning_rates=[])
+    stages, wanted = (build_stages(each) for each in (recipe, dataclasses.replace(recipe, grow=[], stack=by_hand)))
+    assert stages[0].schedule.knots
+    assert [(each.steps, each.schedule) for each in stages] == [(each.steps, each.schedule) for each in wanted]
+
+
+def on_straight_lines(points: list[tuple[float, float]], step: int) -> float:
+    """By the two points on both sides of it."""
+    (before, low), (after, high) = next(pair for pair in pairwise(points) if pair[0][0] <= step <= pair[1][0])
+    return low + (high - low) * (step - before) / (after - before)
+
+
+def test_learning_rates_of_a_list_that_changes_depth_and_width() -> None:
+    """At the ends of the parts, straight lines between; 10, 30 and 60 % of 80 % of 1,000 steps."""
+    grow = [{"until": 0.1, "layers": 6, "width": "ticket", "learning_rate": 4e-3}]
+    grow += [{"until": 0.3, "layers": 12, "learning_rate": 5e-3}]
+    grow += [{"until": 0.6, "width": "all_heads", "learning_rate": 1e-3}, {"width": "full", "learning_rate": 1e-4}]
+    few = ["--phase1.steps", "1000", "--phase1.warmup", "0.05", "--phase1.learning_rate", "8e-3"]
+    recipe = grown(EARLYBERT, grow, *few, "--search.steps", "150")
+    check_recipe(recipe)
+    search, *parts, _ = build_stages(recipe)
+    assert [(each.begin.word, each.steps) for each in parts] == [
+        ("narrow", 80),
+        ("stack", 160),
+        ("widen", 240),
+        ("widen", 320),
+    ]
+    points = [(0, 0.0), (40, 8e-3), (80, 4e-3), (240, 5e-3), (480, 1e-3), (800, 1e-4)]
+    found = [each.schedule.learning_rate_at(step) for each in parts for step in range(each.steps)]
+    assert found == pytest.approx([on_straight_lines(points, step) for step in range(1, 801)])
+    # The search has the full network's time.
+    points = [(0, 0.0), (50, 8e-3), (100, 4e-3), (300, 5e-3)]
+    found = [search.schedule.learning_rate_at(step) for step in range(150)]
+    assert found == pytest.approx([on_straight_lines(points, step) for step in range(1, 151)])
+    # Dense training, which the plan is compared with, has no list.
+    assert not Plan(recipe, full_network(recipe, 30_522, "nsp")).dense[0].stage.schedule.knots
+
+
+def test_learning_rates_of_a_list_that_cuts_late() -> None:
+    grow = [{"until": 0.5, "width": "full", "learning_rate": 2e-3}, {"width": "ticket", "learning_rate": 1e-3}]
+    few = ["--phase1.steps", "1000", "--phase1.warmup", "0.1", "--phase1.learning_rate", "4e-3"]
+    recipe = grown(EARLYBERT[:3], grow, *few, "--search.steps", "150", "--narrow.rewind", "searched")
+    check_recipe(recipe)
+    stages = build_stages(recipe)
+    assert [each.steps for each in stages] == [400, 150, 250]
+    found = [each.schedule.learning_rate_at(step) for each in stages for step in range(each.steps)]
+    points = [(0, 0.0), (80, 4e-3), (400, 2e-3), (800, 1e-3)]
+    assert found == pytest.approx([on_straight_lines(points, step) for step in range(1, 801)])
+
+
+def test_learning_rates_that_the_warm_up_does_not_let_be_are_refused() -> None:
+    """BERT-Base's warm-up takes 28 % of the steps."""
+    grow = [{"until": 0.1, "width": "ticket", "learning_rate": 4e-3}, {"width": "full", "learning_rate": 1e-4}]
+    with pytest.raises(UserError, match=r"phase1\.warmup is 0\.2843, .* steps; with learning_rate in grow .* step 704"):
+        check_recipe(grown(EARLYBERT, grow))
 
 
 def test_masked_structural_growth_in_its_order() -> None:
@@ -215,11 +271,7 @@ NONSENSE: list[tuple[list[str], list[Any], str]] = [
         [HALF | {"layers": 6, "learning_rate": 1e-3}, {"layers": 12}],
         "grow[1].learning_rate is missing; all entries must have one, or none",
     ),
-    (
-        EARLYBERT,
-        [HALF | TICKET | {"learning_rate": 1e-3}, FULL | {"learning_rate": 1e-4}],
-        "grow has learning_rate in entries that change the width; it works where only layers grow",
-    ),
+    (EARLYBERT, [HALF | TICKET, FULL | {"learning_rate": 1e-4}], "grow[0].learning_rate is missing; all entries must"),
 ]
 
 
@@ -236,5 +288,9 @@ def test_numbers_beside_the_list_must_be_its_own() -> None:
     assert grown(DENSE, grow, "--stack.moments", "copied").stack.moments == "copied"
     with pytest.raises(UserError, match=r"stack\.layers is \[4\], but grow says \[6\]; leave stack\.layers out"):
         grown(DENSE, grow, "--stack.layers", "[4]")
+    rates = [entry | {"learning_rate": 1e-4} for entry in grow]
+    assert grown(DENSE, rates, "--stack.learning_rates", "[1e-4, 1e-4]") == grown(DENSE, rates)
+    with pytest.raises(UserError, match=r"stack\.learning_rates is \[0\.1, 0\.1\], but grow says \[0\.0001, 0\.0001\]"):
+        grown(DENSE, rates, "--stack.learning_rates", "[0.1, 0.1]")
     with pytest.raises(UserError, match=r"coefficients\.until is \[0\.3\], but grow says \[0\.5\]"):
         grown(EARLYBERT, [HALF | FULL, TICKET], "--coefficients.until", "[0.3]")

@@ -134,7 +134,10 @@ SECOND = PhaseConfig(
 
 
 def paper(**changes: Any) -> Recipe:
-    return dataclasses.replace(load_recipe(recipe_path("stacking_base"), []), **{"phase2": SECOND} | changes)
+    """The recipe with its plan and its numbers by hand, in place of the list."""
+    by_hand = Stack(layers=[3, 6], until=[0.125, 0.3], learning_rates=[5.5e-4, 3.0e-4, 1.95e-4])
+    sections = {"phase2": SECOND, "grow": [], "stack": by_hand}
+    return dataclasses.replace(load_recipe(recipe_path("stacking_base"), []), **sections | changes)
 
 
 def planned(recipe: Recipe) -> Plan:
@@ -265,7 +268,7 @@ NONSENSE: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"stack": Stack(layers=[3, 6], until=[0.02, 0.2], learning_rates=[1e-4] * 3)},
-        ["phase1.warmup is 0.025, 10000 steps", "before the first stack, at step 8000"],
+        ["phase1.warmup is 0.025, 10000 steps", "before the first of these rates, at step 8000"],
     ),
 ]
 

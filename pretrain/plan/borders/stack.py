@@ -10,7 +10,7 @@ from earlybert.core.errors import UserError, require
 from earlybert.pretrain.network.config import NetworkConfig, dense_config
 from earlybert.pretrain.network.depth import Copy, source_layers
 from earlybert.pretrain.plan.borders.border import Border
-from earlybert.pretrain.plan.schedule import Schedule, whole_steps
+from earlybert.pretrain.plan.schedule import Schedule
 from earlybert.pretrain.ticket.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -78,18 +78,10 @@ class Stack(Border):
         return f"{self.layers[turn]}-layers"
 
     def phase1_schedule(self, schedule: Schedule) -> Schedule:
-        """Straight lines up to the peak and down to each of `learning_rates`, if there are any."""
+        """Through `learning_rates`, if there are any."""
         if not self.learning_rates:
             return schedule
-        ends = [*(whole_steps(schedule.total, share) for share in self.until), schedule.total]
-        warm = schedule.total * schedule.warmup
-        if warm >= ends[0]:
-            raise UserError(
-                f"phase1.warmup is {schedule.warmup:g}, {warm:g} steps; with stack.learning_rates it must end before "
-                f"the first stack, at step {ends[0]}"
-            )
-        falls = zip(map(float, ends), self.learning_rates, strict=True)
-        return dataclasses.replace(schedule, knots=((0.0, 0.0), (warm, schedule.peak), *falls))
+        return schedule.through([*self.until, 1.0], self.learning_rates, "stack.learning_rates")
 
     def first_network(self, full: NetworkConfig) -> NetworkConfig:
         return dataclasses.replace(full, num_hidden_layers=self.layers[0])
