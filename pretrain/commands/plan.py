@@ -146,15 +146,17 @@ def print_plan(plan: Plan) -> None:
         "steps",
         "batch",
         "length",
-        "learning rate",
-        "warm-up",
+        "peak rate",
         "tokens",
+        "layers",
+        "heads",
+        "neurons",
         "parameters",
         "FLOPs",
     ):
         table.add_column(column, justify="left" if column in ("stage", "begins") else "right")
     for planned in plan.stages:
-        stage, schedule = planned.stage, planned.stage.schedule
+        stage, schedule, network = planned.stage, planned.stage.schedule, planned.network
         table.add_row(
             stage.name,
             stage.begin.word,
@@ -162,8 +164,10 @@ def print_plan(plan: Plan) -> None:
             f"{stage.global_batch:,}",
             str(stage.length),
             f"{schedule.peak:g}",
-            f"{schedule.warmup:g}",
             f"{planned.tokens / 1e6:,.1f} M",
+            str(network.num_hidden_layers),
+            f"{sum(network.heads):,}",
+            f"{sum(network.neurons):,}",
             f"{planned.parameters:,}",
             f"{planned.flops:.3g}",
         )
