@@ -162,14 +162,18 @@ def _copied_from(name: str, layers: int, target: int, order: Copy) -> str:
 
 
 def identity_layers(fresh: Weights, layers: int) -> dict[str, Tensor]:
-    """Initial weights of a deeper network, the layers from number `layers` on made to add nothing: they only normalise.
+    """Weights of a deeper network, the layers from number `layers` on made to add nothing: they only normalise.
 
     What the layers below end with is normalised already, by a LayerNorm of weight 1 and bias 0 (`stack_weights`). So
-    the deeper network computes what the shallow one did.
+    the deeper network computes what the shallow one did, whatever `fresh` holds: a published network's weights, too.
     """
 
-    def adds(name: str) -> bool:
+    def changed(name: str, tensor: Tensor) -> Tensor:
         layer, row = split_name(name)
-        return layer >= layers and row.startswith(SUBLAYER_OUTPUTS) and not is_coefficient(name)
+        # Of the layer below the new ones only the last LayerNorm is taken from here.
+        if layer >= layers - 1 and "LayerNorm" in row:
+            return torch.ones_like(tensor) if facts_of(name).role == "norm" else torch.zeros_like(tensor)
+        adds = layer >= layers and row.startswith(SUBLAYER_OUTPUTS) and not is_coefficient(name)
+        return torch.zeros_like(tensor) if adds else tensor
 
-    return {name: torch.zeros_like(tensor) if adds(name) else tensor for name, tensor in fresh.items()}
+    return {name: changed(name, tensor) for name, tensor in fresh.items()}

@@ -108,6 +108,12 @@ class Outcome:
         return None if loss is None else level(loss, self.unigram_cross_entropy)
 
     @property
+    def searched_too_soon(self) -> bool:
+        """Whether a search ended at word frequencies: units differ little there, and its ticket says little."""
+        ends = [stage.validation for stage in self.stages if stage.planned.stage.searching]
+        return any(end is not None and self.level(end) == "at word frequencies" for end in ends)
+
+    @property
     def network(self) -> NetworkConfig:
         """The network that the plan ends with, coefficients left out."""
         return without_coefficients(self.plan.stages[-1].network)

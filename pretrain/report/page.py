@@ -161,10 +161,8 @@ def how_good(outcome: Outcome) -> str:
     said = [f"At its last validation (step {last.step:,} of {last.stage}) " + " And ".join(said)]
     if (reached := outcome.level(last)) is not None:
         said.append(f"So it is {reached}" + (f": {ADVICE}." if reached == "at word frequencies" else "."))
-    for stage in outcome.stages:
-        searched = stage.validation if stage.planned.stage.searching else None
-        if searched is not None and outcome.level(searched) == "at word frequencies":
-            said.append("Its search ended at word frequencies, where units differ little, and a ticket says little.")
+    if outcome.searched_too_soon:
+        said.append("Its search ended at word frequencies, where units differ little, and a ticket says little.")
     return " ".join(said)
 
 

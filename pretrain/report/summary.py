@@ -49,6 +49,8 @@ def print_summary(outcome: Outcome) -> None:
         if outcome.level(last) is not None:
             advice = f"; {ADVICE}" if outcome.level(last) == "at word frequencies" else ""
             print(f"level                  {outcome.level(last)}{advice}")
+    if outcome.searched_too_soon:
+        print("search                 ended at word frequencies, where units differ little: its ticket says little")
     if savings is not None:
         print(f"time saved             {savings.time_saved:.1%} against dense training, all stages included")
     elif outcome.changed_layout:

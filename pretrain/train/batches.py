@@ -19,7 +19,7 @@ from earlybert.data_prep.samples.order import sample_order
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import Recipe
-from earlybert.pretrain.plan.stages import Stage
+from earlybert.pretrain.plan.stages import Stage, predictions
 
 # What a step's work is counted over at a time: few megabytes.
 SAMPLES_PER_COUNT = 1 << 12
@@ -109,10 +109,10 @@ class StepLoader:
         for first in range(0, len(indices), SAMPLES_PER_COUNT):
             piece = slice(first, first + SAMPLES_PER_COUNT)
             samples = self.samples.rows(indices[piece].tolist())
-            predictions = masking.count(samples.input_ids, samples.bounds, self._places(epochs[piece], indices[piece]))
+            predicted = masking.count(samples.input_ids, samples.bounds, self._places(epochs[piece], indices[piece]))
             # The first token, [CLS], is needed as well.
-            needed = predictions + 1
-            parts.append(Work.of_lengths(samples.lengths.tolist(), needed.tolist(), int(predictions.sum())))
+            needed = predicted + 1
+            parts.append(Work.of_lengths(samples.lengths.tolist(), needed.tolist(), int(predicted.sum())))
         return Work.total(parts)
 
     def sample_indices(self, position: int, turn: int) -> list[int]:
@@ -122,15 +122,12 @@ class StepLoader:
 
     def masking(self, position: int) -> Masking:
         """How the samples of the step at `position` are masked; those of the validation split always alike."""
-        step = position // self.global_batch
-        return Masking(
-            self.special,
-            self.vocab_size,
-            self.recipe.seed,
-            self.stage.max_predictions,
-            self.stage.masks.share_at(step) if self.training else self.recipe.validation.mask_probability,
-            self.continues_word,
-        )
+        share, most = self.stage.masks.share_at(position // self.global_batch), self.stage.max_predictions
+        if not self.training:
+            # Its own share in full, whatever limits training: else losses of two runs did not compare.
+            share = self.recipe.validation.mask_probability
+            most = max(most, predictions(share, self.stage.length))
+        return Masking(self.special, self.vocab_size, self.recipe.seed, most, share, self.continues_word)
 
     def _positions(self, position: int, turn: int) -> range:
         """Ranks take turns of one micro-batch each; empty where the global batch has run out."""

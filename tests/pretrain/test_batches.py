@@ -236,6 +236,24 @@ def test_masked_share_is_that_of_the_step(small_corpus: Corpus) -> None:
     assert all(count == max(1, int(0.15 * size + 0.5)) for size, count in predictions("validation", 0))
 
 
+@pytest.mark.parametrize(
+    ("mask_probability", "max_predictions", "own"), [(0.05, None, 0.15), (0.15, 2, 0.15), (0.15, None, 0.3)]
+)
+def test_validation_has_its_own_share_in_full(
+    small_corpus: Corpus, mask_probability: float, max_predictions: int | None, own: float
+) -> None:
+    """Whatever limits training: else losses of two runs did not compare."""
+    phase = PhaseConfig(**(vars(PHASE) | {"max_predictions": max_predictions}))
+    validation = dataclasses.replace(RECIPE.validation, mask_probability=own)
+    recipe = dataclasses.replace(
+        RECIPE, phase1=phase, phase2=phase, mask_probability=mask_probability, validation=validation
+    )
+    options: dict[str, Any] = {"global_batch": 11, "micro_batch": 11, "rank": 0, "world_size": 1}
+    loader = StepLoader(small_corpus, "validation", build_stages(recipe)[0], recipe, **options)
+    found = [(len(row[0]), len(row[2])) for batch in loader.load(0).batches for row in rows(batch)]
+    assert len(found) == 11 and all(count == max(1, int(own * size + 0.5)) for size, count in found)
+
+
 def test_whole_words_are_masked_whole(small_corpus: Corpus) -> None:
     """Every word has all its tokens predicted or none, but for words that are too long for any sample's share."""
     goes_on = small_corpus.continues_word

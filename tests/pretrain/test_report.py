@@ -101,6 +101,23 @@ def test_times_of_other_layouts_do_not_compare(
     assert ("time saved             not measured" in capsys.readouterr().out) is not reported
 
 
+@pytest.mark.parametrize(("below", "too_soon"), [(0.8, True), (1.0, False)])
+def test_a_search_that_ended_at_word_frequencies_is_told_of(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], below: float, too_soon: bool
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    frequencies = json.loads((run / "report.json").read_text())["unigram_cross_entropy"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "validation" and line["stage"] == "search":
+            line["masked_loss"] = frequencies - below
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report([run], tmp_path / "out")
+    assert ("search ended at word frequencies" in (tmp_path / "out" / "report.md").read_text()) is too_soon
+    print_summary(read_outcome(run))
+    assert ("search                 ended at word frequencies" in capsys.readouterr().out) is too_soon
+
+
 def test_shares_of_attention_are_shares(finished_run: Path) -> None:
     attention = json.loads((finished_run / "report.json").read_text())["attention"]
     for kind in ("near", "cls"):

@@ -87,15 +87,17 @@ def test_layers_are_copies_and_all_else_stays(before: int, after: int) -> None:
     assert count_parameters(deep) == count_parameters(shallow) + (after - before) * a_layer
 
 
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize(("before", "depths"), [(3, [6]), (1, [4]), (1, [2, 6])])
-def test_identity_layers_change_nothing(before: int, depths: list[int]) -> None:
-    """Whatever the shallow network's LayerNorms have become, and once more on top."""
+def test_identity_layers_change_nothing(before: int, depths: list[int], published: bool) -> None:
+    """Whatever the shallow network's LayerNorms have become, and those of a published network that goes on."""
     shallow = small_config(num_hidden_layers=before)
     grown = random_weights(shallow)
     expected = padded_logits(build(shallow, grown, torch.float64), **random_inputs())
     for below, layers in pairwise([before, *depths]):
         deep = at_depth(shallow, layers)
-        grown = stack_weights(grown, identity_layers(initial_weights(deep, seed=1), below), "identity")
+        fresh = random_weights(deep, seed=2) if published else initial_weights(deep, seed=1)
+        grown = stack_weights(grown, identity_layers(fresh, below), "identity")
     found = padded_logits(build(deep, grown, torch.float64), **random_inputs())
     torch.testing.assert_close(found.prediction_logits, expected.prediction_logits, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.seq_relationship_logits, expected.seq_relationship_logits, rtol=0, atol=1e-6)
