@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_layouts_over_100_steps(workplace: Path) -> None:
     out = workplace / "layouts.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "layouts.py"), "--config", "small.yaml", "--export", "[]"]
