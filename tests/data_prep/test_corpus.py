@@ -226,7 +226,7 @@ def test_changed_file_of_the_vocabulary_is_refused(
     shutil.copy(corpus.directory / "tokenizer" / "tokenizer.json", tmp_path)
     (tmp_path / "words.txt").write_text("Abracadabra\n")
     files = {"tokenizer": tmp_path / "tokenizer.json", "add_tokens": tmp_path / "words.txt"}
-    given = replace(config, **{name: str(file) for name, file in files.items()})
+    given = replace(config, tokenizer=str(files["tokenizer"]), add_tokens=str(files["add_tokens"]))
     made = prepare(given, tmp_path / "made")
     files[field].touch()
     assert prepare(given, made.directory).fingerprint == made.fingerprint
