@@ -154,7 +154,12 @@ def _network(name: str, config: BertConfig) -> tuple[NetworkConfig, Weights]:
         # Reported instead, so that the first one can be named.
         "ignore_mismatched_sizes": True,
     }
-    model, loading = _loaded(f"{name}: its weights", lambda: model_class.from_pretrained(name, **options))
+    what = f"{name}: its weights"
+    if not Path(name).is_dir():
+        # On the hub nobody has looked at its files before.
+        what += ", which must be safetensors (convert pickled ones on a machine where you trust them, with "
+        what += "from_pretrained and save_pretrained),"
+    model, loading = _loaded(what, lambda: model_class.from_pretrained(name, **options))
     if mismatched := sorted(loading["mismatched_keys"]):
         key, found, expected = mismatched[0]
         raise UserError(f"{name}: {key} has the shape {list(found)}; by its config.json it must be {list(expected)}")

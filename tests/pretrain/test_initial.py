@@ -12,8 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, BertForPreTraining, BertModel, BertPreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForPreTraining, BertModel, BertPreTrainedModel
 
+from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus
@@ -318,6 +319,26 @@ def test_a_damaged_network_is_refused(
     damage(tmp_path / "bert")
     refused(train(place, str(tmp_path / "run"), initial=str(tmp_path / "bert")), expected)
     assert not (tmp_path / "run").exists()
+
+
+def test_pickled_weights_on_the_hub_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what transformers raises there, and what to do."""
+    config, tokenizer = (library.from_pretrained(place / "bert") for library in (AutoConfig, AutoTokenizer))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name: config)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: tokenizer)
+
+    def refuse(name: str, **options: Any) -> None:
+        assert options["use_safetensors"]
+        raise OSError(
+            f"{name} does not appear to have a file named model.safetensors or model.safetensors.index.json "
+            "and thus cannot be loaded with `safetensors`. Please do not set `use_safetensors=True`."
+        )
+
+    monkeypatch.setattr(BertForPreTraining, "from_pretrained", refuse)
+    with pytest.raises(UserError) as raised:
+        open_pretrained("someone/bert")
+    assert str(raised.value).startswith("someone/bert: its weights, which must be safetensors (convert pickled ones")
+    assert "save_pretrained), cannot be loaded (someone/bert does not appear" in str(raised.value)
 
 
 def test_a_narrow_network_is_refused(place: Path, domain_run: Path) -> None:
