@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.network.batch import Batch
+from earlybert.pretrain.network.model import NetworkOutput
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.engine import StageEngine
 from tests.conftest import BIN, ROOT, RUN, free_port, run_training, small_recipe, start
@@ -31,7 +33,7 @@ STEPS = 6 + 10 + 10 + 4
 
 @pytest.fixture(scope="module")
 def place(workplace: Path) -> Path:
-    """The folder of a recipe without dropout whose ticket is grown from two layers to four."""
+    """The folder of a recipe without dropout whose ticket grows from two layers to four; masked shares fall."""
     recipe = small_recipe(workplace / "text.txt")
     recipe["model"] |= {"num_layers": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0}
     recipe["plan"] = yaml.safe_load(PLAN)
@@ -39,6 +41,9 @@ def place(workplace: Path) -> Path:
     recipe["narrow"] = {"step_factor": 1.0, "rewind": "searched"}
     recipe["stack"] = {"layers": [2], "until": [0.5], "moments": "copied"}
     recipe["phase2"]["steps"] = 4
+    recipe["mask_probability"] = {"from": 0.3, "to": 0.15}
+    for phase in ("phase1", "phase2"):
+        del recipe[phase]["max_predictions"]  # it would cut the shares
     recipe["optimizer"] = {"muon_learning_rate": 1e-2}
     recipe["keep_checkpoints"] = 20
     recipe["deepspeed"] = MUON
@@ -52,19 +57,28 @@ def place(workplace: Path) -> Path:
 
 RATES: list[tuple[float, float]] = []
 """LAMB's and Muon's learning rate at every step of `trained`."""
+MASKED: list[list[tuple[list[int], int]]] = []
+"""The lengths of the sequences and the number of masked tokens in every micro-batch of every step of `trained`."""
 
 
 def watch() -> None:
-    """Notes the rates, and writes checkpoints right after surgery."""
-    original = StageEngine.set_learning_rate
+    """Notes the rates and the masked tokens, and writes checkpoints right after surgery."""
+    original, forward = StageEngine.set_learning_rate, StageEngine.forward
 
     def watched(engine: StageEngine, learning_rate: float) -> None:
         original(engine, learning_rate)
         muon, *others = (group["lr"] for group in engine.optimizer.param_groups)
         assert set(others) == {learning_rate}
         RATES.append((learning_rate, muon))
+        MASKED.append([])
+
+    def counted(engine: StageEngine, batch: Batch) -> NetworkOutput:
+        if engine.engine.module.training:
+            MASKED[-1].append((list(batch.tokens.lengths), len(batch.masked_labels_N)))
+        return forward(engine, batch)
 
     mock.patch.object(StageEngine, "set_learning_rate", watched).start()
+    mock.patch.object(StageEngine, "forward", counted).start()
     patched_run.checkpoint_after_surgery()
 
 
@@ -99,6 +113,16 @@ def test_rates_keep_their_proportion(trained: Path) -> None:
     """5e-3 and 1e-2 at the peaks of phase 1; as far from them in warm-up, decay and phase 2."""
     assert len(RATES) == STEPS and all(muon == pytest.approx(2 * rate) for rate, muon in RATES)
     assert max(muon for _, muon in RATES) == pytest.approx(1e-2, rel=0.2)
+
+
+def test_ever_less_is_masked(trained: Path) -> None:
+    """0.3 in the first of the 24 steps of both phases, 0.15 in the last; the search has the shares of the first six."""
+    steps = [*range(6), *range(10 + 10 + 4)]
+    for step, micro_batches in zip(steps, MASKED, strict=True):
+        share = 0.3 - 0.15 * step / 23
+        assert sum(len(lengths) for lengths, _ in micro_batches) == (50 if step < 20 else 20)
+        for lengths, masked in micro_batches:
+            assert masked == sum(max(1, int(share * length + 0.5)) for length in lengths), step
 
 
 def test_momentum_goes_through_the_ticket(trained: Path) -> None:
