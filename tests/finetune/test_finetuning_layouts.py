@@ -1,6 +1,6 @@
-"""What a layout (micro-batch, ranks) may not change: an update's loss, its masks, its L1 term, the trained network.
+"""What a layout (micro-batch, ranks) may not change: an update's loss, its masks, its L1 term, what a search records.
 
-Run as a script under torchrun it trains every case and writes rank 0's weights, which the tests compare.
+Run as a script under torchrun it trains every case; the tests compare what rank 0 has written.
 """
 
 import sys
@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from earlybert.core.distributed import rank
@@ -23,19 +23,23 @@ from earlybert.finetune.pretrained import task_config
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.training import TimedTrainer
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
+from earlybert.pretrain.ticket.search import RankingName, load_snapshot, recorded_steps, snapshot_path
 from earlybert.pretrain.ticket.ticket import TicketRule
 from tests.conftest import BIN, free_port, start
 from tests.finetune.made_up import write_names, write_stsb, write_two_word_texts
 
 RATE = 1e-3
+# In the folder of a case, beside the recordings of its search.
+WEIGHTS = "weights.safetensors"
 
 
 class Case(NamedTuple):
-    """What is trained: so many rows of a task, on its own loss or on masked tokens."""
+    """What is trained: so many rows of a task, on its own loss or on masked tokens; what units are ranked by."""
 
     task: str
     examples: int
     objective: str = "task"
+    ranking: RankingName = "coefficient"
 
 
 # The last update of an epoch has five examples or one, which is fewer than there are ranks.
@@ -47,6 +51,7 @@ CASES = {
     "fewer than a batch": Case("STS-B", 3),
     "masked tokens": Case("CoLA", 21, "mlm"),
     "tags": Case("token-classification", 21),
+    "importance": Case("SST-2", 21, ranking="importance"),
 }
 
 
@@ -60,6 +65,7 @@ def settings(case: Case, micro_batch: int | None, **changes: Any) -> TaskSetting
         "epochs": 2.0,
         "search_epochs": 2.0,
         "search_objective": case.objective,
+        "ranking": case.ranking,
         "lambda_heads": 0.01,
         "lambda_neurons": 0.01,
         "max_length": 48,
@@ -70,8 +76,8 @@ def settings(case: Case, micro_batch: int | None, **changes: Any) -> TaskSetting
     return Settings(**(fields | changes)).for_task(TASKS[case.task].defaults)
 
 
-def search(bert: Path, data: Path, folder: Path, case: Case, used: TaskSettings) -> dict[str, Tensor]:
-    """Trains the full network with coefficients for two epochs; returns all of its weights."""
+def search(bert: Path, data: Path, folder: Path, case: Case, used: TaskSettings) -> None:
+    """Trains the full network with coefficients for two epochs; rank 0 writes all of its weights."""
     pretrained = open_pretrained(str(bert))
     names = data / "names"  # only tags are read from these files
     used = replace(used, train=str(names / "train.jsonl"), validation=str(names / "validation.jsonl"))
@@ -91,18 +97,26 @@ def search(bert: Path, data: Path, folder: Path, case: Case, used: TaskSettings)
         methods.search(pretrained, config, task.model_class, rows, used, folder, seed=7)
     finally:
         methods.train = original
-    return {name: value.clone() for name, value in kept[0].state_dict().items()}
+    if rank() == 0:
+        save_file({name: value.clone() for name, value in kept[0].state_dict().items()}, folder / WEIGHTS)
 
 
 # They move all scores of a question alike, which softmax ignores: their gradient is rounding, and Adam's step anything.
 WITHOUT_GRADIENT = {"answers": {"qa_outputs.bias", "layers.2.feed_forward.LayerNorm.bias"}}
 
 
-def largest_difference(name: str, first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    assert first.keys() == second.keys()
-    compared = first.keys() - WITHOUT_GRADIENT.get(name, set())
+def require_close(name: str, folder: Path, other: Path) -> None:
+    """The weights at the end, and the last recording."""
+    found, expected = (load_file(each / WEIGHTS) for each in (folder, other))
+    assert found.keys() == expected.keys()
+    compared = found.keys() - WITHOUT_GRADIENT.get(name, set())
     assert len(compared) > 30
-    return max((first[key] - second[key]).abs().max().item() for key in compared)
+    assert max((found[key] - expected[key]).abs().max().item() for key in compared) < 2e-5
+    searches = [each / "search" for each in (folder, other)]
+    ours, theirs = (load_snapshot(snapshot_path(each, recorded_steps(each)[-1])) for each in searches)
+    assert ours.step == theirs.step
+    for units, others in ((ours.heads_LU, theirs.heads_LU), (ours.neurons_LU, theirs.neurons_LU)):
+        np.testing.assert_allclose(units, others, rtol=1e-3, atol=1e-4 * others.max())
 
 
 @pytest.fixture(scope="module")
@@ -116,35 +130,33 @@ def tasks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Trained = Callable[[str, int | None], dict[str, Tensor]]
+Trained = Callable[[str, int | None], Path]
 
 
 @pytest.fixture(scope="module")
 def trained(bert: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Weights of a case by its micro-batch, on one rank; each is trained once."""
-    known: dict[tuple[str, int | None], dict[str, Tensor]] = {}
+    """The folder of a case by its micro-batch, on one rank; each is trained once."""
+    known: dict[tuple[str, int | None], Path] = {}
 
-    def weights(name: str, micro_batch: int | None) -> dict[str, Tensor]:
+    def folder(name: str, micro_batch: int | None) -> Path:
         if (name, micro_batch) not in known:
-            folder = tmp_path_factory.mktemp("trained")
-            case = CASES[name]
-            known[name, micro_batch] = search(bert, tasks, folder, case, settings(case, micro_batch))
+            known[name, micro_batch] = tmp_path_factory.mktemp("trained")
+            search(bert, tasks, known[name, micro_batch], CASES[name], settings(CASES[name], micro_batch))
         return known[name, micro_batch]
 
-    return weights
+    return folder
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_micro_batches_do_not_change_what_is_trained(trained: Trained, name: str) -> None:
     """Before, 21 examples in batches of 8 ended 3e-3 apart, and masked tokens further."""
-    whole = trained(name, None)
     for micro_batch in (4, 1):
-        assert largest_difference(name, whole, trained(name, micro_batch)) < 2e-5, micro_batch
+        require_close(name, trained(name, micro_batch), trained(name, None))
 
 
 @pytest.fixture(scope="module")
 def on_two_ranks(bert: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of every case with micro-batches of 2, each a file."""
+    """The folders of all cases with micro-batches of 2."""
     out = tmp_path_factory.mktemp("two_ranks")
     launcher = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port()]
     process = start(
@@ -158,16 +170,13 @@ def on_two_ranks(bert: Path, tasks: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_train_what_one_rank_trains(trained: Trained, on_two_ranks: Path, name: str) -> None:
-    found = load_file(on_two_ranks / f"{name}.safetensors")
-    assert largest_difference(name, trained(name, None), found) < 2e-5
+    require_close(name, on_two_ranks / name, trained(name, None))
 
 
 def main(bert: Path, tasks: Path, out: Path) -> None:
     torch.set_num_threads(1)
     for name, case in CASES.items():
-        weights = search(bert, tasks, out / name, case, settings(case, micro_batch=2))
-        if rank() == 0:
-            save_file(weights, out / f"{name}.safetensors")
+        search(bert, tasks, out / name, case, settings(case, micro_batch=2))
 
 
 if __name__ == "__main__":
