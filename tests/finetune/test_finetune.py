@@ -111,7 +111,8 @@ def test_the_best_learning_rate_is_taken_and_reported(
     bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By every method; what follows is trained on all examples, and a try is not repeated."""
-    arguments = ["--task", "SST-2", "--method", "dense", "earlybert", *FAST[4:], "--export", "[]", "--epochs", "6"]
+    methods = ["dense", "shortened", "layerdrop", "random", "earlybert"]
+    arguments = ["--task", "SST-2", "--method", *methods, *FAST[4:], "--export", "[]", "--epochs", "6"]
     arguments += [
         "--ticket-epochs",
         "5",
@@ -125,7 +126,8 @@ def test_the_best_learning_rate_is_taken_and_reported(
         "0.5",
     ]
     finetune(bert, data, tmp_path, *arguments)
-    for method, rates in {"dense": [1e-7, 3e-3], "earlybert": [2e-7, 4e-3]}.items():
+    for method in methods:
+        rates = [2e-7, 4e-3] if method in ("random", "earlybert") else [1e-7, 3e-3]
         (result,) = read_results(tmp_path)["SST-2", method]
         assert [tried["learning_rate"] for tried in result["tried"]] == rates
         assert result["tried"][0]["score"] < result["tried"][1]["score"]
@@ -275,19 +277,23 @@ def test_one_folder_is_for_one_setting(
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_one_rank_trains(bert: Path, data: Path, tmp_path: Path) -> None:
-    """The same batches, so the same ticket and, to rounding, the same network."""
-    arguments = ["finetune", "--model", str(bert), "--data", str(data), *SMALL, *FAST, "--task", "SST-2", "SQuAD"]
+@pytest.mark.parametrize(
+    ("task", "rates"), [("SST-2", ["--learning-rate", "1e-7", "3e-3"]), ("SQuAD", FAST[:4])], ids=["SST-2", "SQuAD"]
+)
+def test_two_ranks_train_what_one_rank_trains(
+    bert: Path, data: Path, tmp_path: Path, task: str, rates: list[str]
+) -> None:
+    """The same batches, so the same best learning rate, the same ticket and, to rounding, the same network."""
+    arguments = ["finetune", "--model", str(bert), "--data", str(data), *SMALL, *FAST[4:], "--task", task, *rates]
     launcher = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port(), "--no-python"]
     for name, before in (("one", []), ("two", launcher)):
         line = [*before, str(BIN / "earlybert"), *arguments, "--method", "earlybert", "--out", str(tmp_path / name)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=500)
         assert done.returncode == 0, done.stderr
-    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
-    for key in (("SST-2", "earlybert"), ("SQuAD", "earlybert")):
-        first, second = one[key][0], two[key][0]
-        assert first["training"]["steps"] == second["training"]["steps"]
-        assert first["neurons"] == second["neurons"]
-        for name, value in first["scores"].items():
-            assert second["scores"][name] == pytest.approx(value, abs=0.03), (key, name)
+    first, second = (read_results(tmp_path / name)[task, "earlybert"][0] for name in ("one", "two"))
+    for same in ("tried", "learning_rate", "neurons"):
+        assert first[same] == second[same]
+    assert first["training"]["steps"] == second["training"]["steps"]
+    for name, value in first["scores"].items():
+        assert second["scores"][name] == pytest.approx(value, abs=0.03), name
