@@ -6,10 +6,12 @@
 The recipe is domain_base, changed by the fields given. Dense training and training from scratch have all steps of phase
 1. A ticket has those that its search leaves of them. The random tickets have the searched one's widths and its steps,
 and so the search's steps less than everybody else. Held-out text, masks, order of the data and seed are the same in
-all. The arms are runs: what is done stays, and a call that is interrupted is taken up by the next one.
+all. The arms are runs: what is done stays and is told of again, and a call that is interrupted is taken up by the next
+one.
 """
 
 import argparse
+import math
 import signal
 import subprocess
 import sys
@@ -81,19 +83,29 @@ def arguments_of(arm: str, dense: Path, searched: Path) -> list[str]:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """Steps and tokens that an arm took, padding not counted, and its losses on held-out text, nats."""
+    """Steps, seconds of their training and tokens that an arm took, padding not counted; its held-out losses, nats.
+
+    The curve's points are (step, seconds until then, loss).
+    """
     lines = read_lines(out)
     steps = of_kind(lines, "train")
     validations = of_kind(lines, "validation")
+
+    def seconds_until(step: float) -> float:
+        return sum(line["seconds"] for line in steps if line["global_step"] <= step)
+
     return {
         "steps": len(steps),
+        "seconds": seconds_until(math.inf),
         "tokens": sum(round(line["tokens_per_second"] * line["seconds"]) for line in steps),
         "tokens_of_search": sum(
             round(line["tokens_per_second"] * line["seconds"]) for line in steps if line["stage"] == "search"
         ),
         "masked_loss": validations[-1]["masked_loss"],
         "masked_accuracy": validations[-1]["masked_accuracy"],
-        "curve": [(line["global_step"], line["masked_loss"]) for line in validations],
+        "curve": [
+            (line["global_step"], seconds_until(line["global_step"]), line["masked_loss"]) for line in validations
+        ],
     }
 
 
@@ -102,19 +114,24 @@ def main() -> None:
     parser.add_argument("model", help="a BERT: its folder or its name on the hub")
     parser.add_argument("--data", type=Path, required=True, help="a corpus prepared with the model's tokenizer")
     parser.add_argument("--tickets", type=int, default=3, help="number of random tickets")
-    parser.add_argument("--arms", nargs="+", help="only these; the first two are always run before others")
+    parser.add_argument("--arms", nargs="+", help="only these; the first two are always run before them")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/domain"))
     parser.add_argument("--out", type=Path, help="JSON of the results")
     given, overrides = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("domain: asked to stop; call it again to resume"))
     work_dir: Path = given.work_dir.resolve()
     names = [DENSE, SEARCHED, *(f"random ticket {seed}" for seed in range(1, given.tickets + 1)), SCRATCH]
+    wanted = {DENSE, SEARCHED, *(given.arms or names)}
+    if unknown := sorted(wanted - set(names)):
+        parser.error(f"--arms has {unknown[0]!r}; with --tickets {given.tickets} there are {', '.join(names)}")
     folders = {name: work_dir / name.replace(" ", "-") for name in names}
     results, differences = {}, inverse(given.model)
     print(f"imported and exported: hidden states differ by {differences['exported']:.1e} at most; ", end="")
     print(f"logits of the two exports of a ticket by {differences['narrow_export']:.1e}", flush=True)
-    for name in given.arms or names:
+    for name in names:
         if not (folders[name] / "DONE").is_file():
+            if name not in wanted:
+                continue
             print(f"{name}: training", flush=True)
             if name == DENSE:
                 changes = ["--plan", "[phase1]", "--export", "[]", "--log_every", "1", *overrides]
