@@ -83,6 +83,17 @@ def _check_search(recipe: Recipe) -> None:
     require(search.snapshot_every >= 1, "search.snapshot_every", search.snapshot_every, "at least 1")
     require(search.stop_window >= 0, "search.stop_window", search.stop_window, "at least 0")
     require(0 <= search.stop_threshold <= 1, "search.stop_threshold", search.stop_threshold, "from 0 to 1")
+    require(search.stop_nats >= 0, "search.stop_nats", search.stop_nats, "at least 0")
+    if search.stop_nats and not search.stop_window:
+        raise UserError(
+            f"search.stop_nats is {search.stop_nats}, but search.stop_window is 0, so no agreement of masks stops the "
+            "search; give it a window, or leave stop_nats out"
+        )
+    if search.stop_nats and recipe.losses and "masked" not in recipe.losses:
+        raise UserError(
+            f"search.stop_nats is {search.stop_nats}, but losses is {recipe.losses}; it is about the loss of masked "
+            "tokens, so add masked, or leave stop_nats out"
+        )
     for name in ("lambda_heads", "lambda_neurons"):
         require(getattr(search, name) >= 0, f"search.{name}", getattr(search, name), "at least 0")
 

@@ -35,6 +35,8 @@ class SearchConfig:
         snapshot_every: steps between recordings of the coefficients.
         stop_window: stop once the newest mask agrees with this many before it; 0 never stops early.
         stop_threshold: largest mask distance that counts as agreeing, for heads and for neurons.
+        stop_nats: nats below guessing by word frequencies that the validation loss of masked tokens must be before the
+            masks' agreement stops the search; 0, the default, is the paper's: agreement alone.
     """
 
     steps: int = 400
@@ -43,6 +45,7 @@ class SearchConfig:
     snapshot_every: int = 20
     stop_window: int = 0
     stop_threshold: float = 0.05
+    stop_nats: float = 0.0
 
 
 # What they are: `rankings.py`.

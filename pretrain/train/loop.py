@@ -72,8 +72,8 @@ def train_stage(
             if skipped:
                 continue  # fp16 overflow: the update is skipped and does not count
             state.step += 1
-            settled = recorder is not None and state.step % recipe.search.snapshot_every == 0 and recorder.record()
-            state.finished = settled or state.step == stage.steps
+            agree = recorder is not None and state.step % recipe.search.snapshot_every == 0 and recorder.record()
+            state.finished = state.step == stage.steps or (agree and past_guessing(recipe, engine, validation, corpus))
             if state.step % recipe.log_every == 0 or state.finished:
                 log_step(telemetry, engine, state, recipe, metrics)
             progress.update(state.step, f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s")
@@ -99,6 +99,18 @@ def begin_recording(
     if not history.steps:
         recorder.record()
     return recorder
+
+
+def past_guessing(recipe: Recipe, engine: StageEngine, validation: StepBatches, corpus: Corpus) -> bool:
+    """Whether the network is so far below guessing by word frequencies that masks that agree may stop the search.
+
+    Before, coefficients have seen nothing that units could differ in. All ranks must call it.
+    """
+    if recipe.search.stop_nats == 0:
+        return True
+    with engine.times.waiting("validation"):
+        loss = validate(engine, validation)["masked_loss"]
+    return bool(corpus.manifest["unigram_cross_entropy"] - loss >= recipe.search.stop_nats)
 
 
 def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:

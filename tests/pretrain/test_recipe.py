@@ -295,6 +295,12 @@ BAD_OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--search.steps", "11"], ["search.steps is 11", "phase1.steps, 10"]),
     (["--search.snapshot_every", "0"], ["search.snapshot_every is 0", "at least 1"]),
     (["--search.stop_window", "-1"], ["search.stop_window is -1", "at least 0"]),
+    (["--search.stop_nats", "-1"], ["search.stop_nats is -1", "at least 0"]),
+    (["--search.stop_nats", "1"], ["search.stop_nats is 1", "search.stop_window is 0", "give it a window"]),
+    (
+        ["--search.stop_nats", "1", "--search.stop_window", "2", "--losses", "[next_sentence]"],
+        ["search.stop_nats is 1", "losses is ['next_sentence']", "add masked"],
+    ),
     (["--search.lambda_heads", "-1"], ["search.lambda_heads is -1", "at least 0"]),
     (["--narrow.step_factor", "1.5"], ["narrow.step_factor is 1.5", "at most 1"]),
     (["--mask_probability", "0"], ["mask_probability is 0", "between 0 and 1"]),
