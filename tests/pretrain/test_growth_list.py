@@ -1,6 +1,7 @@
 """Growth as one list: the plan and the numbers that it becomes, by hand, and lists without sense."""
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_stackingbert_is_the_list_that_its_numbers_say() -> None:
     assert [(each.steps, each.schedule) for each in stages] == [(each.steps, each.schedule) for each in wanted]
 
 
-def on_straight_lines(points: list[tuple[float, float]], step: int) -> float:
+def on_straight_lines(points: Sequence[tuple[float, float]], step: int) -> float:
     """By the two points on both sides of it."""
     (before, low), (after, high) = next(pair for pair in pairwise(points) if pair[0][0] <= step <= pair[1][0])
     return low + (high - low) * (step - before) / (after - before)
@@ -283,7 +284,7 @@ def test_a_list_without_sense_is_refused_in_one_sentence(plan: list[str], grow: 
 
 
 def test_numbers_beside_the_list_must_be_its_own() -> None:
-    grow = [HALF | {"layers": 6}, {"layers": 12}]
+    grow: list[dict[str, Any]] = [HALF | {"layers": 6}, {"layers": 12}]
     assert grown(DENSE, grow, "--stack.until", "[0.5]").stack.until == [0.5]
     assert grown(DENSE, grow, "--stack.moments", "copied").stack.moments == "copied"
     with pytest.raises(UserError, match=r"stack\.layers is \[4\], but grow says \[6\]; leave stack\.layers out"):

@@ -138,7 +138,7 @@ SECOND = PhaseConfig(
 def paper(**changes: Any) -> Recipe:
     """The recipe with its plan and its numbers by hand, in place of the list."""
     by_hand = Stack(layers=[3, 6], until=[0.125, 0.3], learning_rates=[5.5e-4, 3.0e-4, 1.95e-4])
-    sections = {"phase2": SECOND, "grow": [], "stack": by_hand}
+    sections: dict[str, Any] = {"phase2": SECOND, "grow": [], "stack": by_hand}
     return dataclasses.replace(load_recipe(recipe_path("stacking_base"), []), **sections | changes)
 
 
