@@ -243,7 +243,8 @@ def place(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run, its corpus, a text, a recipe, and files with mistakes."""
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "run").symlink_to(finished_run)
-    (folder / "corpus").symlink_to(next((finished_run.parent / "corpora").iterdir()))
+    # There may be others: those of other files' tests.
+    (folder / "corpus").symlink_to(yaml.safe_load((finished_run / "config.yaml").read_text())["data"])
     (folder / "folder").mkdir()
     write_text(folder / "text.txt", documents=2)
     recipe = small_recipe(folder / "text.txt")
