@@ -66,14 +66,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return measured_peak(device, dtype)
 
 
+# Seconds of products after which no more are tried.
+LONG_ENOUGH = 2.0
+
+
 def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Operations per second of the best of several large matrix products, with as many threads as training uses."""
+    """Operations per second of the best of several large matrix products, with as many threads as training uses.
+
+    Of fewer where they take long: a CPU that has no bf16 products of its own needs seconds for one.
+    """
     size = 8192 if device.type == "cuda" else 1024
     # Random numbers: a GPU draws less power, and is faster, on constant ones.
     matrix = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(8):
+    seconds: list[float] = []
+    while len(seconds) < 8 and sum(seconds) < LONG_ENOUGH:
         began = clock()
         float((matrix @ matrix)[0, 0])  # reading one element waits for the device
-        best = min(best, clock() - began)
-    return 2.0 * size**3 / best
+        seconds.append(clock() - began)
+    return 2.0 * size**3 / min(seconds)
