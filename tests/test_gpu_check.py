@@ -83,7 +83,7 @@ def test_goals() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_rehearsal(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--rehearse", "--out", str(tmp_path)]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
