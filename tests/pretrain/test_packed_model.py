@@ -215,6 +215,13 @@ def test_work_adds_up() -> None:
 
 
 def test_peak_is_the_best_of_several_products() -> None:
-    """Under a clock of which the readings are known; the third product takes least, half a second."""
-    readings = iter([0.0, 4.0, 4.0, 6.0, 6.0, 6.5, *range(7, 17)])
-    assert measured_peak(torch.device("cpu"), torch.float32, lambda: next(readings)) == 2.0 * 1024**3 / 0.5
+    """Under a clock of which the readings are known; the third product takes least, an eighth of a second."""
+    readings = iter([0.0, 0.25, 0.25, 0.75, 0.75, 0.875, *(1 + number / 8 for number in range(10))])
+    assert measured_peak(torch.device("cpu"), torch.float32, lambda: next(readings)) == 2.0 * 1024**3 / 0.125
+    assert len([*readings]) == 0
+
+
+def test_slow_products_are_few() -> None:
+    """After two seconds of them there is no third reading to be had."""
+    readings = iter([0.0, 1.5, 1.5, 2.25])
+    assert measured_peak(torch.device("cpu"), torch.float32, lambda: next(readings)) == 2.0 * 1024**3 / 0.75
