@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN_DIR ?= runs/quickstart
-# With AMX, or on AMD with AVX512-bf16, a step in bf16 takes three quarters of the time. Intel's AVX512-bf16 alone multiplies no
-# faster than fp32, and a step took 1.5 times as long. Elsewhere bf16 is slower still.
+# On AMD with AVX512-bf16 a step in bf16 takes three quarters of the time, and AMX is made for bf16. On an Intel with
+# AVX512-bf16 alone, whose AMX a virtual machine hides, bf16 took 1.6 times as long. Elsewhere it is slower still.
 PRECISION ?= $(shell { grep -sqw amx_bf16 /proc/cpuinfo || \
 	{ grep -sq AuthenticAMD /proc/cpuinfo && grep -sqw avx512_bf16 /proc/cpuinfo; }; } && echo bf16 || echo fp32)
 
