@@ -57,27 +57,32 @@ class Muon(Lamb):
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}, but must be at least 0 and below 1.")
-        super().__init__(params, lr, row_blocks=row_blocks, **options)
-        self.defaults |= {"momentum": momentum, "orthogonalize": orthogonalize}
-        for group in self.param_groups:
-            group.setdefault("momentum", momentum)
-            group.setdefault("orthogonalize", orthogonalize)
-        muons = (group for group in self.param_groups if group["orthogonalize"])
-        self._orthogonalized = {parameter for group in muons for parameter in group["params"]}
-        for parameter in self._orthogonalized:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            if len(shape) != 2:
-                raise ValueError(f"orthogonalize: only matrices can be, but a parameter has the shape {tuple(shape)}.")
+        self._own_defaults = {"momentum": momentum, "orthogonalize": orthogonalize}
+        self._orthogonalized: set[nn.Parameter] = set()
         self._exchanges: WeakKeyDictionary[Table, MatrixExchange] = WeakKeyDictionary()
         self._replicas: torch.distributed.ProcessGroup | None = None
+        super().__init__(params, lr, row_blocks=row_blocks, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        own: dict[str, Any] = {
-            "_orthogonalized": self._orthogonalized,
-            "_exchanges": WeakKeyDictionary(),
-            "_replicas": None,
-        }
+        own = {"_own_defaults": self._own_defaults, "_orthogonalized": self._orthogonalized, "_replicas": None}
         return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Those of a copy belong to tables that it has yet to make, and the others' cannot be pickled.
+        self.__dict__.setdefault("_exchanges", WeakKeyDictionary())
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer`'s; raises ValueError for a group of Muon with anything but matrices."""
+        self.defaults |= self._own_defaults  # here, as Lamb's constructor adds the first groups
+        super().add_param_group(param_group)
+        if not param_group["orthogonalize"]:
+            return
+        for parameter in param_group["params"]:
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            if len(shape) != 2:
+                raise ValueError(f"orthogonalize: only matrices can be, but a parameter has the shape {shape}.")
+        self._orthogonalized.update(param_group["params"])
 
     def bind(self, engine: Any) -> list[Partition]:
         layout = super().bind(engine)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -146,18 +148,47 @@ def test_state_is_one_momentum() -> None:
     assert set(optimizer.state[parameters["embedding"]]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
-def test_copy_steps_on_its_own_tensors() -> None:
+def pickled(objects: Any) -> Any:
+    return pickle.loads(pickle.dumps(objects))
+
+
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, pickled])
+def test_copy_steps_on_its_own_tensors(copied_by: Callable[[Any], Any]) -> None:
     parameters = make_parameters()
     optimizer = make_optimizer(Muon, parameters)
     set_gradients(parameters, 0)
     optimizer.step()
-    copied_parameters, copied = copy.deepcopy((parameters, optimizer))
+    copied_parameters, copied = copied_by((parameters, optimizer))
     for step in range(1, 3):
         for owner, stepped in ((parameters, optimizer), (copied_parameters, copied)):
             set_gradients(owner, step)
             stepped.step()
     for name, parameter in parameters.items():
         assert torch.equal(copied_parameters[name], parameter) and copied_parameters[name] is not parameter
+
+
+def test_groups_that_are_added_later_are_like_the_first() -> None:
+    """Also one that does not say whose it is: the constructor did."""
+    parameters, expected = make_parameters(), make_parameters()
+    optimizer = make_optimizer(Muon, parameters)
+    first, *later = groups(expected)
+    added = Muon([first], lr=0.01, orthogonalize=True, row_blocks={expected["stacked"]: 3})
+    for group in later:
+        added.add_param_group(group | {"orthogonalize": False})
+    other = [nn.Parameter(torch.ones(2, 3, dtype=torch.float64)) for _ in range(2)]
+    added.add_param_group({"params": [("other", other[0])]})
+    alone = Muon(other[1:], lr=0.01, orthogonalize=True)
+    for step in range(3):
+        set_gradients(parameters, step)
+        set_gradients(expected, step)
+        for parameter in other:
+            parameter.grad = torch.full_like(parameter, 1.0 + step)
+        for stepped in (optimizer, added, alone):
+            stepped.step()
+    assert all(torch.equal(expected[name], parameter) for name, parameter in parameters.items())
+    assert torch.equal(*other) and set(added.state[other[0]]) == {"step", "exp_avg"}
+    with pytest.raises(ValueError, match=r"only matrices can be, but a parameter has the shape \(3,\)"):
+        added.add_param_group({"params": [("vector", nn.Parameter(torch.ones(3)))]})
 
 
 def test_refusals() -> None:
