@@ -1,6 +1,7 @@
 """A DeepSpeed engine for one stage, filled from canonical fp32 weights and moments."""
 
 import contextlib
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
@@ -218,7 +219,12 @@ class StageEngine:
         return step_count(self.optimizer)
 
     def destroy(self) -> None:
+        """Gives its memory back, before the next stage's engine takes its own."""
         self.engine.destroy()
         if self.compiled:
             # Graphs count against a limit, and the next stage's network is another one.
             torch.compiler.reset()
+        del self.engine, self.optimizer, self.layout
+        # DeepSpeed's engine and optimizer hold each other, and with them weights, masters and moments.
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -4,7 +4,6 @@ It decides about memory and speed alone: losses are sums over the global batch, 
 """
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -50,8 +49,6 @@ def build_engine(
         if settled is not None or file.zero_stage > 1 or fits(engine, stage, recipe):
             return engine
         engine.destroy()
-        del engine
-        give_back_memory()
         if micro_batch == 1:
             raise UserError(
                 f"{stage.name}: one sequence of {stage.length} tokens does not fit into the memory of "
@@ -67,7 +64,6 @@ def build_engine(
 
 def modelled_micro_batch(shape: Shape, precision: str, device: torch.device) -> int:
     """What the memory model says that every rank has memory for, at least 1, in equal parts of its share."""
-    give_back_memory()
     on_cpu = device.type == "cpu"
     largest = largest_micro_batch(
         shape,
@@ -116,9 +112,3 @@ def out_of_memory_named(stage: Stage, micro_batch: int, device: torch.device) ->
             f"{stage.name}: {device_name(device)} ran out of memory with a micro-batch of {micro_batch}; set "
             f"{stage.phase}.micro_batch to a smaller number, then run the same command again to resume"
         ) from None
-
-
-def give_back_memory() -> None:
-    """What an engine before has left, so that it counts as free."""
-    gc.collect()
-    torch.cuda.empty_cache()
