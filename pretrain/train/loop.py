@@ -61,7 +61,6 @@ def train_stage(
                 break
             with times.step(state.step):
                 metrics = train_step(engine, batches, stage, recipe, state.step)
-            metrics["data_seconds"] = times.newly_waited("data")
             skipped = 0 if engine.updated() else skipped + 1
             if (problem := health.problem(engine, metrics, skipped, recipe.max_skipped_updates)) is not None:
                 checkpoints.settle()

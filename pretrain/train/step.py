@@ -93,14 +93,17 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
     """Step 0, 1, ... of a stage; returns what is logged of it.
 
     Utilisation is the share of the ranks' peak that the work on real tokens makes use of; the dense-equivalent one
-    counts what the full network would have had to do for the same batch.
+    counts what the full network would have had to do for the same batch. Like `seconds` and `tokens_per_second` they
+    leave out what the step waits for its data, before it and in it.
     """
+    data_seconds = engine.times.newly_waited("data")
     began = time.perf_counter()
     learning_rate = stage.schedule.learning_rate_at(step)
     engine.set_learning_rate(learning_rate)
     sums, l1, work = compute_step(engine, batches, stage, recipe)
     metrics = mean_scores(sums, loss_parts(engine.config.losses), work)
-    seconds = time.perf_counter() - began
+    waited = engine.times.newly_waited("data")
+    seconds = time.perf_counter() - began - waited
     peak = engine.peak_flops * ranks.world_size()
     dense = at_depth(dense_config(engine.config), recipe.model.num_layers)
     return {
@@ -116,6 +119,7 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
         "utilisation": training_flops(engine.config, work) / seconds / peak,
         "dense_equivalent_utilisation": training_flops(dense, work) / seconds / peak,
         "seconds": seconds,
+        "data_seconds": data_seconds + waited,
     }
 
 

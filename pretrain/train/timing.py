@@ -19,8 +19,9 @@ COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_in
 class StepTimes:
     """Mean seconds that an optimizer step of one stage takes on this rank, by part.
 
-    `data`, `checkpoint` and `validation` are what the training loop waits for, measured always. `forward_backward`,
-    `communication` (DeepSpeed's collectives: gradients and weights) and `optimizer` are those of the sampled steps.
+    `data`, `checkpoint` and `validation` are what the training loop waits for, measured always; `data` only where the
+    device has nothing else to do meanwhile. `forward_backward`, `communication` (DeepSpeed's collectives: gradients and
+    weights) and `optimizer` are those of the sampled steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,6 +29,8 @@ class StepTimes:
         self._sampling = False
         self._waited = {"data": 0.0, "checkpoint": 0.0, "validation": 0.0}
         self._newly_waited = dict(self._waited)
+        # Between which moments the device had nothing to do but to wait for a part.
+        self._idle: list[tuple[str, Any, Any]] = []
         self._computed: dict[str, float] = {}
         self._steps = 0
 
@@ -37,6 +40,7 @@ class StepTimes:
 
     def newly_waited(self, part: str) -> float:
         """Seconds since this was last asked."""
+        self._count_idle()
         seconds, self._newly_waited[part] = self._newly_waited[part], 0.0
         return seconds
 
@@ -47,14 +51,32 @@ class StepTimes:
         self.waited(part, time.perf_counter() - began)
 
     def waiting_for(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items; waiting for each of them counts."""
+        """The same items; waiting for each of them counts, as far as the device is done with what it was given."""
         remaining = iter(items)
         while True:
-            with self.waiting(part):
-                item = next(remaining, None)
+            began = self._moment()
+            item = next(remaining, None)
+            self._idle.append((part, began, self._moment()))
             if item is None:
                 return
             yield item
+
+    def _moment(self) -> Any:
+        """When the device is done with what it was given: on a GPU an event, as the host is ahead of it."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _count_idle(self) -> None:
+        for part, began, ended in self._idle:
+            if self._device.type == "cuda":
+                ended.synchronize()
+                self.waited(part, began.elapsed_time(ended) / 1000)
+            else:
+                self.waited(part, ended - began)
+        self._idle.clear()
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -82,12 +104,14 @@ class StepTimes:
         self._computed[part] += elapsed - (self._counted() - before)
 
     def _counted(self) -> float:
+        self._count_idle()
         return sum(self._computed.values()) + sum(self._waited.values())
 
     def taken(self) -> dict[str, float] | None:
         """The means since they were last taken, once a step was sampled; else None."""
         if not self._computed:
             return None
+        self._count_idle()
         means = {part: seconds / self._steps for part, seconds in self._waited.items()} | self._computed
         self._waited, self._computed, self._steps = dict.fromkeys(self._waited, 0.0), {}, 0
         return means

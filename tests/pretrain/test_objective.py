@@ -1,6 +1,8 @@
 """A step's loss, L1 term and dropout, whatever the accumulation and the number of ranks."""
 
 import dataclasses
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from earlybert.pretrain.plan.recipe import Recipe, SearchConfig, load_recipe, re
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import StepBatches
 from earlybert.pretrain.train.objective import mean_scores
-from earlybert.pretrain.train.step import compute_step, validate
+from earlybert.pretrain.train.step import compute_step, train_step, validate
 from earlybert.pretrain.train.timing import StepTimes
 from tests.pretrain.small_models import (
     PlainEngine,
@@ -148,3 +150,39 @@ def test_micro_batches_and_ranks_have_dropout_of_their_own(monkeypatch: pytest.M
         compute_step(engine, step_batches(1, 1), stage, recipe)
         losses.append(engine.losses)
     assert len({*losses[0], *losses[1]}) == 4 and losses[2] == losses[0]
+
+
+def test_a_slow_loader_changes_no_step_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two micro-batches that take 2 s each to compute and 30 s each to load, in a step that 5 s were waited for."""
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def taking(seconds: float, items: Iterable[Any]) -> Iterator[Any]:
+        nonlocal now
+        for item in items:
+            now += seconds
+            yield item
+
+    class TimedEngine(RecordingEngine):
+        micro_batch, peak_flops = 3, 1e9
+
+        def forward(self, batch: Batch) -> Any:
+            return next(taking(2, [super().forward(batch)]))
+
+        def set_learning_rate(self, learning_rate: float) -> None: ...
+
+        def gradient_norm(self) -> float:
+            return 1.0
+
+        loss_scale = gradient_norm
+
+    as_rank(monkeypatch, 0, 1)
+    stage, recipe = searching_stage()
+    config = small_config(searching=True)
+    engine: Any = TimedEngine(build(config, random_weights(config)), 2)
+    (batches,) = engine.times.waiting_for("data", taking(5, [step_batches(1, 2)]))
+    work = batches.work
+    loaded = dataclasses.replace(batches, batches=taking(30, batches.batches))
+    found = train_step(engine, loaded, stage, recipe, step=0)
+    assert (found["seconds"], found["data_seconds"]) == (4, 65)
+    assert found["tokens_per_second"] == work.tokens / 4

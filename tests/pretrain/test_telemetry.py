@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,35 @@ def test_nested_parts_count_once() -> None:
     with times.step(1):
         backend.all_reduce(7)
     assert times.taken() is None
+
+
+def test_a_gpu_that_still_computes_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three micro-batches take 3 s each to compute and 2, 2 and 8 s to load: it idles before the first and the last."""
+    now = busy_until = 100.0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None: ...
+
+        def record(self) -> None:
+            self.reached = max(now, busy_until)
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, later: "Event") -> float:
+            return (later.reached - self.reached) * 1000
+
+    def loaded() -> Iterator[object]:
+        nonlocal now
+        for seconds in (2, 2, 8):
+            now += seconds
+            yield object()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    times = StepTimes(torch.device("cuda"))
+    for _ in times.waiting_for("data", loaded()):
+        busy_until = max(now, busy_until) + 3
+    # Loaded at 102, 104 and 112, computed until 105, 108 and 115.
+    assert times.newly_waited("data") == pytest.approx(2 + 4)
 
 
 def test_two_ranks_communicate_and_speak_once(workplace: Path) -> None:
