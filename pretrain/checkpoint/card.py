@@ -8,7 +8,7 @@ from earlybert.pretrain.checkpoint.metrics import of_kind, read_metrics, score_n
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.losses.registry import loss_parts
 from earlybert.pretrain.network.work import count_parameters
-from earlybert.pretrain.plan.text import plan_markdown
+from earlybert.pretrain.plan.text import plan_markdown, published_initial
 
 if TYPE_CHECKING:
     from earlybert.data_prep.samples.corpus import Corpus
@@ -27,9 +27,8 @@ def run_card(trained: "Trained", form: Form, class_name: str, run_dir: Path) -> 
         "Losses on held-out text": _losses(trained, run_dir),
     }
     name, body = run_dir.resolve().name, "".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
-    initial = trained.recipe.initial
-    published = initial if initial and not Path(initial).is_absolute() else None  # of this disk they are absolute
-    top = header("fill-mask" if "masked" in trained.config.losses else None, published)
+    task = "fill-mask" if "masked" in trained.config.losses else None
+    top = header(task, published_initial(trained.recipe))
     return f"{top}# {name}\n\n{shape(trained.config, form)}\n{body}"
 
 

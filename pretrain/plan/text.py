@@ -1,8 +1,11 @@
 """A plan as text, for TensorBoard, reports and the console."""
 
+from pathlib import Path
+
 from earlybert.core.text import markdown_table
 from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.plan import Plan
+from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import predictions
 
 
@@ -36,8 +39,16 @@ def plan_markdown(plan: Plan) -> str:
 
 def notes_on(plan: Plan) -> list[str]:
     """What else to know: the weights that it begins with, where they are not fresh, and of its masks."""
-    initial = plan.recipe.initial
-    return [*([f"It begins with the weights of {initial}."] if initial else []), *mask_notes(plan)]
+    initial, notes = plan.recipe.initial, mask_notes(plan)
+    if initial:
+        begun = published_initial(plan.recipe) or f"the folder {Path(initial).name}"
+        notes.insert(0, f"It begins with the weights of {begun}.")
+    return notes
+
+
+def published_initial(recipe: Recipe) -> str | None:
+    """The model of the hub that it begins with. The path of one on this disk is absolute, and no reader elsewhere's."""
+    return None if recipe.initial is None or Path(recipe.initial).is_absolute() else recipe.initial
 
 
 def mask_notes(plan: Plan) -> list[str]:

@@ -152,12 +152,23 @@ def test_a_run_is_exported_with_its_card_and_pushed(
         assert {file.stat().st_mode & 0o777 for file in folder.iterdir() if file.is_file()} == {0o666 & ~files.UMASK}
 
 
-@pytest.mark.parametrize(("initial", "named"), [("owner/bert", "owner/bert"), ("/runs/base", None), (None, None)])
+@pytest.mark.parametrize(
+    ("initial", "named", "begins"),
+    [
+        ("owner/bert", "owner/bert", ["It begins with the weights of owner/bert."]),
+        ("/runs/base", None, ["It begins with the weights of the folder base."]),
+        (None, None, []),
+    ],
+)
 def test_the_card_names_the_published_model_that_the_run_began_with(
-    initial: str | None, named: str | None, finished_run: Path
+    initial: str | None, named: str | None, begins: list[str], finished_run: Path
 ) -> None:
     trained = newest(finished_run)
     assert trained is not None
-    begun = dataclasses.replace(trained, recipe=dataclasses.replace(trained.recipe, initial=initial))
-    top = run_card(begun, "bert", "BertForPreTraining", finished_run).split("---")[1]
-    assert yaml.safe_load(top).get("base_model") == named
+    recipe = dataclasses.replace(trained.recipe, initial=initial)
+    begun = dataclasses.replace(trained, recipe=recipe, plan=dataclasses.replace(trained.plan, recipe=recipe))
+    card = run_card(begun, "bert", "BertForPreTraining", finished_run)
+    assert yaml.safe_load(card.split("---")[1]).get("base_model") == named
+    # The card is for readers who do not have this disk.
+    assert "/runs" not in card
+    assert [line for line in card.splitlines() if line.startswith("It begins")] == begins
