@@ -18,8 +18,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification
 
-from earlybert.core.distributed import broadcast_object, rank
-from earlybert.core.files import file_hash
+from earlybert.core.distributed import on_rank_0
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.model import MASKED_TOKENS, TaskModel, TrainedForMaskedTokens
@@ -34,10 +33,10 @@ from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.parameters import split_name
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
-from earlybert.pretrain.ticket.drawing import all_ticket, draw, random_ticket
+from earlybert.pretrain.ticket.drawing import all_ticket, random_ticket
 from earlybert.pretrain.ticket.rankings import make_ranking
-from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, load_snapshot, snapshot_path
-from earlybert.pretrain.ticket.ticket import Ticket, TicketSource, full_shape, narrow_config
+from earlybert.pretrain.ticket.search import DrawConfig, draw_from_snapshot
+from earlybert.pretrain.ticket.ticket import Ticket, full_shape, narrow_config
 
 TICKET_METHODS = ("earlybert", "random", "all")
 
@@ -161,24 +160,15 @@ def search(
     model = searched(config)
     model.load_state_dict(starting_weights(searched, config, pretrained.weights, seed))
     step = draw_step(len(rows), settings)
-    history = MaskHistory(folder / "search", settings.draw, SearchConfig(), step)
     run = TrainerRun("search", folder, settings.epochs, settings.learning_rate, seed, stop_after=step)
     ranking = make_ranking(settings.ranking, settings.lambda_heads, settings.lambda_neurons)
-    trainer = make_trainer(model, rows, collate, settings, run, Recorder(history, step, ranking), masking)
-    cost = train(trainer)
-    content = None
-    if rank() == 0:
-        path = snapshot_path(folder / "search", step)
-        snapshot = load_snapshot(path)
-        source = TicketSource(
-            kind="search",
-            stage="finetune",
-            step=step,
-            seed=seed,
-            ranking=settings.ranking,
-            coefficients_sha256=file_hash(path),
-        )
-        ticket = draw(full_shape(network), snapshot.heads_LU, snapshot.neurons_LU, settings.draw, source)
-        content = ticket.content() | {"sha256": ticket.sha256}
+    recorder = Recorder(folder / "search", settings.draw, step, ranking)
+    cost = train(make_trainer(model, rows, collate, settings, run, recorder, masking))
+
+    def drawn() -> dict[str, Any]:
+        how = DrawConfig(**dataclasses.asdict(settings.draw), ranking=settings.ranking)
+        ticket = draw_from_snapshot(folder / "search", step, full_shape(network), how, seed, stage="finetune")
+        return ticket.content() | {"sha256": ticket.sha256}
+
     # Every rank cuts by the same ticket; its hash is verified on the way in.
-    return Ticket.from_content(broadcast_object(content), "the ticket drawn by rank 0"), cost
+    return Ticket.from_content(on_rank_0(drawn), "the ticket drawn by rank 0"), cost

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 from earlybert.core.distributed import rank
 from earlybert.pretrain.network.parameters import is_coefficient
 from earlybert.pretrain.ticket.rankings import Masters, Ranking
-from earlybert.pretrain.ticket.search import MaskHistory, Snapshot
+from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, Snapshot
+from earlybert.pretrain.ticket.ticket import TicketRule
 
 RECORDINGS = 20
 # In a checkpoint of the Trainer's: what the ranking has made of the updates.
@@ -32,8 +33,8 @@ def masters_of(model: nn.Module) -> Masters:
 class Recorder(TrainerCallback):
     """Records what units are ranked by after an update, some twenty times in a search and at its last step."""
 
-    def __init__(self, history: MaskHistory, last_step: int, ranking: Ranking) -> None:
-        self.history, self.last_step, self.ranking = history, last_step, ranking
+    def __init__(self, folder: Path, rule: TicketRule, last_step: int, ranking: Ranking) -> None:
+        self.folder, self.rule, self.last_step, self.ranking = folder, rule, last_step, ranking
 
     def after_backward(self, model: nn.Module, loss_scale: float) -> None:
         """Shows the ranking the gradients of an update, complete and `loss_scale` times too large, not yet clipped."""
@@ -47,14 +48,15 @@ class Recorder(TrainerCallback):
         self.ranking.see(dict(masters_of(model)(is_coefficient)), gradients)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # What an attempt recorded beyond its checkpoint is of weights that are gone: those steps are recorded again.
+        self.history = MaskHistory(self.folder, self.rule, SearchConfig(), up_to_step=state.global_step)
         if state.global_step and self.ranking.sees_gradients:
             self.ranking.sums = load_file(_checkpoint(args, state) / SUMS)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         step = state.global_step
         if step % max(1, self.last_step // RECORDINGS) == 0 or step == self.last_step:
-            if step not in self.history.steps:
-                self.history.add(Snapshot.from_masters(step, self.ranking.scores(masters_of(keywords["model"]))))
+            self.history.add(Snapshot.from_masters(step, self.ranking.scores(masters_of(keywords["model"]))))
             if rank() == 0:
                 self.history.save()
 

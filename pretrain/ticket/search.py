@@ -176,11 +176,17 @@ class MaskHistory:
 
 
 def draw_from_snapshot(
-    folder: Path, step: int | None, model: FullShape, how: DrawConfig, seed: int, wider: Sequence[Ratios] = ()
+    folder: Path,
+    step: int | None,
+    model: FullShape,
+    how: DrawConfig,
+    seed: int,
+    wider: Sequence[Ratios] = (),
+    stage: str = "search",
 ) -> Ticket:
     """Draws a ticket from a recorded step, the last one when None, of a run with this seed; raises UserError.
 
-    `wider` are the shares that stay pruned at each of its later widenings.
+    `wider` are the shares that stay pruned at each of its later widenings. `stage` is what the ticket says it is from.
     """
     steps = recorded_steps(folder)
     if not steps:
@@ -189,7 +195,7 @@ def draw_from_snapshot(
     snapshot = load_snapshot(path)
     source = TicketSource(
         kind="search",
-        stage="search",
+        stage=stage,
         step=snapshot.step,
         seed=seed,
         coefficients_sha256=file_hash(path),
