@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     what, settings = parse_arguments(argv)
     check_environment()
     warn_once()
-    PartialState()  # where there are several ranks, they find each other
+    PartialState(cpu=device_type() == "cpu")  # where there are several ranks, they find each other
     keep_freed_memory()
     set_matmul_precision("auto", torch.device(device_type()))
     transformers.logging.set_verbosity_error()

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import PartialState
 
 from earlybert.core import cli
 from earlybert.finetune import command
@@ -274,6 +276,29 @@ def test_one_folder_is_for_one_setting(
     given = ["--model", str(bert), "--data", str(data), "--out", str(tmp_path), *SMALL, *quick]
     found = refusal(monkeypatch, capsys, *given, "--epochs", "2")
     assert "epochs is 2.0, but" in found and "choose another --out" in found
+
+
+class Joining(Exception):
+    """A rank is about to join the others."""
+
+
+def test_ranks_that_compute_on_cpus_join_by_gloo_where_there_are_gpus(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def join(backend: str, **_: Any) -> None:
+        raise Joining(backend)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (launched | {"DS_ACCELERATOR": "cpu"}).items():
+        monkeypatch.setenv(name, value)
+    PartialState._reset_state()
+    try:
+        with pytest.raises(Joining, match="gloo"):
+            command.main(["--model", str(bert), "--out", str(tmp_path / "out"), "--task", "SST-2"])
+    finally:
+        PartialState._reset_state()
 
 
 @pytest.mark.slow
