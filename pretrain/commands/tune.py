@@ -12,6 +12,7 @@ from rich.table import Table
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.commands.recipe import recipe_to_begin
+from earlybert.pretrain.cost.gpus import family
 from earlybert.pretrain.cost.widths import DEVICES, Choice, Seconds, fastest, masks_by_multiple, measure, predict, price
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import unprepared_plan
@@ -108,9 +109,8 @@ def _this_device() -> str:
     if device_type() == "cpu":
         return "cpu"
     name = torch.cuda.get_device_name()
-    for known in DEVICES:
-        if known.upper() in name.upper():
-            return known
+    if known := family(name):
+        return known
     raise UserError(f"the cost model does not know this GPU, {name}; use --measure, or one of {', '.join(DEVICES)}")
 
 

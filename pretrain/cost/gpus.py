@@ -1,5 +1,6 @@
 """What processors can do: the one description that both cost models read, of a training step and of a layer's width."""
 
+import re
 from dataclasses import dataclass
 
 from earlybert.kernels.sizes import STORED_MULTIPLE
@@ -100,6 +101,21 @@ GPUS = {
     "H100-80GB": _hopper(memory_gb=85, bandwidth_gb=3350),
     "H200-141GB": _hopper(memory_gb=150, bandwidth_gb=4800),
 }
+# Of GPUs that differ in their memory alone, the one whose speed stands for all.
+FAMILIES = {
+    "v100": GPUS["V100-32GB"],
+    "a100": GPUS["A100-80GB"],
+    "h100": GPUS["H100-80GB"],
+    "h200": GPUS["H200-141GB"],
+}
+
+
+def family(name: str) -> str | None:
+    """Of a GPU by its own name, as "NVIDIA A100-SXM4-80GB"; None of one that is not known, as an RTX A1000."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    return next((known for known in FAMILIES if known in words), None)
+
+
 # One core with AVX-512 in fp32; time follows the operations, whatever the width (measured, docs/performance.md).
 CPU = Processor(
     tflops=0.18,

@@ -8,7 +8,7 @@ import torch
 
 from earlybert.core import ranks
 from earlybert.core.errors import UserError
-from earlybert.pretrain.cost.gpus import GPUS
+from earlybert.pretrain.cost.gpus import FAMILIES, family
 
 # The control groups of this process, and where all of them are mounted.
 OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -58,12 +58,8 @@ def device_precision(wanted: str, device: torch.device) -> str:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second that one rank could reach at best: the data sheet's, else what is measured."""
-    if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        for family in GPUS:
-            if family.split("-")[0] in name:
-                return GPUS[family].tflops * 1e12
-    return measured_peak(device, dtype)
+    known = family(device_name(device))
+    return FAMILIES[known].tflops * 1e12 if known and dtype != torch.float32 else measured_peak(device, dtype)
 
 
 # Seconds of products after which no more are tried.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earlybert.kernels.sizes import STORED_MULTIPLE
-from earlybert.pretrain.cost.gpus import CPU, GPUS, Processor
+from earlybert.pretrain.cost.gpus import CPU, FAMILIES, Processor
 from earlybert.pretrain.ticket.drawing import keep_mask, mask_distance
 from earlybert.pretrain.ticket.ticket import TicketRule
 
@@ -29,13 +29,7 @@ MEASURED_ROUNDS = 5
 Seconds = Callable[[int], float]
 
 
-DEVICES: dict[str, Processor] = {
-    "v100": GPUS["V100-32GB"],
-    "a100": GPUS["A100-80GB"],
-    "h100": GPUS["H100-80GB"],
-    "h200": GPUS["H200-141GB"],
-    "cpu": CPU,
-}
+DEVICES: dict[str, Processor] = {**FAMILIES, "cpu": CPU}
 
 
 def predict(device: Processor, hidden_size: int, tokens: int) -> Seconds:

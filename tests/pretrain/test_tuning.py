@@ -9,6 +9,7 @@ import torch
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.commands import ticket as ticket_command
+from earlybert.pretrain.cost import hardware
 from earlybert.pretrain.cost.gpus import Processor
 from earlybert.pretrain.cost.widths import DEVICES, Choice, fastest, masks_by_multiple, measure, predict, price
 from earlybert.pretrain.ticket.ticket import TicketRule
@@ -84,6 +85,35 @@ def test_measured_time_grows_with_width() -> None:
 def test_measured_time_of_a_gpu_is_that_of_the_stored_width() -> None:
     seconds = measure([70, 200], 16, 8, torch.device("meta"), torch.float32)
     assert seconds(70) == seconds(128) and seconds(129) == seconds(192)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("nvidia h200", "h200"),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_gpu_is_known_by_a_whole_word_of_its_name(
+    name: str, known: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(hardware, "measured_peak", lambda device, dtype: 1.0)
+    sheet = DEVICES[known].tflops * 1e12 if known else 1.0
+    assert hardware.peak_flops(torch.device("cuda"), torch.bfloat16) == sheet
+    assert hardware.peak_flops(torch.device("cuda"), torch.float32) == 1.0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    arguments = ["tune", "--config", "quickstart", "--tokens", "32"]
+    if known is None:
+        with pytest.raises(UserError, match="does not know this GPU, NVIDIA RTX A1000"):
+            ticket_command.main(arguments)
+    else:
+        ticket_command.main(arguments)
+        assert f"modelled for {known}" in capsys.readouterr().out
 
 
 def test_command_on_a_recipe_and_on_a_run(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
