@@ -92,7 +92,7 @@ from earlybert.pretrain.train.step import forward_and_backward  # noqa: E402
 DEVICE = torch.device(devices.device_type())
 CLOCK = time.process_time if OPTIONS.clock == "cpu" else time.perf_counter
 Precision = Literal["fp32", "bf16", "fp16"]
-HALF: Precision = "bf16" if DEVICE.type == "cpu" or torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+HALF: Precision = "bf16" if devices.half_precision(DEVICE) == torch.bfloat16 else "fp16"
 
 
 @dataclass

@@ -31,6 +31,12 @@ def device_type() -> str:
 device_type()
 
 
+def half_precision(device: torch.device) -> torch.dtype:
+    """The 16-bit numbers to compute with: bf16, or fp16 on GPUs before sm_80, which are fast at nothing else."""
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if old else torch.bfloat16
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until a GPU has done what it was given, so that a clock can be read."""
     if device.type == "cuda":

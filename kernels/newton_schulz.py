@@ -10,6 +10,7 @@ Shape suffixes: B matrices of one shape, R rows, C columns, W the smaller of R a
 import torch
 from torch import Tensor
 
+from earlybert.core.devices import half_precision
 from earlybert.kernels.sizes import NEWTON_SCHULZ_STEPS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -19,10 +20,8 @@ SMALLEST_NORM = 1e-7
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """What the products are computed in for tensors of this dtype: half precision on GPUs, at least fp32 on CPUs."""
-    if device.type != "cuda":
-        return torch.promote_types(dtype, torch.float32)
-    # Before sm_80 only fp16 is fast, and no element is above 1 here.
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    # Where that is fp16: no element is above 1 here.
+    return half_precision(device) if device.type == "cuda" else torch.promote_types(dtype, torch.float32)
 
 
 def orthogonalized(matrices_BRC: Tensor, dtype: torch.dtype) -> Tensor:

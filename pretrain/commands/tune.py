@@ -89,13 +89,11 @@ def _clock(arguments: Namespace, recipe: Recipe, widths: list[int], tokens: int)
     # Only here: the model needs no PyTorch.
     import torch
 
-    from earlybert.core.devices import device_type, set_matmul_precision
+    from earlybert.core.devices import device_type, half_precision, set_matmul_precision
 
     device = torch.device(device_type())
     set_matmul_precision(recipe.matmul_precision, device)
-    dtype = torch.float32
-    if device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    dtype = half_precision(device) if device.type == "cuda" else torch.float32
     seconds = measure([*widths, recipe.model.intermediate_size], hidden_size, tokens, device, dtype)
     return f"measured on this {device.type} in {str(dtype).removeprefix('torch.')}", seconds
 

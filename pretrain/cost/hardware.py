@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from earlybert.core import ranks
+from earlybert.core.devices import half_precision
 from earlybert.core.errors import UserError
 from earlybert.pretrain.cost.gpus import FAMILIES, family
 
@@ -53,7 +54,7 @@ def device_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cpu":
         return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if half_precision(device) == torch.bfloat16 else "fp16"
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
