@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from earlybert.kernels.lamb_step import LambStep, Rates, Stretch, Tensors, lamb_step, to_device
 from earlybert.kernels.partition import (
-    MOMENTS,
     Partition,
     Piece,
     partition_layout,
@@ -38,6 +37,7 @@ from earlybert.kernels.partition import (
     step_count,
     zero_moments,
 )
+from earlybert.kernels.sizes import MOMENTS
 
 
 @dataclass(eq=False)

@@ -25,7 +25,8 @@ from torch import nn
 from earlybert.kernels.lamb import Lamb, Table
 from earlybert.kernels.matrix_exchange import MatrixExchange
 from earlybert.kernels.newton_schulz import orthogonalized, product_dtype
-from earlybert.kernels.partition import MOMENTS, Partition
+from earlybert.kernels.partition import Partition
+from earlybert.kernels.sizes import MOMENTS
 
 # Of max(rows, columns), so that updates are as large as Adam's usually are (Liu et al. 2025, section 2.2).
 UPDATE_SCALE = 0.2

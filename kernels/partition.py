@@ -26,8 +26,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-# The state of Adam-like optimizers, each like the parameter.
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from earlybert.kernels.sizes import MOMENTS
+
 # Elements per collective of a gather: larger ones leave more free memory behind, smaller ones take longer.
 _CHUNK = 1 << 18
 

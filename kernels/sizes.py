@@ -1,4 +1,7 @@
-"""Sizes that kernels work in and cost models reckon with. Apart from the kernels, because a model needs no PyTorch."""
+"""What kernels and those who need no PyTorch agree on: sizes that cost models reckon with, names in checkpoints."""
+
+# The state of Adam-like optimizers beside their step count, each like the parameter. Muon's matrices have the first.
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # Rows of fp16 matrices of any other width are not aligned for tensor cores and 128-bit accesses.
 STORED_MULTIPLE = 64

@@ -21,9 +21,10 @@ import safetensors
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json
+from earlybert.kernels.sizes import MOMENTS
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.network.parameters import is_coefficient, moments_of
-from earlybert.pretrain.network.state import MOMENTS, TrainingState, Weights
+from earlybert.pretrain.network.state import TrainingState, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor

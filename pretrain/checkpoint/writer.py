@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 from earlybert.core import distributed, ranks
 from earlybert.core.files import content_hash, file_entry, open_to_readers, write_json
 from earlybert.kernels.partition import Partition
+from earlybert.kernels.sizes import MOMENTS
 from earlybert.pretrain.checkpoint.checkpoint import FORMAT, IMPORTANCE, NEWEST, list_checkpoints
 from earlybert.pretrain.checkpoint.state import RunState
-from earlybert.pretrain.network.state import MOMENTS
 
 
 @dataclass(frozen=True)

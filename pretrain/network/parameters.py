@@ -6,10 +6,10 @@ table, such as one of a task's head, the last words of the name say how it is tr
 
 from collections.abc import Iterable
 
+from earlybert.kernels.sizes import MOMENTS
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.facts import ParameterFacts, Role, layer_norm_facts, linear_facts
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS, loss_parts
-from earlybert.pretrain.network.state import MOMENTS
 
 EMBEDDINGS = {
     "embeddings.word_embeddings.weight": ParameterFacts("weight", ("vocabulary", "hidden")),

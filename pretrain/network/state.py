@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 # Tensors by parameter name.
 Weights = Mapping[str, "Tensor"]
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 @dataclass(frozen=True)
 class TrainingState:

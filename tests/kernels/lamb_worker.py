@@ -31,13 +31,13 @@ from earlybert.kernels.lamb_reference import LambReference
 from earlybert.kernels.muon import Muon
 from earlybert.kernels.newton_schulz import orthogonalized
 from earlybert.kernels.partition import (
-    MOMENTS,
     partition_layout,
     refresh_model_weights,
     set_step_count,
     start_state,
     step_count,
 )
+from earlybert.kernels.sizes import MOMENTS
 from tests.kernels import emulated
 
 STEPS, SAVED_STEP = 8, 4

@@ -17,13 +17,17 @@ import yaml
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.network.batch import Batch
-from earlybert.pretrain.network.model import NetworkOutput
+from earlybert.pretrain.network.initial import initial_weights
+from earlybert.pretrain.network.model import NetworkOutput, network_with
+from earlybert.pretrain.network.parameters import moments_of, network_parameters
+from earlybert.pretrain.plan.recipe import OptimizerConfig
 from earlybert.pretrain.ticket.ticket import Ticket
-from earlybert.pretrain.train.engine import StageEngine
+from earlybert.pretrain.train.engine import StageEngine, build_optimizer
 from tests.conftest import BIN, ROOT, RUN, free_port, run_training, small_recipe, start
 from tests.in_process import train_here
 from tests.pretrain import patched_run
 from tests.pretrain.run_files import last_step, metrics, require_close, require_same
+from tests.pretrain.small_models import small_config
 
 MUON = str(ROOT / "ds_configs" / "muon.json")
 # Moments go through the ticket and the stack.
@@ -107,6 +111,21 @@ def test_matrices_have_one_moment(trained: Path) -> None:
     assert set(moments["exp_avg_sq"]) == set(weights) - hidden
     assert all(moments["exp_avg"][name].any() for name in hidden)
     assert checkpoint.state.optimizer["type"] == "Muon"
+
+
+@pytest.mark.parametrize("kind", ["Lamb", "Muon", "AdamW"])
+def test_the_table_knows_which_moments_a_parameter_has(kind: str) -> None:
+    """Checkpoints are read by the table of parameters, and written from what the optimizer has."""
+    config = small_config(searching=True)
+    model = network_with(config, initial_weights(config, seed=1))
+    optimizer = build_optimizer(model, kind, {}, OptimizerConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+    assert {name: tuple(sorted(own.keys() - {"step"})) for name, own in state.items()} == {
+        name: moments_of(name, kind) for name in network_parameters(config)
+    }
 
 
 def test_rates_keep_their_proportion(trained: Path) -> None:

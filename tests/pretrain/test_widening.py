@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from earlybert.core.errors import UserError
+from earlybert.kernels.sizes import MOMENTS
 from earlybert.pretrain.network.bert_format import to_bert
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.parameters import parameter_shapes
-from earlybert.pretrain.network.state import MOMENTS, TrainingState
+from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.borders.coefficients import Coefficients
 from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack

@@ -14,10 +14,11 @@ import yaml
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, read_json, write_json
+from earlybert.kernels.sizes import MOMENTS
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.parameters import parameter_shapes
-from earlybert.pretrain.network.state import MOMENTS, TrainingState
+from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.borders.widen import Widen
 from earlybert.pretrain.plan.checks import check_recipe
