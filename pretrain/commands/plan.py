@@ -19,7 +19,7 @@ from earlybert.pretrain.cost.muon import orthogonalisation_flops, orthogonalised
 from earlybert.pretrain.plan.checks import check_recipe
 from earlybert.pretrain.plan.plan import Plan, corpus_plan, unprepared_plan
 from earlybert.pretrain.plan.recipe import DEFAULT_RECIPE, Recipe, recipe_path
-from earlybert.pretrain.plan.text import compared_with_dense, notes_on
+from earlybert.pretrain.plan.text import COLUMNS, compared_with_dense, notes_on, plan_rows
 from earlybert.pretrain.ticket.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -140,37 +140,10 @@ def given_plan(recipe: Recipe) -> Plan:
 def print_plan(plan: Plan) -> None:
     """One row a stage, and what dense training would cost."""
     table = Table(box=None, pad_edge=False)
-    for column in (
-        "stage",
-        "begins",
-        "steps",
-        "batch",
-        "length",
-        "peak rate",
-        "tokens",
-        "layers",
-        "heads",
-        "neurons",
-        "parameters",
-        "FLOPs",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("stage", "begins") else "right")
-    for planned in plan.stages:
-        stage, schedule, network = planned.stage, planned.stage.schedule, planned.network
-        table.add_row(
-            stage.name,
-            stage.begin.word,
-            f"{stage.steps:,}" + (f" of {schedule.total:,}" if stage.steps != schedule.total else ""),
-            f"{stage.global_batch:,}",
-            str(stage.length),
-            f"{schedule.peak:g}",
-            f"{planned.tokens / 1e6:,.1f} M",
-            str(network.num_hidden_layers),
-            f"{sum(network.heads):,}",
-            f"{sum(network.neurons):,}",
-            f"{planned.parameters:,}",
-            f"{planned.flops:.3g}",
-        )
+    for row in plan_rows(plan):
+        table.add_row(*row)
     # Never folded: piped into a file, a table is as wide as it needs to be.
     Console(width=160).print(table)
     print(f"plan: {' -> '.join(plan.recipe.plan)}")

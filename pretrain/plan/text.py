@@ -8,22 +8,23 @@ from earlybert.pretrain.plan.plan import Plan
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import predictions
 
+COLUMNS = (
+    *("stage", "begins", "steps", "batch", "length", "peak rate", "tokens"),
+    *("layers", "heads", "neurons", "parameters", "FLOPs"),
+)
 
-def plan_markdown(plan: Plan) -> str:
-    """The stages, one a row, and how the plan's arithmetic compares with dense training's."""
-    header = (
-        *("stage", "begins", "steps", "batch", "length", "peak learning rate", "tokens"),
-        *("layers", "heads", "neurons", "parameters", "FLOPs"),
-    )
-    rows = [
+
+def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """The stages, one a row, in these columns."""
+    return [
         (
             stage.name,
             stage.begin.word,
-            f"{stage.steps:,}",
+            f"{stage.steps:,}" + (f" of {stage.schedule.total:,}" if stage.steps != stage.schedule.total else ""),
             f"{stage.global_batch:,}",
             str(stage.length),
             f"{stage.schedule.peak:g}",
-            f"{planned.tokens:,}",
+            f"{planned.tokens / 1e6:,.1f} M",
             str(planned.network.num_hidden_layers),
             f"{sum(planned.network.heads):,}",
             f"{sum(planned.network.neurons):,}",
@@ -33,8 +34,12 @@ def plan_markdown(plan: Plan) -> str:
         for planned in plan.stages
         for stage in [planned.stage]
     ]
+
+
+def plan_markdown(plan: Plan) -> str:
+    """The stages, and how the plan's arithmetic compares with dense training's."""
     notes = "".join(f"\n{note}\n" for note in (compared_with_dense(plan), *notes_on(plan)))
-    return f"{markdown_table(header, rows)}{notes}"
+    return f"{markdown_table(COLUMNS, plan_rows(plan))}{notes}"
 
 
 def notes_on(plan: Plan) -> list[str]:
