@@ -11,10 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from earlybert.kernels.sizes import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
-
-# Elements that a CPU keeps in the cache of one core.
-CPU_BLOCK = 1 << 18
+from earlybert.kernels.sizes import CPU_BLOCK, CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
 
 
 def linear_cross_entropy_reference(

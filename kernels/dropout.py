@@ -9,12 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Levels of the random numbers that decide: 2^16.
 LEVELS = 1 << 16
+
+
+def dropped_levels(probability: float) -> int:
+    """How many of the levels are dropped; half a level is rounded up, as in csrc/scalar.cuh."""
+    return int(probability * LEVELS + 0.5)
 
 
 def keep_scale(shape: torch.Size, probability: float, dtype: torch.dtype) -> Tensor:
     """What to multiply with on a CPU: 0 where dropped, else 1 / (1 - probability). From PyTorch's CPU generator."""
-    dropped = min(round(probability * LEVELS), LEVELS - 1)
+    dropped = min(dropped_levels(probability), LEVELS - 1)
     elements = shape.numel()
     bits = torch.empty(-(-elements // 4), dtype=torch.int64).random_(-(2**63), None)
     scale = torch.empty(shape, dtype=dtype)

@@ -9,6 +9,8 @@ Shape suffixes: T rows, H columns, R groups of rows whose sums are added up afte
 import torch
 from torch import Tensor
 
+from earlybert.kernels.dropout import dropped_levels
+
 # Of the rows that the kernels take; LAMB's tensors are fp32.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # As many groups of rows make partial sums of a vector's gradient: kPartialSums in csrc/operators.cu.
@@ -27,8 +29,6 @@ SCHEMAS = (
     "float weight_decay, float root_scale, float scaled_eps) -> Tensor",
     "lamb_stage_two(Tensor stretches, Tensor factors, Tensor chunk_owner, Tensor chunk_start) -> ()",
 )
-# Dropout decides by so many random levels: 2^16.
-LEVELS = 1 << 16
 LIBRARY = torch.library.Library("earlybert", "DEF")
 for _schema in SCHEMAS:
     LIBRARY.define(_schema)
@@ -36,7 +36,7 @@ for _schema in SCHEMAS:
 
 def drops(probability: float) -> bool:
     """Whether dropout with this probability, rounded to its levels, drops anything."""
-    return int(probability * LEVELS + 0.5) > 0
+    return dropped_levels(probability) > 0
 
 
 @torch.library.register_fake("earlybert::bias_gelu_forward", lib=LIBRARY)

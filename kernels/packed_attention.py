@@ -23,12 +23,11 @@ from torch.autograd.function import once_differentiable
 from earlybert.core.errors import UserError
 from earlybert.kernels.dropout import keep_scale
 from earlybert.kernels.packing import Packing
+from earlybert.kernels.sizes import CPU_BLOCK
 
 log = logging.getLogger(__name__)
 
 OVERRIDE = "EARLYBERT_ATTENTION"
-# Scores of a block of sequences on a CPU, in elements: more of them do not stay in a core's cache.
-CPU_BLOCK = 1 << 18
 
 
 def packed_attention_reference(

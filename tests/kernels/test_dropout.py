@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from earlybert.kernels import operators
 from earlybert.kernels.dropout import dropout
 
 
@@ -48,6 +49,13 @@ def test_seed_decides() -> None:
         torch.manual_seed(seed)
         results.append(dropout(torch.ones(100), 0.5))
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_half_a_level_is_rounded_up_as_by_the_cuda_kernels() -> None:
+    half = 0.5 / 2**16
+    assert operators.drops(half) and not operators.drops(0.99 * half)
+    kept = dropout(torch.ones(8), half)
+    assert float(kept.max()) == pytest.approx(2**16 / (2**16 - 1), rel=1e-7)
 
 
 def test_nothing_is_dropped_at_zero_and_all_at_one() -> None:
