@@ -3,13 +3,12 @@
     python -m earlybert.kernels.extension        builds them, for V100, A100 and H100/H200 where this nvcc knows them
 
 Without that command the first use on a GPU builds them. Without nvcc, without a GPU, or with EARLYBERT_KERNELS=torch,
-every operation is plain PyTorch; one line in the log says so and why. EARLYBERT_KERNELS=require ends the program where
-a GPU would go without them.
+every operation is plain PyTorch; one line says so and why. EARLYBERT_KERNELS=require ends the program where a GPU would
+go without them.
 """
 
 import functools
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +21,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from earlybert.core.errors import UserError
+from earlybert.core.progress import say
+from earlybert.core.ranks import rank
 from earlybert.kernels.operators import DTYPES
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -32,8 +33,6 @@ IMPLEMENTATIONS = ("cuda", "require", "torch")
 TOOLKIT = Path("/usr/local/cuda")
 # The oldest PyTorch whose stable ABI the sources keep to: 2.11.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-
-logger = logging.getLogger(__name__)
 
 
 class BuildError(RuntimeError):
@@ -55,10 +54,12 @@ def build(architectures: tuple[int, ...] = ARCHITECTURES, folder: Path | None = 
     folder = folder or _build_folder()
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"operators-{_source_hash()}-{'-'.join(f'sm{number}' for number in known)}.so"
+    if not library.exists():
+        names = ", ".join(f"sm_{number}" for number in known)
+        say(f"building the CUDA kernels for {names}, about a minute", enabled=rank() == 0)
     # One rank of a node compiles, the others wait for it.
     with FileLock(library.with_suffix(".lock")):
         if not library.exists():
-            logger.info("building the CUDA kernels for %s, about a minute", ", ".join(f"sm_{n}" for n in known))
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 built = Path(scratch) / library.name
                 command = compile_command(nvcc, known, built, Path(torch.__file__).parent)
@@ -129,16 +130,17 @@ def chosen() -> str:
 def _loaded(capability: tuple[int, int]) -> bool:
     wanted = chosen()
     if wanted == "torch":
-        logger.info("EARLYBERT_KERNELS is torch: plain PyTorch in place of the CUDA kernels")
+        say("EARLYBERT_KERNELS is torch: plain PyTorch in place of the CUDA kernels", enabled=rank() == 0)
         return False
     try:
         _load(capability)
     except (BuildError, OSError) as error:
         if wanted == "require":
             raise UserError(f"EARLYBERT_KERNELS is require, but there are no CUDA kernels: {error}") from error
-        logger.warning("no CUDA kernels, plain PyTorch in their place: %s", error)
+        # Every rank says so: another machine may have them.
+        say(f"no CUDA kernels, plain PyTorch in their place: {error}")
         return False
-    logger.info("CUDA kernels loaded")
+    say("CUDA kernels loaded", enabled=rank() == 0)
     return True
 
 
@@ -161,7 +163,6 @@ def operators_for(tensor: Tensor) -> bool:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print(build())
     except (BuildError, OSError) as problem:

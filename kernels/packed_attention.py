@@ -7,7 +7,6 @@ each head, P these and the padding; inside a block of sequences: G heads of its 
 queries and keys.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from earlybert.core.errors import UserError
+from earlybert.core.progress import say
+from earlybert.core.ranks import rank
 from earlybert.kernels.dropout import keep_scale
 from earlybert.kernels.packing import Packing
 from earlybert.kernels.sizes import CPU_BLOCK
-
-log = logging.getLogger(__name__)
 
 OVERRIDE = "EARLYBERT_ATTENTION"
 
@@ -122,19 +121,19 @@ def chosen() -> str:
 
 
 def _settle(setting: Setting, override: str) -> str:
-    """The implementation's name: the override, else the table's, which is logged once."""
+    """The implementation's name: the override, else the table's, which is said once on a GPU."""
     if override:
         return override
     decision = choose_attention(setting)
-    _say_once(decision, setting.device, setting.capability, setting.dtype)
+    if setting.device == "cuda":
+        _say_once(decision, setting.capability, setting.dtype)
     return decision.implementation
 
 
 @cache
-def _say_once(decision: Decision, device: str, capability: tuple[int, int], dtype: torch.dtype) -> None:
-    place = f"sm_{capability[0]}{capability[1]}" if device == "cuda" else device
-    name = str(dtype).removeprefix("torch.")
-    log.info("attention on %s in %s: %s (%s)", place, name, decision.implementation, decision.why)
+def _say_once(decision: Decision, capability: tuple[int, int], dtype: torch.dtype) -> None:
+    place, name = "sm_{}{}".format(*capability), str(dtype).removeprefix("torch.")
+    say(f"attention on {place} in {name}: {decision.implementation} ({decision.why})", enabled=rank() == 0)
 
 
 class _Layout:

@@ -1,6 +1,5 @@
 """Building and choosing the CUDA extension, as far as that can be seen without a GPU."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -64,20 +63,43 @@ def test_nvcc_is_looked_for_where_the_toolkit_is_installed(tmp_path: Path, monke
         assert extension._nvcc() == str(nvcc)
 
 
-def test_a_failed_build_falls_back_with_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_failed_build_falls_back_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    with caplog.at_level(logging.INFO):
-        assert not extension._loaded((8, 0))
-        assert not extension._loaded((8, 0))
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "plain PyTorch in their place: there is no nvcc in" in caplog.text
+    assert not extension._loaded((8, 0))
+    assert not extension._loaded((8, 0))
+    assert capsys.readouterr().err == (
+        f"no CUDA kernels, plain PyTorch in their place: there is no nvcc in CUDA_HOME={tmp_path}; install the CUDA "
+        "toolkit\n"
+    )
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_rank_0_says_that_it_builds_and_loads(
+    rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    # The last argument is what it is to write.
+    nvcc.write_text(
+        '#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo compute_80 && exit\nfor last; do :; done\n: > "$last"\n'
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    assert extension._loaded((8, 0))
+    extension._loaded.cache_clear()
+    assert extension._loaded((8, 0))
+    said = "building the CUDA kernels for sm_80, about a minute\nCUDA kernels loaded\nCUDA kernels loaded\n"
+    assert capsys.readouterr().err == (said if rank == "0" else "")
 
 
 def test_an_nvcc_that_fails_falls_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
@@ -86,23 +108,26 @@ def test_an_nvcc_that_fails_falls_back(
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     assert not extension._loaded((8, 0))
-    assert "nvcc does not work: no licence" in caplog.text
+    assert "nvcc does not work: no licence" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_library_falls_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     damaged = tmp_path / "earlybert" / f"operators-{extension._source_hash()}-sm70-sm80.so"
     damaged.parent.mkdir()
     damaged.write_bytes(b"nothing")
     assert not extension._loaded((7, 0))
-    assert "no CUDA kernels" in caplog.text
+    assert "no CUDA kernels" in capsys.readouterr().err
 
 
-def test_the_environment_can_ask_for_plain_pytorch_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_ask_for_plain_pytorch_only_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("EARLYBERT_KERNELS", "torch")
     assert not extension._loaded((8, 0))
+    assert capsys.readouterr().err == "EARLYBERT_KERNELS is torch: plain PyTorch in place of the CUDA kernels\n"
     extension._loaded.cache_clear()
     monkeypatch.setenv("EARLYBERT_KERNELS", "tensorflow")
     with pytest.raises(UserError, match="EARLYBERT_KERNELS is 'tensorflow'; it must be"):
@@ -110,7 +135,7 @@ def test_the_environment_can_ask_for_plain_pytorch_only_by_its_name(monkeypatch:
 
 
 def test_required_kernels_that_cannot_be_built_end_the_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EARLYBERT_KERNELS", "require")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
@@ -118,7 +143,7 @@ def test_required_kernels_that_cannot_be_built_end_the_program(
     for capability, reason in (((8, 0), "there is no nvcc in CUDA_HOME="), ((6, 1), "compute capability 6.1 is below")):
         with pytest.raises(UserError, match=f"EARLYBERT_KERNELS is require, but there are no CUDA kernels: {reason}"):
             extension._loaded(capability)
-    assert not caplog.records
+    assert not capsys.readouterr().err
 
 
 def test_cpu_tensors_take_the_reference() -> None:

@@ -1,6 +1,5 @@
 """Packed attention against its definition and Hugging Face's, its gradient, and the table that picks a kernel."""
 
-import logging
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -207,16 +206,19 @@ def test_decisions(device: str, capability: tuple[int, int], dtype: torch.dtype,
     assert choose_attention(Setting(device, capability, dtype, head_size)).implementation == expected
 
 
-def test_decision_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_rank_0_says_once_what_a_gpu_takes(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a CPU there is no choice."""
     module._say_once.cache_clear()
-    packing = Packing.of((2,))
-    rows = make_rows(packing, packing, 1)
-    with caplog.at_level(logging.INFO, logger=module.log.name):
-        for _ in range(3):
-            packed_attention(*rows, packing, packing)
-    assert [record.getMessage() for record in caplog.records] == [
-        "attention on cpu in float64: blocks (fastest on a CPU at any length up to 512)"
-    ]
+    monkeypatch.setenv("RANK", rank)
+    for _ in range(3):
+        assert module._settle(Setting("cuda", (8, 0), torch.bfloat16, 64), "") == "flash"
+        assert module._settle(Setting("cpu", (0, 0), torch.float32, 64), "") == "blocks"
+    module._say_once.cache_clear()
+    said = "attention on sm_80 in bfloat16: flash (variable lengths without a mask, with any dropout)\n"
+    assert capsys.readouterr().err == (said if rank == "0" else "")
 
 
 def test_override_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
