@@ -53,7 +53,7 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import check_environment, resolve_precision
+from earlybert.pretrain.train.engine import check_environment, resolve_precision, work_layout
 from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.micro_batch import build_engine, out_of_memory_named
 from earlybert.pretrain.train.recording import search_ranking
@@ -119,8 +119,7 @@ def follow_plan(setting: Run, latest: Checkpoint | None) -> None:
         trackers,
         enabled=ranks.rank() == 0,
         resume_after=resume_after,
-        ranks=ranks.world_size(),
-        device=device_name(setting.device),
+        layout=work_layout(recipe, setting.deepspeed_file, setting.device),
     )
     telemetry.hyperparameters(recipe.flat(), ["validation/loss", "train/loss"])
     if latest is None:

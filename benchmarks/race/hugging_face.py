@@ -192,7 +192,7 @@ def train(setting: Setting, stop: StopRequest) -> bool:
         [TensorBoard(folder, resume_after)],
         enabled=True,
         resume_after=resume_after,
-        device=device_name(torch.device(device_type())),
+        layout={"ranks": 1, "device": device_name(torch.device(device_type()))},
     )
     loader = stage_loader(setting.corpus, "train", stage, setting.recipe, setting.micro_batch)
     with (

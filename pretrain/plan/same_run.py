@@ -5,7 +5,8 @@ from pathlib import Path
 from earlybert.core.errors import UserError
 from earlybert.pretrain.plan.recipe import Recipe
 
-# What may differ: where things lie and how the work is laid out, never what is computed.
+# What may differ: where things lie, how the work is laid out and how precisely it is computed. Every step has its
+# samples and its learning rate all the same; losses differ by rounding and by what dropout draws.
 LAYOUT_FIELDS = (
     "data",
     "initial",

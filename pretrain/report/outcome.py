@@ -19,6 +19,7 @@ from earlybert.pretrain.report.timeline import (
     TIME_PARTS,
     Interruptions,
     accelerator_hours,
+    changed_layout,
     clock,
     interruptions,
     read_lines,
@@ -78,7 +79,10 @@ class Savings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run so far. Seconds are running time, without the time between sessions."""
+    """A run so far. Seconds are running time, without the time between sessions.
+
+    `changed_layout` says what changed between its sessions so that times of its stages do not compare.
+    """
 
     run_dir: Path
     plan: Plan
@@ -88,6 +92,7 @@ class Outcome:
     unigram_cross_entropy: float
     devices: Sequence[str]
     ranks: Sequence[int]
+    changed_layout: Sequence[str]
     seconds: float
     accelerator_hours: float
     interruptions: Interruptions
@@ -130,11 +135,6 @@ class Outcome:
     def ends_wide(self) -> bool:
         """Whether units that were cut are there again at the plan's end."""
         return any(planned.narrow for planned in self.plan.stages) and not self.plan.stages[-1].narrow
-
-    @property
-    def changed_layout(self) -> bool:
-        """Whether ranks or device changed between its sessions: then times of its stages do not compare."""
-        return len(self.devices) > 1 or len(self.ranks) > 1
 
     @property
     def operations_saved(self) -> float | None:
@@ -197,8 +197,7 @@ def read_outcome(run_dir: Path) -> Outcome:
     stages = [stage_outcome(planned, lines) for planned in plan.stages]
     seconds, finished = clock(lines)[-1], is_finished(run_dir, len(stages))
     validations, spent = of_kind(lines, "validation"), sessions(lines)
-    devices, ranks = sorted({session.device for session in spent}), sorted({session.ranks for session in spent})
-    comparable = len(devices) == len(ranks) == 1
+    changed = changed_layout(lines)
     return Outcome(
         run_dir=run_dir,
         plan=plan,
@@ -206,12 +205,13 @@ def read_outcome(run_dir: Path) -> Outcome:
         finished=finished,
         last_validation=validation(validations[-1]) if validations else None,
         unigram_cross_entropy=corpus.manifest["unigram_cross_entropy"],
-        devices=devices,
-        ranks=ranks,
+        devices=sorted({session.device for session in spent}),
+        ranks=sorted({session.ranks for session in spent}),
+        changed_layout=changed,
         seconds=seconds,
         accelerator_hours=accelerator_hours(spent),
         interruptions=interruptions(lines),
-        savings=savings(plan, stages, seconds if finished else None) if comparable else None,
+        savings=savings(plan, stages, seconds if finished else None) if not changed else None,
     )
 
 

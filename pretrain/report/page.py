@@ -9,7 +9,7 @@ from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.plan.text import plan_markdown
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import Outcome, StageOutcome
-from earlybert.pretrain.report.summary import CHANGED_LAYOUT
+from earlybert.pretrain.report.summary import why_not_timed
 from earlybert.pretrain.train.plateau import ADVICE
 
 Outcomes = Mapping[str, Outcome]
@@ -246,9 +246,9 @@ def times(outcomes: Outcomes) -> str:
         ("time saved, the paper's protocol", lambda outcome: saved(outcome, "time_saved")),
         ("time saved, by the clock (dense estimated)", lambda outcome: saved(outcome, "by_the_clock")),
     ]
-    changed = [name for name, outcome in outcomes.items() if outcome.changed_layout]
-    note = f"\n**{', '.join(changed)}**: time saved is not measured, for {CHANGED_LAYOUT}.\n" if changed else ""
-    return table(outcomes, rows) + note + PROTOCOL + against_dense(outcomes)
+    changed = {name: outcome for name, outcome in outcomes.items() if outcome.changed_layout}
+    notes = [f"\n**{name}**: time saved is not measured: {why_not_timed(each)}.\n" for name, each in changed.items()]
+    return table(outcomes, rows) + "".join(notes) + PROTOCOL + against_dense(outcomes)
 
 
 PROTOCOL = """

@@ -7,7 +7,10 @@ from earlybert.pretrain.network.work import count_parameters
 from earlybert.pretrain.report.outcome import Outcome, network_content
 from earlybert.pretrain.train.plateau import ADVICE
 
-CHANGED_LAYOUT = "the number of ranks or the device changed, so that times of the stages do not compare"
+
+def why_not_timed(outcome: Outcome) -> str:
+    """Why what a run saved in time is not measured, where its layout changed."""
+    return f"the {' and the '.join(outcome.changed_layout)} changed, so that times of the stages do not compare"
 
 
 def print_summary(outcome: Outcome) -> None:
@@ -54,7 +57,7 @@ def print_summary(outcome: Outcome) -> None:
     if savings is not None:
         print(f"time saved             {savings.time_saved:.1%} against dense training, all stages included")
     elif outcome.changed_layout:
-        print(f"time saved             not measured: {CHANGED_LAYOUT}")
+        print(f"time saved             not measured: {why_not_timed(outcome)}")
     print(f"run directory          {outcome.run_dir}")
     if "tensorboard" in outcome.plan.recipe.trackers:
         print(f"curves                 tensorboard --logdir {outcome.run_dir}/tensorboard")

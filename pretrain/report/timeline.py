@@ -11,6 +11,16 @@ from earlybert.pretrain.checkpoint.metrics import Lines, of_kind, read_metrics, 
 from earlybert.pretrain.network.losses.part import LossPart
 
 TIME_PARTS = ("forward_backward", "communication", "optimizer", "data", "checkpoint", "validation")
+# What makes the same step take another time, as the lines of kind "start" name it. Older versions wrote the first two.
+LAYOUT = {
+    "ranks": "number of ranks",
+    "device": "device",
+    "precision": "precision",
+    "matmul_precision": "precision of fp32 products",
+    "compile": "compilation",
+    "deterministic": "choice of deterministic operations",
+    "zero_stage": "ZeRO stage",
+}
 # What is read of the lines of these kinds.
 FIELDS = {
     "start": {"ranks", "device"},
@@ -56,6 +66,12 @@ def sessions(lines: Lines) -> list[Session]:
         lost = following["lost_steps"] if following else 0
         every.append(Session(start["time"], ended, start["ranks"], start["device"], lost))
     return every
+
+
+def changed_layout(lines: Lines) -> list[str]:
+    """What changed between the run's sessions so that times of its steps do not compare."""
+    starts = of_kind(lines, "start")
+    return [title for name, title in LAYOUT.items() if len({start[name] for start in starts if name in start}) > 1]
 
 
 def clock(lines: Lines) -> list[float]:

@@ -24,7 +24,7 @@ from earlybert.kernels.partition import (
     start_state,
     step_count,
 )
-from earlybert.pretrain.cost.hardware import device_precision, peak_flops
+from earlybert.pretrain.cost.hardware import device_name, device_precision, peak_flops
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.model import NetworkOutput, network_with
@@ -70,6 +70,19 @@ def resolve_compile(wanted: bool | Literal["auto"], file: DeepSpeedFile, device:
         return wanted
     on_new_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return on_new_gpu and file.zero_stage < 3
+
+
+def work_layout(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> dict[str, Any]:
+    """What a run may change when it goes on, and makes the same step take another time."""
+    return {
+        "ranks": world_size(),
+        "device": device_name(device),
+        "precision": resolve_precision(recipe, file, device),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "compile": resolve_compile(recipe.compile, file, device),
+        "deterministic": recipe.deterministic,
+        "zero_stage": file.zero_stage,
+    }
 
 
 def build_optimizer(

@@ -1,7 +1,7 @@
 """What a run tells: metrics.jsonl, its trackers, and progress on the console. Only rank 0 says anything.
 
 A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time`, seconds since the epoch. Kinds:
-"start" (the run began or went on: on how many ranks, and what the interruption before it cost), "train", "time",
+"start" (the run began or went on: the layout of its work, and what the interruption before it cost), "train", "time",
 "validation", "mask_distance".
 """
 
@@ -42,8 +42,7 @@ class Telemetry:
         *,
         enabled: bool,
         resume_after: int,
-        ranks: int = 1,
-        device: str = "cpu",
+        layout: Mapping[str, Any],
     ) -> None:
         self.enabled = enabled
         if not enabled:
@@ -58,7 +57,7 @@ class Telemetry:
         self._trackers, self._failed = trackers, [False] * len(trackers)
         self._warned = False
         step = max(0, resume_after)
-        self._line("start", step, {"ranks": ranks, "device": device, **_costs_of_interruption(lines, step)})
+        self._line("start", step, {**layout, **_costs_of_interruption(lines, step)})
 
     def scalars(
         self, kind: str, global_step: int, values: Mapping[str, Any], *, untracked: Collection[str] = ()

@@ -15,7 +15,7 @@ from earlybert.pretrain.train.telemetry import Telemetry
 from earlybert.pretrain.train.trackers.tensorboard import TensorBoard
 
 run_dir = Path(sys.argv[1])
-telemetry = Telemetry(run_dir, [TensorBoard(run_dir, -1)], enabled=True, resume_after=-1)
+telemetry = Telemetry(run_dir, [TensorBoard(run_dir, -1)], enabled=True, resume_after=-1, layout={})
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 for step in range(400):
     if step in (50, 200):

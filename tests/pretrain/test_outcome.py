@@ -142,6 +142,7 @@ def outcome(plan: Plan, seconds: dict[str, list[float]]) -> Outcome:
         unigram_cross_entropy=5.0,
         devices=["CPU"],
         ranks=[1],
+        changed_layout=[],
         seconds=100.0,
         accelerator_hours=0.1,
         interruptions=Interruptions(0, 0, 0.0, 0.0, 0.0),

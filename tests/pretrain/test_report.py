@@ -78,9 +78,18 @@ def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> N
             assert path.stat().st_size < 150_000, path
 
 
-@pytest.mark.parametrize(("change", "reported"), [({}, True), ({"ranks": 2}, False), ({"device": "Tesla V100"}, False)])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({}, None),
+        ({"ranks": 2}, "the number of ranks changed"),
+        ({"device": "Tesla V100"}, "the device changed"),
+        ({"precision": "bf16", "compile": True}, "the precision and the compilation changed"),
+        ({"zero_stage": 3}, "the ZeRO stage changed"),
+    ],
+)
 def test_times_of_other_layouts_do_not_compare(
-    change: dict[str, object], reported: bool, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, object], named: str | None, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that is interrupted after its search, and resumed on the same machine or on another one."""
     run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "export"))
@@ -88,6 +97,7 @@ def test_times_of_other_layouts_do_not_compare(
     start = json.loads(lines[0])
     cut = next(number for number, line in enumerate(lines) if json.loads(line).get("stage") == "phase1")
     alive = json.loads(lines[cut - 1])
+    assert start.keys() >= change.keys()
     again = start | change | {"time": alive["time"], "last_alive": alive["time"], "lost_steps": 0}
     (run / "metrics.jsonl").write_text("\n".join([*lines[:cut], json.dumps(again), *lines[cut:]]) + "\n")
     write_report([run], tmp_path / "out")
@@ -95,10 +105,26 @@ def test_times_of_other_layouts_do_not_compare(
         json.loads((tmp_path / "out" / "report.json").read_text()),
         (tmp_path / "out" / "report.md").read_text(),
     )
-    assert ("time_saved" in content) is ("step_time_ratio" in content) is reported
-    assert ("time saved is not measured" in text) is not reported
+    assert ("time_saved" in content) is ("step_time_ratio" in content) is (named is None)
     print_summary(read_outcome(run))
-    assert ("time saved             not measured" in capsys.readouterr().out) is not reported
+    printed = capsys.readouterr().out
+    if named is None:
+        assert "not measured" not in text + printed
+    else:
+        assert f"time saved is not measured: {named}, so" in text
+        assert f"time saved             not measured: {named}, so" in printed
+
+
+def test_a_run_that_an_older_version_began_is_timed(finished_run: Path, tmp_path: Path) -> None:
+    """That wrote ranks and device alone, where this one resumed it."""
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    start, *lines = (run / "metrics.jsonl").read_text().splitlines()
+    whole = json.loads(start)
+    old = {name: whole[name] for name in ("kind", "global_step", "time", "ranks", "device")}
+    again = whole | {"last_alive": whole["time"], "lost_steps": 0}
+    (run / "metrics.jsonl").write_text("\n".join([json.dumps(old), json.dumps(again), *lines]) + "\n")
+    outcome = read_outcome(run)
+    assert outcome.changed_layout == [] and outcome.savings is not None
 
 
 @pytest.mark.parametrize(("below", "too_soon"), [(0.8, True), (1.0, False)])

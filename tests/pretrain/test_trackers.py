@@ -27,7 +27,7 @@ SHORT = ("--config", "small.yaml", "--plan", "[phase1]", "--export", "[]", "--ph
 
 
 def write_steps(run_dir: Path, trackers: Sequence[Tracker], steps: range, resume_after: int, value: float) -> None:
-    telemetry = Telemetry(run_dir, trackers, enabled=True, resume_after=resume_after)
+    telemetry = Telemetry(run_dir, trackers, enabled=True, resume_after=resume_after, layout={})
     telemetry.hyperparameters({"seed": 42, "phase1.steps": 20, "plan": ["phase1"], "data": None}, ["train/loss"])
     for step in steps:
         telemetry.scalars("train", step, {"stage": "phase1", "step": step, "loss": value + step, "bad": float("nan")})
