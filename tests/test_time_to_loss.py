@@ -13,7 +13,7 @@ from race import hugging_face
 from race.arms import SHALLOW, Arm, arms, command, experiments, references, run_dir, write_recipe
 from race.outcome import EFFORTS, Curve, best, curve, race, reached, rows, spread, verdicts
 from race.step_times import measure, stage_shapes
-from time_to_loss import train
+from time_to_loss import options, train
 
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
@@ -152,6 +152,14 @@ def test_all_calls_have_one_recipe(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has another phase1 and phase2 and seed, and runs have begun with it"):
         write_recipe("cpu", tmp_path, {"phase1.steps": 30})
     assert "steps: 40" in path.read_text()
+
+
+def test_a_rate_may_be_written_as_yaml_takes_for_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["time_to_loss.py", "--phase1.learning_rate", "8e-3", "--phase1.steps", "200"])
+    given, changes = options()
+    recipe = write_recipe("cpu", tmp_path, changes)
+    line = command(given.arms["dense, 0.7 of the rate"], recipe, tmp_path, tmp_path / "run", 0)
+    assert line[-4:] == ["--phase1.steps", "200", "--phase1.learning_rate", "0.0056"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -11,6 +11,7 @@ import yaml
 
 from earlybert.data_prep.config import CorpusConfig, MixedSource
 from earlybert.data_prep.prepare import prepare
+from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.ticket.drawing import random_ticket_like
 from earlybert.pretrain.ticket.ticket import Ticket
 
@@ -188,10 +189,10 @@ def command(arm: Arm | HuggingFaceArm, recipe: Path, corpus: Path, out: Path, se
     if isinstance(arm, HuggingFaceArm):
         script = Path(__file__).parent / "hugging_face.py"
         return [sys.executable, str(script), *everybody, "--learning_rate", str(arm.learning_rate)]
-    phase = yaml.safe_load(recipe.read_text())["phase1"]
+    phase = load_recipe(recipe, []).phase("phase1")
     found = [sys.executable, str(REPOSITORY / "pretrain" / "run.py"), *everybody, "--plan", f"[{', '.join(arm.plan)}]"]
-    found += ["--phase1.steps", str(round(arm.step_factor * phase["steps"]))]
-    found += ["--phase1.learning_rate", f"{arm.rate_factor * phase['learning_rate']:g}"]
+    found += ["--phase1.steps", str(round(arm.step_factor * phase.steps))]
+    found += ["--phase1.learning_rate", f"{arm.rate_factor * phase.learning_rate:g}"]
     for name, value in arm.settings.items():
         found += [f"--{name}", str(value)]
     if arm.widths_of is not None:
