@@ -86,6 +86,8 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
     recipe = load_recipe(run_config_path(arguments.run_dir), [])
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TicketRule)}
     how = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
+    recipe = dataclasses.replace(recipe, draw=how)
+    check_recipe(recipe)
     plan, folder = unprepared_plan(recipe), arguments.run_dir / "search"
     ticket = draw_from_snapshot(
         folder, arguments.step, plan.ticket_shape, how, recipe.seed, wider=plan.wider_tickets(how)

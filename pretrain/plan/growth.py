@@ -5,6 +5,7 @@ phase 1's learning rates (`grown_schedule`).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,7 +57,8 @@ def read_growth(entry: Mapping[str, Any], name: str) -> Growth:
         elif key == "layers":
             require(type(value) is int and value >= 1, f"{name}.{key}", value, "a whole number, at least 1")
         else:
-            require(type(value) in (int, float) and value > 0, f"{name}.{key}", value, "a number above 0")
+            number = type(value) in (int, float) and 0 < value < math.inf
+            require(number, f"{name}.{key}", value, "a finite number above 0")
     return Growth(**entry)
 
 

@@ -261,7 +261,7 @@ class Recipe:
 
     def flat(self) -> dict[str, Any]:
         """All values by their dotted names, as on the command line."""
-        return _flat(self.content())
+        return _flat(self)
 
     def save(self, path: Path) -> None:
         write_text(path, yaml.safe_dump(self.content(), sort_keys=False))
@@ -378,8 +378,13 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """A mapping is one value, and a phase that is not there has none."""
     flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    for each in dataclasses.fields(section):
+        name, value = prefix + each.name, getattr(section, each.name)
+        if dataclasses.is_dataclass(value):
+            flat |= _flat(value, f"{name}.")
+        elif name not in PHASE_SECTIONS:
+            flat[name] = value
     return flat

@@ -230,7 +230,8 @@ NONSENSE: list[tuple[list[str], list[Any], str]] = [
     (DENSE, [HALF | {"layers": "six"}, {}], "grow[0].layers is six; it must be a whole number, at least 1"),
     (DENSE, [HALF | {"layers": True}, {}], "grow[0].layers is True; it must be a whole number"),
     (DENSE, [HALF | {"layers": 0}, {}], "grow[0].layers is 0; it must be a whole number, at least 1"),
-    (DENSE, [{"until": "half"}], "grow[0].until is half; it must be a number above 0"),
+    (DENSE, [{"until": "half"}], "grow[0].until is half; it must be a finite number above 0"),
+    (DENSE, [{"learning_rate": float("inf")}], "grow[0].learning_rate is inf; it must be a finite number above 0"),
     (
         DENSE,
         [HALF | {"width": "wide"}],

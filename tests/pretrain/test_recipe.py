@@ -375,6 +375,11 @@ def test_layout_may_change_from_call_to_call(recipe_file: Path) -> None:
         ("draw.head_ratio", "0.5", "draw.head_ratio is 0.5"),
         ("optimizer.betas", "[0.8, 0.9]", "optimizer.betas is [0.8, 0.9]"),
         ("search.lambda_heads", "0", "search.lambda_heads is 0"),
+        (
+            "mask_probability",
+            "{from: 0.3, to: 0.15}",
+            "mask_probability is {'from': 0.3, 'to': 0.15}, but this run began with 0.15",
+        ),
     ],
 )
 def test_what_is_computed_may_not_change(recipe_file: Path, option: str, value: str, expected: str) -> None:

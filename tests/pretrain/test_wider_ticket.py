@@ -172,6 +172,18 @@ def test_a_wider_ticket_without_sense_is_refused(plan: list[str], widen: Widen, 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_ticket_file_is_widened_by_what_it_cuts_itself() -> None:
+    """The recipe would cut half of the neurons, and the file cuts 70 %, of which 60 % stay cut."""
+    widen = Widen(until=[0.5], to=[{"neuron_ratio": 0.6}])
+    recipe = recipe_of(NARROW_FIRST[1:], widen=widen, ticket="FILE")
+    check_recipe(recipe)
+    plan, rule = Plan(recipe, small_config()), dataclasses.replace(DRAW.rule, neuron_ratio=0.7, width_multiple=1)
+    plan = plan.with_ticket(random_ticket(plan.ticket_shape, rule, 1, plan.wider_tickets(rule)), "FILE")
+    assert [sum(planned.network.neurons) for planned in plan.stages] == [144 - 101, 144 - 86]
+    with pytest.raises(UserError, match=r"FILE: is drawn for widening to the ratios \[\]"):
+        plan.with_ticket(random_ticket(plan.ticket_shape, DRAW.rule, 1), "FILE")
+
+
 def test_a_ticket_that_was_drawn_for_other_widths_is_refused() -> None:
     plan = Plan(recipe_of(NARROW_FIRST, widen=Widen(until=[0.5], to=[{"neuron_ratio": 0.1}])), small_config())
     for wider in ([], [(0.5, 0.2)]):
@@ -235,6 +247,12 @@ def test_it_is_reported_and_exported_at_its_last_width(finished: Path) -> None:
     with torch.no_grad():
         expected, found = ours(ids).prediction_logits, bert(ids).prediction_logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_one_that_is_wider_than_what_it_is_widened_to_is_not_drawn(finished: Path, place: Path) -> None:
+    status, output = run_here(place, "ticket", "draw", str(finished), "--neuron_ratio", "0.05", "--out", "low.json")
+    assert status == 2 and "widen.to[0].neuron_ratio is 0.1; it must be above 0 and below 0.05" in output, output
+    assert not (place / "low.json").exists()
 
 
 def test_stopped_at_the_border_it_is_the_same(finished: Path, place: Path) -> None:

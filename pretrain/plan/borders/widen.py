@@ -62,6 +62,8 @@ class Widen(Border):
         require(len(self.to) in (0, times), "widen.to", self.to, expected)
         cut: set[Unit] = set(UNITS)
         shares = {"head_ratio": recipe.draw.head_ratio, "neuron_ratio": recipe.draw.neuron_ratio}
+        if recipe.ticket:  # A file has its own, and the wider ones in it hold its units.
+            shares = dict.fromkeys(SHARES, 1.0)
         for turn in range(times):
             width = self.width(turn)
             if isinstance(width, dict):
