@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from earlybert.core.errors import UserError
 from earlybert.core.paths import did_you_mean
+from earlybert.data_prep.tokens.tokenizer import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -15,7 +16,7 @@ def add_tokens(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
 
     Raises:
         UserError: The file cannot be read or names none; or a line is empty, also to the tokenizer, stands there twice,
-            or is a special or another single token already.
+            or is a special or another single token already; or the vocabulary leaves numbers out.
     """
     from tokenizers import AddedToken
 
@@ -35,7 +36,13 @@ def add_tokens(tokenizer: "PreTrainedTokenizerFast", file: Path) -> None:
             raise UserError(f"{where} is {token!r}, the same as line {first}; name every token once.")
         if tokenizer.tokenize(token) == [written]:
             raise UserError(f"{where} is {token!r}, which is one token of the vocabulary already; leave it out.")
+    size = vocabulary_size(tokenizer)
     tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True) for token in tokens])
+    if tokenizer.get_vocab()[tokens[0]] < size:
+        raise UserError(
+            f"add_tokens: {tokens[0]} would get the number of another token, for the vocabulary has numbers below "
+            f"{size:,} that it leaves out; give each of them a token, such as [unused1]."
+        )
 
 
 def _normalised(tokenizer: "PreTrainedTokenizerFast", token: str) -> str:

@@ -26,12 +26,14 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+VOCABULARY = "vocab.txt"
 # Beside a vocabulary it says what happens to capitals and accents.
 SETTINGS = "tokenizer_config.json"
 # SentencePiece and byte-level BPE write the space before a word as the beginning of its first token.
 WORD_BEGINNINGS = SENTENCEPIECE_SPACE, BYTE_LEVEL_SPACE = ("▁", "Ġ")
-# A code point that Unicode keeps free for such use inside programs.
+# Code points that Unicode keeps free for such use inside programs.
 SENTENCE_END = "\ufdd0"
+HOLE = "\ufdd1"
 SENTENCES_PER_TEXT = 64
 PROBE = ["This is one.", "and (another); \u00e9t\u00e9", "x", "\u200b", "In 1999 [MASK]s!"]
 
@@ -92,7 +94,7 @@ def local_tokenizer(name: str) -> str:
 
 
 def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = None) -> "PreTrainedTokenizerFast":
-    """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json`, or a folder with a fast tokenizer.
+    """Load a `vocab.txt` (a bare WordPiece vocabulary), a `tokenizer.json`, or a folder with one or a fast tokenizer.
 
     Args:
         path: The file or folder.
@@ -107,6 +109,8 @@ def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = N
     file = Path(path)
     if not file.exists():
         raise UserError(f"tokenizer: there is no file or folder {path}.")
+    if (file / VOCABULARY).is_file() and not any((file / name).is_file() for name in ("tokenizer.json", SETTINGS)):
+        file /= VOCABULARY  # the library would take it for an uncased one
     bare = not file.is_dir() and file.suffix != ".json"
     if strip_accents is not None and not (bare and not file.with_name(SETTINGS).is_file()):
         raise UserError(
@@ -226,7 +230,10 @@ class Encoder:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.add_tokens([AddedToken(SENTENCE_END, normalized=False)])
+        # Tokens are numbered from the vocabulary's size on, which another token has where that leaves numbers out.
+        numbers = {*self._tokenizer.get_vocab().values()}
+        holes = [f"{HOLE}{hole}" for hole in range(max(numbers) + 1 - len(numbers))]
+        self._tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*holes, SENTENCE_END)])
         self._end = self._tokenizer.token_to_id(SENTENCE_END)
         # Byte-level BPE mostly puts no space in front itself, and a sentence would seem to go on with the word before.
         marked = self._tokenizer.encode(" x", add_special_tokens=False).tokens[:1] or [""]

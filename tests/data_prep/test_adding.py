@@ -8,7 +8,13 @@ import pytest
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.tokens.adding import add_tokens
-from earlybert.data_prep.tokens.tokenizer import Encoder, continues_word, load_tokenizer, local_tokenizer
+from earlybert.data_prep.tokens.tokenizer import (
+    Encoder,
+    bert_tokenizer,
+    continues_word,
+    load_tokenizer,
+    local_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,6 +81,13 @@ def test_words_that_cannot_be_added_are_named(
         add_tokens(published, words(tmp_path, text))
     assert "\n" not in str(raised.value)
     assert len(published) == len(VOCABULARY)
+
+
+def test_words_beside_a_vocabulary_that_leaves_numbers_out_are_refused(tmp_path: Path) -> None:
+    """The first of them would get the number of the full stop."""
+    vocabulary = {token: number for number, token in enumerate(VOCABULARY[:-1])} | {".": len(VOCABULARY)}
+    with pytest.raises(UserError, match="add_tokens: whaleship would get the number of another token"):
+        add_tokens(bert_tokenizer(vocabulary, True, True), words(tmp_path, "whaleship\n"))
 
 
 def test_a_file_that_cannot_be_read_is_named(published: "PreTrainedTokenizerFast", tmp_path: Path) -> None:

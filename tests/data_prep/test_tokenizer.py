@@ -15,6 +15,7 @@ from earlybert.data_prep.config import TokenizerKind
 from earlybert.data_prep.tokens.tokenizer import (
     Encoder,
     SpecialTokens,
+    bert_tokenizer,
     continues_word,
     load_tokenizer,
     local_tokenizer,
@@ -348,6 +349,21 @@ def test_a_token_that_stands_twice_in_a_vocabulary_is_named(tmp_path: Path) -> N
     path = write_vocabulary(tmp_path, [*SPECIAL, "", "two", ""])
     with pytest.raises(UserError, match=r"vocab\.txt:8 is '', which is already in line 6"):
         load_tokenizer(path, lowercase=True)
+
+
+def test_a_vocabulary_that_leaves_numbers_out_keeps_all_its_tokens(tmp_path: Path) -> None:
+    """Its last token has the number that the library would give to what ends a sentence."""
+    words = ["one", "two", "three", "four"]
+    vocabulary = {token: number for number, token in enumerate(SPECIAL)} | {"one": 5, "two": 6, "three": 9, "four": 10}
+    assert len(vocabulary) == vocabulary["three"]
+    found = encode([*words, "four three two"], bert_tokenizer(vocabulary, True, True), tmp_path)
+    assert found == [[5], [6], [9], [10], [10, 9, 6]]
+
+
+def test_a_folder_with_a_bare_vocabulary_alone_is_one(tmp_path: Path) -> None:
+    write_vocabulary(tmp_path, [*SPECIAL, "One", "one"])
+    for lowercase, expected in ((False, ["One", "one"]), (True, ["one", "one"])):
+        assert load_tokenizer(str(tmp_path), lowercase=lowercase).tokenize("One one") == expected
 
 
 def test_tokens_that_do_not_show_where_words_begin(sentences_file: Path) -> None:
