@@ -121,7 +121,7 @@ def reading(path: Path, what: str = "text") -> Iterator[None]:
 def read_json(path: Path) -> Any:
     """Reads a JSON file; a missing or malformed one is the user's to put right."""
     with reading(path, "a JSON file"):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     try:
         return json.loads(text, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:

@@ -1,6 +1,11 @@
-"""Tables and durations as text, for TensorBoard, reports and the console."""
+"""Text as it can be stored; tables and durations as text, for TensorBoard, reports and the console."""
 
 from collections.abc import Sequence
+
+
+def in_utf8(text: str) -> str:
+    """The text with ? for each lone surrogate, which JSON can hold and no tokenizer takes: it has no UTF-8 form."""
+    return text.encode(errors="replace").decode()
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from earlybert.finetune import methods
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.network import TrainedConfig
-from earlybert.finetune.pretrained import require_length, starting_weights, task_config
+from earlybert.finetune.pretrained import require_length, require_segments, starting_weights, task_config
 from earlybert.finetune.saved import save_trained
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.task import Task, TaskData
@@ -36,7 +36,9 @@ def open_task(task: Task, data: Path | None, pretrained: Pretrained, settings: T
         raise UserError(
             f"--data is {data}, which has no folder {task.name}; it must hold the task's official files there"
         )
-    return task.open(folder, pretrained.tokenizer, settings)
+    opened = task.open(folder, pretrained.tokenizer, settings)
+    require_segments(pretrained, opened.train(1)[0])
+    return opened
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from earlybert.core.errors import UserError
 from earlybert.finetune.model import TaskModel, TrainedForMaskedTokens
 from earlybert.finetune.network import TrainedConfig
+from earlybert.finetune.text import Features
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.network.initial import initial_tensor
 from earlybert.pretrain.network.state import Weights
@@ -29,6 +30,15 @@ def require_length(pretrained: Pretrained, max_length: int) -> None:
         raise UserError(
             f"max_length is {max_length}, but the position table of {pretrained.name} has {positions} rows; "
             "it must not be longer"
+        )
+
+
+def require_segments(pretrained: Pretrained, row: Features) -> None:
+    """Raises UserError for rows like this one where they have more texts than the network tells apart."""
+    kinds, needed = pretrained.config.type_vocab_size, 1 + max(row["token_type_ids"])
+    if kinds < needed:
+        raise UserError(
+            f"{pretrained.name}: its type_vocab_size is {kinds}, but the task has pairs of texts; it must be {needed}"
         )
 
 

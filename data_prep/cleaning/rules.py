@@ -8,6 +8,7 @@ from itertools import compress
 
 import numpy as np
 
+from earlybert.core.text import in_utf8
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import Counts
 
@@ -31,8 +32,7 @@ def clean(text: str, rules: CleaningConfig, counts: Counts) -> str:
     Returns:
         The text that stays; empty when the document is dropped.
     """
-    # JSON can hold lone surrogates, which have no UTF-8 form.
-    text = unicodedata.normalize("NFC", text.encode(errors="replace").decode())
+    text = unicodedata.normalize("NFC", in_utf8(text))
     paragraphs = _paragraphs(text)
     kept = _drop_paragraphs(paragraphs, rules, counts) if paragraphs else []
     cleaned = "\n".join(kept)

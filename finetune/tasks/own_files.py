@@ -6,6 +6,7 @@ every file, and could not say which line is wrong.
 
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from earlybert.core.arguments import alternatives
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, reading, write_text
+from earlybert.core.text import in_utf8
 from earlybert.finetune.config import TaskSettings
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -32,25 +34,32 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix not in FORMS:
         raise UserError(f"{path}: is of no known kind; its name must end with {', '.join(FORMS)}")
     empty = True
-    try:
-        with reading(path):
-            for place, row in _table(path) if path.suffix in DELIMITERS else _json(path):
-                empty = False
-                yield place, row
-    except csv.Error as error:
-        raise UserError(f"{path}: is not a table of {path.suffix[1:]} ({error})") from None
+    with reading(path):
+        for place, row in _table(path) if path.suffix in DELIMITERS else _json(path):
+            empty = False
+            yield place, row
     if empty:
         raise UserError(f"{path}: holds no examples")
 
 
 def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)  # the library's own is 128 kB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter=DELIMITERS[path.suffix], strict=True)
-        for row in reader:
-            place, columns = f"{path}:{reader.line_num}", len(reader.fieldnames or ())
-            if None in row or None in row.values():
-                raise UserError(f"{place}: has not {columns} fields as the first line; put texts into double quotes")
-            yield place, row
+        try:
+            for row in reader:
+                place, columns = f"{path}:{reader.line_num}", len(reader.fieldnames or ())
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{place}: has not {columns} fields as the first line; put texts into double quotes"
+                    )
+                yield place, row
+        except csv.Error as error:
+            place = f"{path}:{reader.line_num + 1}"  # where the row begins that cannot be read
+            raise UserError(
+                f"{place}: is not a row of {path.suffix[1:]} ({error}); a text that has a double quote must be within "
+                "such, and its own written twice"
+            ) from None
 
 
 def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -88,7 +97,7 @@ def text_of(row: dict[str, Any], column: str, option: str, place: str) -> str:
     text = value_of(row, column, option, place)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: {column} is {json.dumps(text)[:40]}; it must be text")
-    return text
+    return in_utf8(text)
 
 
 def label_name(value: Any, column: str, place: str) -> str:
@@ -105,7 +114,8 @@ def sorted_labels(names: set[str], path: Path, column: str) -> tuple[str, ...]:
     if len(names) < 2:
         raise UserError(f"{path}: {column} is always {next(iter(names))!r}; there must be two labels or more")
     if all(name.removeprefix("-").isdecimal() for name in names):
-        return tuple(sorted(names, key=int))
+        # Of "1" and "01", too, the order is the same in every process.
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
+from earlybert.core.text import in_utf8
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.model import IGNORED, TrainedForTokenClassification
 from earlybert.finetune.tasks.entities import entity_scores
@@ -133,7 +134,7 @@ def _read(path: Path, tokens: str, tags: str) -> list[tuple[str, Tagged]]:
         for word in words:
             if not isinstance(word, str) or not word.strip():
                 raise UserError(f"{place}: {tokens} has {json.dumps(word)[:40]}; every word must be text")
-        found.append((place, (words, [label_name(name, tags, place) for name in own])))
+        found.append((place, ([in_utf8(word) for word in words], [label_name(name, tags, place) for name in own])))
     return found
 
 

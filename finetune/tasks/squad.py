@@ -17,6 +17,7 @@ from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError, one_line
 from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import say
+from earlybert.core.text import in_utf8
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import TrainedForQuestionAnswering
 from earlybert.finetune.tasks.squad_scoring import score
@@ -113,7 +114,9 @@ def _question(item: Any, context: Any) -> Question:
     for value, expected in typed:
         if not isinstance(value, expected):
             raise TypeError(f"{value!r} is no {expected.__name__}")
-    return Question(str(item["id"]), item["question"].strip(), context, texts, starts)
+    # As many characters as before, so answers stay where they are.
+    text, context, *texts = map(in_utf8, (item["question"].strip(), context, *texts))
+    return Question(str(item["id"]), text, context, texts, starts)
 
 
 def _from_file(path: Path) -> list[Question]:

@@ -187,6 +187,17 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return errors[-1]
 
 
+def test_pairs_are_refused_by_a_network_that_tells_no_two_texts_apart(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_bert(tmp_path / "bert", type_vocab_size=1)
+    given = ("--model", str(model), "--data", str(data), "--out", str(tmp_path / "out"), *SMALL)
+    sentence = refusal(monkeypatch, capsys, *given, "--task", "SQuAD")
+    assert "bert: its type_vocab_size is 1, but the task has pairs of texts; it must be 2" in sentence
+    assert not (tmp_path / "out").exists()
+    open_task(TASKS["SST-2"], data, open_pretrained(str(model)), SHORT.for_task(TASKS["SST-2"].defaults))
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from earlybert.finetune.config import Settings
 from earlybert.finetune.results import read_results
 from earlybert.finetune.tasks.entities import entities, entity_scores
+from earlybert.finetune.tasks.own_files import sorted_labels
 from earlybert.finetune.tasks.own_texts import OWN_TEXTS
 from earlybert.finetune.tasks.own_words import OWN_WORDS, OwnWordData
 from earlybert.finetune.text import Features
@@ -128,6 +129,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     objects = [dict(zip(("first", "second", "y"), row, strict=True)) for row in rows]
     for kind in ("json", "jsonl"):
         write_json(tmp_path / f"x.{kind}", objects)
+        (tmp_path / f"x.{kind}").write_text("\ufeff" + (tmp_path / f"x.{kind}").read_text())
     made = []
     for kind in ("csv", "tsv", "json", "jsonl"):
         path = str(tmp_path / f"x.{kind}")
@@ -141,6 +143,30 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     assert (
         words[:5] == ["[CLS]", "0", "##0", "##7", "[SEP]"] and made[0][0]["token_type_ids"].count(1) == len(words) - 5
     )
+
+
+def test_a_text_may_be_a_whole_book(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f"text,label\n{'tree ' * 40_000},x\nriver,y\n")
+    settings = Settings(train=str(tmp_path / "x.csv"), validation=str(tmp_path / "x.csv"), max_length=20)
+    rows = OWN_TEXTS.open(None, tiny_tokenizer(), settings.for_task(OWN_TEXTS.defaults)).train(None)
+    assert [len(row["input_ids"]) for row in rows] == [20, 3]
+
+
+def test_half_a_character_is_a_question_mark(tmp_path: Path) -> None:
+    """JSON can hold a lone surrogate, as where a post is cut in the middle of an emoji; a tokenizer takes none."""
+    write_json(tmp_path / "x.jsonl", [{"text": "tree\ud83d", "label": "x"}, {"text": "tree?", "label": "y"}])
+    settings = Settings(train=str(tmp_path / "x.jsonl"), validation=str(tmp_path / "x.jsonl"))
+    cut, whole = OWN_TEXTS.open(None, tiny_tokenizer(), settings.for_task(OWN_TEXTS.defaults)).train(None)
+    assert cut["input_ids"] == whole["input_ids"]
+    write_json(tmp_path / "y.jsonl", [{"tokens": ["tree", own], "tags": ["O", "B"]} for own in ("\ud83d", "?")])
+    cut, whole = opened(tmp_path / "y.jsonl", 48).train(None)
+    assert cut == whole
+
+
+def test_labels_of_equal_numbers_are_always_in_the_same_order() -> None:
+    """A set has its own order in every process, and so on every rank."""
+    names = [f"{'0' * zeros}7" for zeros in range(40)]
+    assert sorted_labels(set(names), Path("x.csv"), "label") == tuple(sorted(names))
 
 
 def opened(path: Path, max_length: int) -> OwnWordData:
@@ -287,6 +313,8 @@ def test_bad_files_are_one_sentence(
     assert "x.csv:2: has not 2 fields as the first line" in beside("x.csv", b"review,verdict\na, b,against\n")
     assert "y.csv:1: has no column" not in beside("y.csv", b"review\n")
     assert "z.csv:3: has no column 'verdict' (--label); its columns are review" in beside("z.csv", b'review\n"a\nb"\n')
+    assert "q.csv:3: is not a row of csv (',' expected after" in beside("q.csv", b'review,verdict\na,against\n"b" c,x\n')
+    assert "o.tsv:2: is not a row of tsv (unexpected end" in beside("o.tsv", b'review\tverdict\n"a\tx\nb\ty\n')
     assert "u.csv: is not UTF-8; it must be text" in beside("u.csv", b"review,verdict\n\xff,against\n")
     assert "x.jsonl:1: is not valid JSON" in beside("x.jsonl", b'{"review": \n')
     assert "train is" in (found := refused("--task", "SST-2", *given)) and "not SST-2" in found

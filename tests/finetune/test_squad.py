@@ -168,6 +168,17 @@ def a_file(*changes: dict) -> dict:
     return {"data": [{"paragraphs": [{"context": "The old tree", "qas": [question | change for change in changes]}]}]}
 
 
+def test_half_a_character_leaves_answers_where_they_are() -> None:
+    """JSON can hold a lone surrogate, which no tokenizer takes."""
+    content = a_file({"question": "what\ud83d?"})
+    content["data"][0]["paragraphs"][0]["context"] = "\udc00\ud83d  old tree"
+    (question,) = questions_of(content, "file.json")
+    (window,) = make_windows([question], tiny_tokenizer(), RULE)["q"]
+    row = labelled(window)
+    first, last = (window.offsets[row[name] - window.first_token] for name in ("start_positions", "end_positions"))
+    assert question.context[first[0] : last[1]] == "old"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
