@@ -71,10 +71,12 @@ def open_pretrained(name: str, field: str = "--model") -> Pretrained:
 
 
 def pretrained_network(name: str, field: str) -> NetworkConfig:
-    """The configuration alone of what `open_pretrained` opens."""
+    """The configuration alone of what `open_pretrained` opens; of a folder whose weights cannot be opened, too, none."""
     if _is_run(name):
         return _trained(name).config
-    return bert_network(_config(name, field))
+    config = _config(name, field)
+    _require_safe(Path(name))
+    return bert_network(config)
 
 
 def _is_run(name: str) -> bool:

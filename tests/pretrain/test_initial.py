@@ -321,6 +321,13 @@ def test_a_damaged_network_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_pickled_weights_are_refused_before_a_corpus_is_made(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "bert", tmp_path / "bert")
+    pickle(tmp_path / "bert")
+    refused(train(place, "without-data", "--data", "null", initial=str(tmp_path / "bert")), "is a pickled file")
+    assert not (place / "corpora").exists()
+
+
 def test_pickled_weights_on_the_hub_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what transformers raises there, and what to do."""
     config, tokenizer = (library.from_pretrained(place / "bert") for library in (AutoConfig, AutoTokenizer))
