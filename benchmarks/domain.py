@@ -20,6 +20,7 @@ from typing import Any
 
 from provenance import measured_on
 
+from earlybert.core.errors import UserError
 from earlybert.core.files import write_json
 from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import load_recipe
@@ -125,7 +126,11 @@ def main() -> None:
     if unknown := sorted(wanted - set(names)):
         parser.error(f"--arms has {unknown[0]!r}; with --tickets {given.tickets} there are {', '.join(names)}")
     folders = {name: work_dir / name.replace(" ", "-") for name in names}
-    results, differences = {}, inverse(given.model)
+    results = {}
+    try:
+        differences = inverse(given.model)
+    except UserError as error:
+        parser.error(str(error))
     print(f"imported and exported: hidden states differ by {differences['exported']:.1e} at most; ", end="")
     print(f"logits of the two exports of a ticket by {differences['narrow_export']:.1e}", flush=True)
     for name in names:

@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     grouped = {folder: read_results(folder) for folder in arguments.out}
+    if empty := [str(folder) for folder, found in grouped.items() if not found]:
+        parser.error(f"{empty[0]} has no results of earlybert finetune")
     parts = []
     for folder, found in grouped.items():
         print_tables(folder)

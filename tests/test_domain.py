@@ -65,6 +65,17 @@ def test_an_arm_has_those_that_it_needs_and_the_done_ones_are_written_too(tmp_pa
     assert trained == ["random-ticket-1", "random-ticket-3"] and len(written) == 6
 
 
+def test_a_model_that_there_is_not_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (tmp_path / "bert").mkdir()
+    monkeypatch.setattr(sys, "argv", ["domain.py", str(tmp_path / "bert"), "--data", "corpus"])
+    with pytest.raises(SystemExit) as ended:
+        domain.main()
+    assert ended.value.code == 2 and "bert: has neither config.yaml" in capsys.readouterr().err
+
+
 def test_an_arm_that_there_is_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         call(tmp_path, "--arms", "dense", "random ticket 4")

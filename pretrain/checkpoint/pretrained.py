@@ -71,7 +71,7 @@ def open_pretrained(name: str, field: str = "--model") -> Pretrained:
 
 
 def pretrained_network(name: str, field: str) -> NetworkConfig:
-    """The configuration alone of what `open_pretrained` opens; of a folder whose weights cannot be opened, too, none."""
+    """The configuration alone of what `open_pretrained` opens; raises UserError for weights that are never opened."""
     if _is_run(name):
         return _trained(name).config
     config = _config(name, field)

@@ -313,7 +313,7 @@ def test_bad_files_are_one_sentence(
     assert "x.csv:2: has not 2 fields as the first line" in beside("x.csv", b"review,verdict\na, b,against\n")
     assert "y.csv:1: has no column" not in beside("y.csv", b"review\n")
     assert "z.csv:3: has no column 'verdict' (--label); its columns are review" in beside("z.csv", b'review\n"a\nb"\n')
-    assert "q.csv:3: is not a row of csv (',' expected after" in beside("q.csv", b'review,verdict\na,against\n"b" c,x\n')
+    assert "q.csv:3: is not a row of csv (',' expected" in beside("q.csv", b'review,verdict\na,against\n"b" c,x\n')
     assert "o.tsv:2: is not a row of tsv (unexpected end" in beside("o.tsv", b'review\tverdict\n"a\tx\nb\ty\n')
     assert "u.csv: is not UTF-8; it must be text" in beside("u.csv", b"review,verdict\n\xff,against\n")
     assert "x.jsonl:1: is not valid JSON" in beside("x.jsonl", b'{"review": \n')

@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import finetuning
 import numpy as np
 import pytest
-from finetuning import differences
 from matplotlib.container import ErrorbarContainer
 from paper.experiments import BIG_FOUR, FIGURES, TABLES
 from paper.pictures import score_figure
@@ -43,7 +43,16 @@ def test_differences_are_of_the_same_seeds() -> None:
         return {"seed": seed, "scores": {"accuracy": accuracy}}
 
     searched, random = [result(1, 0.5), result(2, 0.75), result(4, 0.1)], [result(2, 0.5), result(1, 0.25)]
-    assert differences("SST-2", searched, random) == [25.0, 25.0]
+    assert finetuning.differences("SST-2", searched, random) == [25.0, 25.0]
+
+
+def test_a_folder_without_results_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetuning.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        finetuning.main()
+    assert ended.value.code == 2 and f"{tmp_path} has no results" in capsys.readouterr().err
 
 
 def paper_tables(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
