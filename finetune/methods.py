@@ -25,8 +25,8 @@ from earlybert.finetune.model import MASKED_TOKENS, TaskModel, TrainedForMaskedT
 from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_full, starting_weights
 from earlybert.finetune.recording import Recorder
-from earlybert.finetune.text import Features, collator, masked
-from earlybert.finetune.training import Collate, Masking, TrainerRun, draw_step, make_trainer, train
+from earlybert.finetune.text import Features, Masker, collator, masker
+from earlybert.finetune.training import Collate, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
@@ -148,13 +148,11 @@ def search(
     network = dataclasses.replace(config.network, searching=True)
     searched: TaskModel | type[TrainedForMaskedTokens] = model_class
     collate: Collate = collator(pretrained.tokenizer, rows)
-    masking: Masking | None = None
+    masking: Masker | None = None
     if settings.search_objective == "mlm":
         searched, network = TrainedForMaskedTokens, dataclasses.replace(network, losses=(MASKED_TOKENS.name,))
         collate = DataCollatorForTokenClassification(pretrained.tokenizer)
-
-        def masking(row: Features, epoch: int, index: int) -> Features:
-            return masked(pretrained.tokenizer, row, seed=seed, epoch=epoch, index=index)
+        masking = masker(pretrained.tokenizer, seed)
 
     config = config.with_network(network)
     model = searched(config)

@@ -1,5 +1,7 @@
 """Texts to BERT's input: `[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`. Nothing is cached on disk."""
 
+import sys
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import numpy as np
@@ -23,6 +25,8 @@ class Features(TypedDict, total=False):
     end_positions: int
 
 
+# What becomes of a row when it is trained on: of (row, epoch, index).
+Masker = Callable[[Features, int, int], Features]
 # What is to be learnt; a row has either labels or two positions.
 TARGETS = ("labels", "start_positions", "end_positions")
 
@@ -78,11 +82,18 @@ def collator(
     return DataCollatorForTokenClassification(tokenizer) if of_tokens else DataCollatorWithPadding(tokenizer)
 
 
-def masked(tokenizer: PreTrainedTokenizerFast, row: Features, *, seed: int, epoch: int, index: int) -> Features:
-    """The row with masked tokens to be predicted in place of its own targets: a pure function of its arguments."""
-    ids = np.array(row["input_ids"])
-    masking = Masking(special_tokens(tokenizer), vocabulary_size(tokenizer), seed, max_predictions=len(ids))
-    sample = masking.mask(ids, np.array([0, len(ids)]), [(epoch, index)])
-    labels = np.full(len(ids), IGNORED)
-    labels[sample.positions_N] = sample.labels_N
-    return Features(input_ids=sample.input_ids_T.tolist(), token_type_ids=row["token_type_ids"], labels=labels.tolist())
+def masker(tokenizer: PreTrainedTokenizerFast, seed: int) -> Masker:
+    """What puts masked tokens to be predicted in place of a row's own targets: a pure function of its arguments."""
+    # To count a vocabulary takes as long as hundreds of rows.
+    masking = Masking(special_tokens(tokenizer), vocabulary_size(tokenizer), seed, max_predictions=sys.maxsize)
+
+    def masked(row: Features, epoch: int, index: int) -> Features:
+        ids = np.array(row["input_ids"])
+        sample = masking.mask(ids, np.array([0, len(ids)]), [(epoch, index)])
+        labels = np.full(len(ids), IGNORED)
+        labels[sample.positions_N] = sample.labels_N
+        return Features(
+            input_ids=sample.input_ids_T.tolist(), token_type_ids=row["token_type_ids"], labels=labels.tolist()
+        )
+
+    return masked

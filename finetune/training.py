@@ -24,14 +24,12 @@ from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkp
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.recording import Recorder
-from earlybert.finetune.text import Features, learnt, length, with_nothing_to_learn
+from earlybert.finetune.text import Features, Masker, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
 from earlybert.pretrain.train.stopping import StopRequest
 from earlybert.pretrain.train.telemetry import StageProgress
 
 Collate = Callable[[list[Any]], dict[str, Any]]
-# What becomes of a row when it is trained on: of (row, epoch, index).
-Masking = Callable[[Features, int, int], Features]
 
 # Signals are sent to the process, so one object remembers them.
 STOP = StopRequest()
@@ -90,7 +88,7 @@ class TimedTrainer(Trainer):
         settings: TaskSettings,
         total: int,
         rows: list[Features],
-        masking: Masking | None,
+        masking: Masker | None,
         recorder: Recorder | None,
         **others: Any,
     ) -> None:
@@ -283,7 +281,7 @@ def make_trainer(
     settings: TaskSettings,
     run: TrainerRun,
     recorder: Recorder | None = None,
-    masking: Masking | None = None,
+    masking: Masker | None = None,
 ) -> TimedTrainer:
     """The Trainer of one run; the recorder is a search's."""
     total = run.stop_after or updates(len(rows), settings, run.epochs)

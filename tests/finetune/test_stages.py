@@ -13,14 +13,14 @@ from transformers import BertTokenizer, DataCollatorWithPadding, Trainer, Traine
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
-from earlybert.finetune import methods, training
+from earlybert.finetune import methods, text, training
 from earlybert.finetune.config import Settings, TaskSettings
 from earlybert.finetune.model import IGNORED, TrainedForSequenceClassification
 from earlybert.finetune.pretrained import starting_weights, task_config
 from earlybert.finetune.tasks.glue import GLUE
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.sentences import SentenceData
-from earlybert.finetune.text import Features, learnt, masked
+from earlybert.finetune.text import Features, learnt, masker
 from earlybert.finetune.training import TimedTrainer, TrainerRun, draw_step, make_trainer, train, updates
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from earlybert.pretrain.network.work import time_saved
@@ -159,18 +159,31 @@ def test_masks_are_a_function_of_seed_epoch_and_row(bert: Path) -> None:
     tokenizer = open_pretrained(str(bert)).tokenizer
     ids = [2, *range(5, 45), 3]
     row = Features(input_ids=ids, token_type_ids=[0] * 42, labels=1)
-    first = masked(tokenizer, row, seed=1, epoch=0, index=3)
-    assert first == masked(tokenizer, row, seed=1, epoch=0, index=3)
-    for other in ({"seed": 2}, {"epoch": 1}, {"index": 4}):
-        assert first != masked(tokenizer, row, **({"seed": 1, "epoch": 0, "index": 3} | other))
+    first = masker(tokenizer, seed=1)(row, 0, 3)
+    assert first == masker(tokenizer, seed=1)(row, 0, 3)
+    for seed, epoch, index in ((2, 0, 3), (1, 1, 3), (1, 0, 4)):
+        assert first != masker(tokenizer, seed)(row, epoch, index)
     labels = first["labels"]
     assert isinstance(labels, list) and len(labels) == 42 and learnt(first) == 6  # 15 % of 42
     kept = [label if label != IGNORED else given for label, given in zip(labels, first["input_ids"], strict=True)]
     assert kept == ids and labels[0] == labels[-1] == IGNORED
-    assert (
-        learnt(row) == 1
-        and learnt(masked(tokenizer, Features(input_ids=[2, 3], token_type_ids=[0, 0]), seed=1, epoch=0, index=0)) == 0
-    )
+    nothing = masker(tokenizer, seed=1)(Features(input_ids=[2, 3], token_type_ids=[0, 0]), 0, 0)
+    assert learnt(row) == 1 and learnt(nothing) == 0
+
+
+def test_a_search_on_masked_tokens_counts_the_vocabulary_once(
+    bert: Path, task: SentenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted for every row of every update, which took longer than the updates of a small network."""
+    counted = []
+
+    def counting(tokenizer: BertTokenizer) -> int:
+        counted.append(tokenizer)
+        return len(VOCABULARY)
+
+    monkeypatch.setattr(text, "vocabulary_size", counting)
+    searched(bert, task, tmp_path / "search", settings(batch_size=16, search_objective="mlm", search_epochs=0.5))
+    assert len(counted) == 1
 
 
 @pytest.mark.parametrize(("batch_size", "micro_batch"), [(16, None), (16, 4), (112, 14)])
