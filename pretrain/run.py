@@ -129,12 +129,8 @@ def follow_plan(setting: Run, latest: Checkpoint | None) -> None:
             continue
         if planned.needs_ticket and setting.plan.ticket is None:
             setting.plan = agree_on_ticket(setting, latest)
-        if latest is not None and latest.state.stage_index == index:
-            start, state = resume(latest)
-        else:
-            start, state = begin(setting, index, latest)
-        finished = train(setting, start, state, telemetry, checkpoints)
-        if not finished:
+        state = train(setting, index, latest, telemetry, checkpoints)
+        if not state.finished:
             distributed.on_rank_0(telemetry.close)
             say(
                 f"stopped as asked at step {state.step} of {state.stage}; run the same command again to resume",
@@ -315,10 +311,18 @@ def resume(latest: Checkpoint) -> tuple[TrainingState, RunState]:
     return latest.training_state, latest.state
 
 
-def train(setting: Run, start: TrainingState, state: RunState, telemetry: Telemetry, writer: CheckpointWriter) -> bool:
-    """Builds the stage's engine, trains it, takes it down. Returns False when asked to stop before the stage's end."""
-    stage, config = setting.plan.stages[state.stage_index].stage, setting.plan.network(state.stage_index)
-    ticket = setting.plan.ticket
+def train(
+    setting: Run, index: int, latest: Checkpoint | None, telemetry: Telemetry, writer: CheckpointWriter
+) -> RunState:
+    """Builds the stage's engine, trains it, takes it down; goes on with the stage where the checkpoint is one of it.
+
+    Returns where the run is then: not at the stage's end when it was asked to stop before.
+    """
+    stage, config, ticket = setting.plan.stages[index].stage, setting.plan.network(index), setting.plan.ticket
+    if latest is not None and latest.state.stage_index == index:
+        start, state = resume(latest)
+    else:
+        start, state = begin(setting, index, latest)
     engine = build_engine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device)
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
@@ -333,21 +337,24 @@ def train(setting: Run, start: TrainingState, state: RunState, telemetry: Teleme
     if ticket is not None and stage.begin.needs_ticket and state.step == 0:
         # At the first step that it is trained for, so that a resumed run writes it again exactly where this is dropped.
         telemetry.ticket(ticket, state.global_step + 1)
+    ranking = search_ranking(setting.recipe, start.importance)
+    # The engine has its own copy of the weights.
+    del start
     with out_of_memory_named(stage, engine.micro_batch, setting.device):
-        finished = train_stage(
+        train_stage(
             engine,
             state,
             stage,
             setting.recipe,
             setting.corpus,
-            ranking=search_ranking(setting.recipe, start.importance),
+            ranking=ranking,
             search_folder=setting.run_dir / "search",
             telemetry=telemetry,
             writer=writer,
             stop=setting.stop,
         )
     engine.destroy()
-    return finished
+    return state
 
 
 def finish(setting: Run, latest: Checkpoint | None) -> None:

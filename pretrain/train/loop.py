@@ -40,10 +40,10 @@ def train_stage(
     telemetry: Telemetry,
     writer: CheckpointWriter,
     stop: StopRequest,
-) -> bool:
+) -> None:
     """Trains from where `state` is to the end of the stage, and leaves a checkpoint that says it is finished.
 
-    `ranking` is a search's. Returns False when the run was asked to stop before: the checkpoint says where it is.
+    `ranking` is a search's. When the run is asked to stop before, `state` and the checkpoint say where it is.
     """
     sanity.check_state(engine)
     times, checkpoints = engine.times, StageCheckpoints(writer, engine, state, ranking)
@@ -86,7 +86,6 @@ def train_stage(
     if state.finished and recorder is not None:
         recorder.finish()
     checkpoints.require()
-    return state.finished
 
 
 def begin_recording(

@@ -125,11 +125,11 @@ def checkpoint_after_surgery() -> None:
 
     train = run.train_stage
 
-    def checkpointed(engine: Any, state: Any, stage: Any, *arguments: Any, writer: Any, **options: Any) -> bool:
+    def checkpointed(engine: Any, state: Any, stage: Any, *arguments: Any, writer: Any, **options: Any) -> None:
         if state.step == 0 and stage.begin.word in ("narrow", "stack", "widen"):
             folder = writer.folder.parent / "after" / stage.name
             StageCheckpoints(CheckpointWriter(folder, 1, newest_step=-1), engine, state, Ranking()).require()
-        return train(engine, state, stage, *arguments, writer=writer, **options)
+        train(engine, state, stage, *arguments, writer=writer, **options)
 
     mock.patch.object(run, "train_stage", checkpointed).start()
 

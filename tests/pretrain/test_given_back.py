@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 
 from earlybert.pretrain import run
+from earlybert.pretrain.network.state import TrainingState
 from earlybert.pretrain.train.engine import StageEngine
 from tests.in_process import train_here
 
@@ -35,22 +36,33 @@ def held_by(engine: StageEngine) -> dict[str, Any]:
     return {"engine": engine.engine, "wrapper": engine.engine.optimizer, **masters, **moments}
 
 
-def test_nothing_of_a_stage_is_left_when_the_next_is_built(workplace: Path, without_collector: None) -> None:
+def test_nothing_is_kept_that_a_stage_no_longer_needs(workplace: Path, without_collector: None) -> None:
+    """Of the stage before when its engine is built, and of the weights that it begins with when it is trained."""
     left: list[tuple[str, weakref.ref[Any]]] = []
+    begun: list[tuple[str, weakref.ref[Any]]] = []
     alive: list[list[str]] = []
 
-    def watch() -> None:
-        build = run.build_engine
+    def note_alive(references: list[tuple[str, weakref.ref[Any]]]) -> None:
+        alive.append([name for name, reference in references if reference() is not None])
 
-        def built(*arguments: Any) -> StageEngine:
-            alive.append([name for name, reference in left if reference() is not None])
-            engine = build(*arguments)
+    def watch() -> None:
+        build, train = run.build_engine, run.train_stage
+
+        def built(config: Any, start: TrainingState, *arguments: Any) -> StageEngine:
+            note_alive(left)
+            engine = build(config, start, *arguments)
             left.extend((name, weakref.ref(held)) for name, held in held_by(engine).items())
+            begun.extend((name, weakref.ref(weight)) for name, weight in start.weights.items())
             return engine
 
+        def trained(*arguments: Any, **options: Any) -> None:
+            note_alive(begun)
+            train(*arguments, **options)
+
         mock.patch.object(run, "build_engine", built).start()
+        mock.patch.object(run, "train_stage", trained).start()
 
     arguments = (*SHORT, "--export=[]", "--run-dir=given-back")
     status, output = train_here(workplace, *arguments, prepare=watch)
     assert status == 0, output
-    assert len(left) > 8 and alive == [[], []]
+    assert len(left) > 8 and len(begun) > 50 and alive == [[], [], [], []]
