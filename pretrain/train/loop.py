@@ -1,5 +1,6 @@
 """Training one stage: steps, validation, recordings of a search, checkpoints."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,15 @@ def train_stage(
                 continue  # fp16 overflow: the update is skipped and does not count
             state.step += 1
             agree = recorder is not None and state.step % recipe.search.snapshot_every == 0 and recorder.record()
-            state.finished = state.step == stage.steps or (agree and past_guessing(recipe, engine, validation, corpus))
+            scores = scored(engine, validation) if agree else None
+            stops = scores is not None and past_guessing(scores, recipe, corpus)
+            state.finished = stops or state.step == stage.steps
             if state.step % recipe.log_every == 0 or state.finished:
                 log_step(telemetry, engine, state, recipe, metrics)
             progress.update(state.step, f"loss {metrics['loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s")
-            if state.step % recipe.validation.every == 0 or state.finished:
-                reached = log_validation(telemetry, engine, validation, state, corpus, reached)
+            if scores is not None or state.step % recipe.validation.every == 0 or state.finished:
+                scores = scores or scored(engine, validation)
+                reached = log_validation(telemetry, scores, state, corpus, reached)
             if state.finished:
                 break
             if state.step % recipe.checkpoint_every == 0:
@@ -99,16 +103,19 @@ def begin_recording(
     return recorder
 
 
-def past_guessing(recipe: Recipe, engine: StageEngine, validation: StepBatches, corpus: Corpus) -> bool:
+def scored(engine: StageEngine, validation: StepBatches) -> dict[str, float]:
+    """The scores on held-out text; all ranks must call it."""
+    with engine.times.waiting("validation"):
+        return validate(engine, validation)
+
+
+def past_guessing(scores: Mapping[str, float], recipe: Recipe, corpus: Corpus) -> bool:
     """Whether the network is so far below guessing by word frequencies that masks that agree may stop the search.
 
-    Before, coefficients have seen nothing that units could differ in. All ranks must call it.
+    Before, coefficients have seen nothing that units could differ in.
     """
-    if recipe.search.stop_nats == 0:
-        return True
-    with engine.times.waiting("validation"):
-        loss = validate(engine, validation)["masked_loss"]
-    return bool(corpus.manifest["unigram_cross_entropy"] - loss >= recipe.search.stop_nats)
+    needed = recipe.search.stop_nats
+    return needed == 0 or bool(corpus.manifest["unigram_cross_entropy"] - scores["masked_loss"] >= needed)
 
 
 def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
@@ -121,19 +128,12 @@ def at_step_border(stop: StopRequest, checkpoints: StageCheckpoints) -> bool:
 
 
 def log_validation(
-    telemetry: Telemetry,
-    engine: StageEngine,
-    validation: StepBatches,
-    state: RunState,
-    corpus: Corpus,
-    before: Level | None,
+    telemetry: Telemetry, scores: Mapping[str, float], state: RunState, corpus: Corpus, before: Level | None
 ) -> Level | None:
     """The scores, and where the network is on its way past word frequencies: returned, and said where it has changed.
 
     The trackers get a curve of that.
     """
-    with engine.times.waiting("validation"):
-        scores = validate(engine, validation)
     telemetry.scalars("validation", state.global_step, {"stage": state.stage, "step": state.step, **scores})
     if (loss := scores.get("masked_loss")) is None:
         return None

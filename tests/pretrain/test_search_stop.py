@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
 from earlybert.pretrain.ticket.ticket import Ticket
+from earlybert.pretrain.train import loop
 from tests.conftest import small_recipe
 from tests.in_process import train_here
 from tests.pretrain import patched_run
@@ -56,8 +58,11 @@ def nats(place: Path) -> dict[int, float]:
 def test_it_stops_where_the_loss_has_come_down(place: Path, nats: dict[int, float]) -> None:
     """Not at the first agreement, 8, but at the next; also when it is stopped and resumed between the two."""
     options = (*AGREEING, "--search.stop_nats", str((nats[8] + nats[12]) / 2))
-    run = searched(place, "waits", *options)
+    with mock.patch.object(loop, "validate", wraps=loop.validate) as validated:
+        run = searched(place, "waits", *options)
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
+    # Once at each agreement, though the last one is the search's end, too; and at step 10, as the recipe asks.
+    assert validated.call_count == 3 and [line["step"] for line in metrics(run, "validation")] == [8, 10, 12]
     assert Ticket.load(run / "ticket.json").source.step == 12
     arguments = ("--config", "search.yaml", "--run-dir", "stopped", *options)
     status, output = train_here(place, *arguments, prepare=partial(patched_run.stop_once, "search", 10))
