@@ -323,7 +323,7 @@ def train(
         start, state = resume(latest)
     else:
         start, state = begin(setting, index, latest)
-    engine = build_engine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device)
+    engine = build_engine(config, start, stage, setting.recipe, setting.deepspeed_file, setting.device, state)
     say(
         f"{stage.name}: {stage.steps} steps of {stage.global_batch} sequences of {stage.length} tokens, "
         f"{config.num_hidden_layers} layers, {sum(config.heads)} heads, {sum(config.neurons)} neurons, "

@@ -24,6 +24,7 @@ class RunState:
         corpus: fingerprint of what it is trained on.
         optimizer: type and numbers of the optimizer, which a run keeps.
         initial_sha256: of the weights that the run began with; None where those were fresh.
+        auto_micro_batch: what the stage's `micro_batch: auto` came to, and in which layout; empty where it is a number.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class RunState:
     corpus: str
     optimizer: Mapping[str, Any]
     initial_sha256: str | None = None
+    auto_micro_batch: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def global_step(self) -> int:
@@ -51,8 +53,8 @@ class RunState:
     @classmethod
     def from_content(cls, content: Mapping[str, Any], path: Path) -> "RunState":
         """The reverse; raises UserError naming `path` where a field lacks."""
-        # Of older versions, whose weights were always fresh.
-        content = {"initial_sha256": None, **content}
+        # Of older versions, whose weights were always fresh, and which did not keep the other.
+        content = {"initial_sha256": None, "auto_micro_batch": {}, **content}
         names = [field.name for field in fields(cls)]
         if missing := [name for name in names if name not in content]:
             raise UserError(f"{path}: has no {missing[0]!r}")

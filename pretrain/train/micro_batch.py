@@ -13,6 +13,7 @@ from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from earlybert.core import distributed, ranks
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
+from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.cost.cluster import Shape, even_micro_batch, largest_micro_batch
 from earlybert.pretrain.cost.hardware import device_name, free_memory
 from earlybert.pretrain.network.batch import Batch
@@ -23,7 +24,7 @@ from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import DTYPES, StageEngine, resolve_precision
+from earlybert.pretrain.train.engine import DTYPES, StageEngine, resolve_precision, work_layout
 from earlybert.pretrain.train.objective import penalty, step_share
 
 # Enough for matrix products that keep a core busy; more only takes memory, and leaves the cache.
@@ -31,20 +32,35 @@ CPU_TOKENS = 4096
 
 
 def build_engine(
-    config: NetworkConfig, state: TrainingState, stage: Stage, recipe: Recipe, file: DeepSpeedFile, device: torch.device
+    config: NetworkConfig,
+    start: TrainingState,
+    stage: Stage,
+    recipe: Recipe,
+    file: DeepSpeedFile,
+    device: torch.device,
+    state: RunState,
 ) -> StageEngine:
     """The stage's engine; all ranks call it. Raises UserError where the memory does not suffice.
 
     With `micro_batch: auto` it takes as many sequences as the memory model allows, on all ranks the same. A made-up
     micro-batch of the longest sequences then goes forward and backward. Where memory runs out on any rank, the
-    micro-batch is halved and the engine built anew.
+    micro-batch is halved and the engine built anew. What it came to is noted in `state`, and taken again where the
+    stage goes on in the same layout: free memory differs from time to time, and dropout with the micro-batch.
     """
     settled = file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks.world_size())
     shape = Shape.of(config, stage, muon=file.optimizer == "Muon")
-    micro_batch = settled or modelled_micro_batch(shape, resolve_precision(recipe, file, device), device)
+    layout = work_layout(recipe, file, device)
+    known = state.auto_micro_batch.get("sequences") if state.auto_micro_batch.get("layout") == layout else None
+    # Rank 0's is for all, as another rank may have another device.
+    micro_batch = (
+        settled
+        or distributed.broadcast_object(known)
+        or modelled_micro_batch(shape, resolve_precision(recipe, file, device), device)
+    )
     while True:
         with out_of_memory_named(stage, micro_batch, device):
-            engine = StageEngine(config, state, replace(stage, micro_batch=micro_batch), recipe, file, device)
+            engine = StageEngine(config, start, replace(stage, micro_batch=micro_batch), recipe, file, device)
+        state.auto_micro_batch = {} if settled else {"sequences": micro_batch, "layout": layout}
         # ZeRO-2 and -3 communicate inside the passes, where a rank without memory would leave the others waiting.
         if settled is not None or file.zero_stage > 1 or fits(engine, stage, recipe):
             return engine

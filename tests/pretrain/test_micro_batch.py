@@ -16,8 +16,8 @@ from earlybert.pretrain.train import micro_batch
 from tests.conftest import BIN, ROOT, free_port, start
 from tests.in_process import train_here
 from tests.pretrain import patched_run
-from tests.pretrain.patched_run import memory_for
-from tests.pretrain.run_files import metrics
+from tests.pretrain.patched_run import memory_for, stop_once
+from tests.pretrain.run_files import metrics, require_same
 from tests.pretrain.small_models import small_config
 
 STEPS = 3
@@ -68,6 +68,22 @@ def test_without_memory_it_is_halved(workplace: Path, whole_batch: list[dict[str
     steps = steps_of(workplace / "halved")
     assert {step["micro_batch"] for step in steps} == {13}
     assert_same_to_rounding(steps, whole_batch)
+
+
+def test_what_it_came_to_is_taken_again(workplace: Path) -> None:
+    """Dropout is on, and depends on it; the run is resumed when there is more memory."""
+    options = (*SHORT, "--phase1.micro_batch=auto")
+
+    def stopped_when_short() -> None:
+        memory_for(13)
+        stop_once("search", 2)
+
+    once = train_here(workplace, *options, "--run-dir=once", prepare=lambda: memory_for(13))
+    stopped = train_here(workplace, *options, "--run-dir=twice", prepare=stopped_when_short)
+    resumed = train_here(workplace, *options, "--run-dir=twice")
+    assert once[0] == stopped[0] == resumed[0] == 0, resumed[1]
+    assert "stopped as asked" in stopped[1] and "micro-batches of 13" in resumed[1]
+    require_same(workplace / "twice", workplace / "once")
 
 
 def test_a_rank_without_memory_halves_it_for_all(workplace: Path, whole_batch: list[dict[str, Any]]) -> None:
