@@ -33,7 +33,7 @@ from earlybert.core.locks import sole_use
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, newest_intact, signs_of_progress
-from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint
+from earlybert.pretrain.checkpoint.compatibility import require_run_checkpoint, require_same_training
 from earlybert.pretrain.checkpoint.export import export_checkpoint
 from earlybert.pretrain.checkpoint.initial import fingerprint, open_initial
 from earlybert.pretrain.checkpoint.state import RunState
@@ -231,17 +231,9 @@ def newest_checkpoint(setting: Run) -> Checkpoint | None:
     if checkpoint is None:
         return None
     require_run_checkpoint(checkpoint, setting.run_dir, setting.plan, setting.corpus)
-    optimizer = setting.deepspeed_file.identity(setting.recipe.optimizer)
-    if checkpoint.state.optimizer != optimizer:
-        raise UserError(
-            f"{setting.deepspeed_file.path}: asks for {optimizer}, but {checkpoint.path} was trained with "
-            f"{checkpoint.state.optimizer}; a run keeps its optimizer"
-        )
-    if checkpoint.state.initial_sha256 != setting.initial_sha256:
-        raise UserError(
-            f"initial is {setting.recipe.initial}, but {checkpoint.path} began with other weights; a run keeps those "
-            "that it began with"
-        )
+    recipe, file = setting.recipe, setting.deepspeed_file
+    optimizer = file.identity(recipe.optimizer)
+    require_same_training(checkpoint, file.path, optimizer, recipe.initial, setting.initial_sha256)
     return checkpoint
 
 

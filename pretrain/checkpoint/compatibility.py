@@ -1,6 +1,8 @@
-"""Whether a checkpoint is one of this run: its plan, corpus, ticket and network."""
+"""Whether a checkpoint is one of this run: its plan, corpus, ticket and network; whether that may go on from it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
@@ -40,3 +42,22 @@ def require_run_checkpoint(checkpoint: Checkpoint, run_dir: Path, plan: Plan, co
     by_importance = planned.stage.searching and plan.recipe.draw.ranking == "importance"
     checkpoint.require_parameters(shapes, importance=by_importance)
     return plan
+
+
+def require_same_training(
+    checkpoint: Checkpoint, file: Path, optimizer: Mapping[str, Any], initial: str | None, initial_sha256: str | None
+) -> None:
+    """Raises UserError where a run is asked to go on with another optimizer, or began with other weights.
+
+    `file` is the DeepSpeed file that asks for the optimizer, `initial` the recipe's, with the SHA-256 of its weights.
+    """
+    if checkpoint.state.optimizer != optimizer:
+        raise UserError(
+            f"{file}: asks for {optimizer}, but {checkpoint.path} was trained with {checkpoint.state.optimizer}; a run "
+            "keeps its optimizer"
+        )
+    if checkpoint.state.initial_sha256 != initial_sha256:
+        raise UserError(
+            f"initial is {initial}, but {checkpoint.path} began with other weights; a run keeps those that it began "
+            "with"
+        )
