@@ -15,7 +15,7 @@ from earlybert.pretrain.plan.stages import Stage
 from earlybert.pretrain.ticket.rankings import Ranking
 from earlybert.pretrain.ticket.search import MaskHistory
 from earlybert.pretrain.train import health, sanity
-from earlybert.pretrain.train.batches import StepBatches, stage_loader
+from earlybert.pretrain.train.batches import StepBatches, StepLoader, stage_loader
 from earlybert.pretrain.train.engine import StageEngine
 from earlybert.pretrain.train.feeding import prefetched_steps
 from earlybert.pretrain.train.plateau import Level, level
@@ -62,10 +62,7 @@ def train_stage(
                 break
             with times.step(state.step):
                 metrics = train_step(engine, batches, stage, recipe, state.step)
-            skipped = 0 if engine.updated() else skipped + 1
-            if (problem := health.problem(engine, metrics, skipped, recipe.max_skipped_updates)) is not None:
-                checkpoints.settle()
-                raise health.failure(problem, engine, loader, state.position, stage, recipe)
+            skipped = skipped_updates(skipped, metrics, loader, checkpoints)
             state.position += stage.global_batch
             if recorder is not None:
                 recorder.after_step(updated=not skipped)
@@ -90,6 +87,19 @@ def train_stage(
     if state.finished and recorder is not None:
         recorder.finish()
     checkpoints.require()
+
+
+def skipped_updates(before: int, metrics: Mapping[str, Any], loader: StepLoader, checkpoints: StageCheckpoints) -> int:
+    """Updates in a row that were not finite and so not made, the last step's included; all ranks must call it.
+
+    Raises UserError where that step must end the run.
+    """
+    engine, recipe = checkpoints.engine, loader.recipe
+    skipped = 0 if engine.updated() else before + 1
+    if (problem := health.problem(engine, metrics, skipped, recipe.max_skipped_updates)) is not None:
+        checkpoints.settle()
+        raise health.failure(problem, engine, loader, checkpoints.state.position, loader.stage, recipe)
+    return skipped
 
 
 def begin_recording(
