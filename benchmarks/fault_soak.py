@@ -50,11 +50,11 @@ from soak.full_disk import Disk, SizeLimit, SmallDisk, enter_namespace
 from soak.incarnation import Incarnation, Layout, checkpoint_steps
 
 from earlybert.core.files import write_json
+from earlybert.core.progress import clock
 from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import build_stages
 from earlybert.pretrain.report.timeline import read_lines
-from earlybert.pretrain.train.telemetry import clock
 
 # The recipe's own plan, shortened; dropout 0, so that layouts can be compared.
 OVERRIDES = {

@@ -4,8 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-SECONDS_BETWEEN_LINES = 60
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Of long work, and of the steps of a stage.
+SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_STEPS = 60, 10
 
 
 def say(message: str, *, enabled: bool = True) -> None:
@@ -77,3 +83,48 @@ def _bar(description: str, total: int, in_bytes: bool) -> Iterator[Callable[[int
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+def _bar_of_steps() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # Narrow enough for 80 columns: rich would cut the time left off.
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=14),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+class StageProgress:
+    """Progress of one stage with the time left: a bar on a terminal, else a plain line every few seconds."""
+
+    def __init__(self, name: str, total: int, done: int, *, enabled: bool) -> None:
+        self.name, self.total, self.enabled = name, total, enabled
+        self._first = done
+        self._began = self._last_line = time.monotonic()
+        self._bar = _bar_of_steps() if enabled and sys.stderr.isatty() else None
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    def update(self, done: int, note: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif self.enabled and (time.monotonic() - self._last_line > SECONDS_BETWEEN_STEPS or done == self.total):
+            self._last_line = time.monotonic()
+            left = (self.total - done) * (self._last_line - self._began) / max(1, done - self._first)
+            say(f"{self.name} {done}/{self.total}  {note}  {clock(left)} left")
+
+    def __enter__(self) -> "StageProgress":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Gives the terminal back as it was."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -12,7 +12,7 @@ from accelerate.utils import wait_for_everyone
 from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
-from earlybert.core.progress import say
+from earlybert.core.progress import clock, say
 from earlybert.finetune import methods
 from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
@@ -25,7 +25,6 @@ from earlybert.finetune.text import Features, collator
 from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.ticket.ticket import Ticket
-from earlybert.pretrain.train.telemetry import clock
 
 
 def open_task(task: Task, data: Path | None, pretrained: Pretrained, settings: TaskSettings) -> TaskData:

@@ -20,6 +20,7 @@ from earlybert.core.devices import device_type
 from earlybert.core.distributed import gather_objects, rank, world_size
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
+from earlybert.core.progress import StageProgress
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
@@ -27,7 +28,6 @@ from earlybert.finetune.recording import Recorder
 from earlybert.finetune.text import Features, Masker, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision
 from earlybert.pretrain.train.stopping import StopRequest
-from earlybert.pretrain.train.telemetry import StageProgress
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 

@@ -26,6 +26,7 @@ from transformers import BertConfig, BertForMaskedLM, PrinterCallback, Trainer, 
 
 from earlybert.core.devices import device_type
 from earlybert.core.files import read_json, write_json, write_text
+from earlybert.core.progress import StageProgress
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.finetune.checkpoints import CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.training import Layout, trainer_arguments
@@ -38,7 +39,7 @@ from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import StepBatches, stage_loader
 from earlybert.pretrain.train.feeding import prefetched_steps
 from earlybert.pretrain.train.stopping import StopRequest
-from earlybert.pretrain.train.telemetry import StageProgress, Telemetry
+from earlybert.pretrain.train.telemetry import Telemetry
 from earlybert.pretrain.train.trackers.tensorboard import TensorBoard
 
 LOOP = "Hugging Face"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from earlybert.core import distributed, ranks
-from earlybert.core.progress import say
+from earlybert.core.progress import StageProgress, say
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.state import RunState
 from earlybert.pretrain.checkpoint.writer import CheckpointWriter
@@ -23,7 +23,7 @@ from earlybert.pretrain.train.recording import SearchRecorder
 from earlybert.pretrain.train.saving import StageCheckpoints
 from earlybert.pretrain.train.step import train_step, validate
 from earlybert.pretrain.train.stopping import StopRequest
-from earlybert.pretrain.train.telemetry import StageProgress, Telemetry
+from earlybert.pretrain.train.telemetry import Telemetry
 
 # A network has hundreds of trust ratios, and a curve of them needs no more points than this.
 STEPS_PER_TRUST_RATIOS = 50

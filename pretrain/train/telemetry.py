@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, its trackers, and progress on the console. Only rank 0 says anything.
+"""What a run tells: metrics.jsonl and its trackers. Only rank 0 says anything.
 
 A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time`, seconds since the epoch. Kinds:
 "start" (the run began or went on: the layout of its work, and what the interruption before it cost), "train", "time",
@@ -7,26 +7,20 @@ A line of metrics.jsonl has a `kind`, the `global_step` it belongs to, and `time
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from earlybert.core.files import write_text
-from earlybert.core.progress import clock, say
+from earlybert.core.progress import say
 from earlybert.pretrain.ticket.text import ticket_markdown
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.trackers.tracker import Tracker
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class Telemetry:
@@ -158,42 +152,3 @@ def _readable_lines(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             lines.append(json.loads(line))
     return lines
-
-
-class StageProgress:
-    """Progress of one stage with the time left: a bar on a terminal, else a plain line every few seconds."""
-
-    def __init__(self, name: str, total: int, done: int, *, enabled: bool) -> None:
-        self.name, self.total, self.enabled = name, total, enabled
-        self._first = done
-        self._began = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        if enabled and sys.stderr.isatty():
-            # Narrow enough for 80 columns: rich would cut the time left off.
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=14),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-            )
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task(name, total=total, completed=done, note="")
-
-    def update(self, done: int, note: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
-        elif self.enabled and (time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self.total):
-            self._last_line = time.monotonic()
-            left = (self.total - done) * (self._last_line - self._began) / max(1, done - self._first)
-            print(f"{self.name} {done}/{self.total}  {note}  {clock(left)} left", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> "StageProgress":
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Gives the terminal back as it was."""
-        if self._bar is not None:
-            self._bar.stop()

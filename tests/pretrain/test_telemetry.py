@@ -255,7 +255,7 @@ def in_terminal(code: str) -> tuple[int, str]:
 
 PROGRESS = """
 import time
-from earlybert.pretrain.train.telemetry import StageProgress
+from earlybert.core.progress import StageProgress
 with StageProgress("phase1", 7038, 1000, enabled=ENABLED) as progress:
     for step in range(1001, 1008):
         progress.update(step, f"loss {2000 - step}  1,464,090 tokens/s")
