@@ -14,8 +14,8 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import clock, say
 from earlybert.finetune import methods
-from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
+from earlybert.finetune.cost import Cost
 from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_length, require_segments, starting_weights, task_config
 from earlybert.finetune.saved import save_trained

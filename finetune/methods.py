@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import DataCollatorForTokenClassification
 
 from earlybert.core.distributed import on_rank_0
-from earlybert.finetune.clock import Cost
 from earlybert.finetune.config import Method, TaskSettings
+from earlybert.finetune.cost import Cost
 from earlybert.finetune.model import MASKED_TOKENS, TaskModel, TrainedForMaskedTokens
 from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_full, starting_weights

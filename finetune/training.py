@@ -22,8 +22,8 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.core.progress import StageProgress
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
-from earlybert.finetune.clock import Cost, StepClock
 from earlybert.finetune.config import TaskSettings
+from earlybert.finetune.cost import Cost, StepClock
 from earlybert.finetune.recording import Recorder
 from earlybert.finetune.text import Features, Masker, learnt, length, with_nothing_to_learn
 from earlybert.pretrain.cost.hardware import device_precision

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from earlybert.core.files import read_json
-from earlybert.pretrain.report.timeline import clock, read_lines
+from earlybert.pretrain.report.timeline import read_lines, running_seconds
 
 # Steps and FLOPs alone, the run's own clock, and steps at the median time of their shape.
 EFFORTS = {
@@ -32,7 +32,7 @@ def curve(run: Path, step_seconds: Mapping[str, float]) -> Curve:
     checkpoints nor starting. `clock` has all of these.
     """
     lines = read_lines(run)
-    running = clock(lines)
+    running = running_seconds(lines)
     costs = {stage["name"]: stage["flops_per_step"] for stage in read_json(run / "plan.json")["stages"]}
     found: Curve = {name: [] for name in (*EFFORTS, "loss", "accuracy")}
     before = {"flops": 0.0, "medians": 0.0}

@@ -20,9 +20,9 @@ from earlybert.pretrain.report.timeline import (
     Interruptions,
     accelerator_hours,
     changed_layout,
-    clock,
     interruptions,
     read_lines,
+    running_seconds,
     sessions,
 )
 from earlybert.pretrain.ticket.ticket import narrow_config
@@ -195,7 +195,7 @@ def read_outcome(run_dir: Path) -> Outcome:
     plan = run_plan(run_dir, recipe, corpus)
     lines = read_lines(run_dir, loss_parts(plan.full.losses))
     stages = [stage_outcome(planned, lines) for planned in plan.stages]
-    seconds, finished = clock(lines)[-1], is_finished(run_dir, len(stages))
+    seconds, finished = running_seconds(lines)[-1], is_finished(run_dir, len(stages))
     validations, spent = of_kind(lines, "validation"), sessions(lines)
     changed = changed_layout(lines)
     return Outcome(

@@ -20,7 +20,7 @@ from earlybert.pretrain.report.attention_mass import AttentionMass, attention_ma
 from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, time_split_figure
 from earlybert.pretrain.report.outcome import Outcome, read_outcome
 from earlybert.pretrain.report.page import losses, page
-from earlybert.pretrain.report.timeline import clock, read_lines
+from earlybert.pretrain.report.timeline import read_lines, running_seconds
 from earlybert.pretrain.ticket.figures import mask_distance_figure, ticket_figure
 from earlybert.pretrain.train.batches import StepLoader
 
@@ -128,7 +128,7 @@ def draw_pictures(outcomes: Mapping[str, Outcome], attention: Mapping[str, Atten
 def curve(name: str, outcome: Outcome, part: LossPart) -> Curve:
     """A part of the run's loss against every measure of effort."""
     lines = read_lines(outcome.run_dir)
-    seconds = clock(lines)
+    seconds = running_seconds(lines)
     planned = {stage.name: stage.planned for stage in outcome.stages}
     per_step = {
         "tokens": {name: float(each.stage.tokens_per_step) for name, each in planned.items()},

@@ -74,7 +74,7 @@ def changed_layout(lines: Lines) -> list[str]:
     return [title for name, title in LAYOUT.items() if len({start[name] for start in starts if name in start}) > 1]
 
 
-def clock(lines: Lines) -> list[float]:
+def running_seconds(lines: Lines) -> list[float]:
     """Seconds that the run had been running when each line was written; the time between sessions does not count."""
     seconds, before, began = [], 0.0, lines[0]["time"]
     for line in lines:

@@ -47,7 +47,7 @@ class Ranking:
         return dict(masters(is_coefficient))
 
 
-class Weights(Ranking):
+class WeightNorm(Ranking):
     """By the norm of a unit's weights, biases left out."""
 
     title = "weights"
@@ -102,4 +102,4 @@ def make_ranking(name: RankingName, lambda_heads: float, lambda_neurons: float) 
     """The ranking of this name for a search with these strengths of the L1 term; it has seen nothing yet."""
     if name == "importance":
         return Importance(lambda_heads, lambda_neurons)
-    return Weights() if name == "weights" else Ranking()
+    return WeightNorm() if name == "weights" else Ranking()

@@ -15,7 +15,7 @@ from earlybert.pretrain.report.outcome import read_outcome
 from earlybert.pretrain.report.page import CURVES, MASKS, PROTOCOL, SPLIT, TICKET
 from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary
-from earlybert.pretrain.report.timeline import accelerator_hours, clock, interruptions, read_lines, sessions
+from earlybert.pretrain.report.timeline import accelerator_hours, interruptions, read_lines, running_seconds, sessions
 from tests.pretrain.run_files import metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -39,7 +39,7 @@ INTERRUPTED = [
 
 
 def test_the_clock_stands_still_between_sessions() -> None:
-    assert clock(INTERRUPTED) == [0.0, 40.0, 100.0, 180.0, 240.0]
+    assert running_seconds(INTERRUPTED) == [0.0, 40.0, 100.0, 180.0, 240.0]
 
 
 def test_hours_count_the_ranks_of_each_session() -> None:
