@@ -28,9 +28,9 @@ from provenance import measured_on
 from rich.console import Console
 from rich.table import Table
 
-from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
+from earlybert.core.ranks import rank
 from earlybert.finetune import command
 from earlybert.finetune.methods import TICKET_METHODS
 from earlybert.finetune.results import Result, main_scores, majority, read_results, savings, shown

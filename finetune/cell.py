@@ -9,10 +9,10 @@ from typing import Any
 
 from accelerate.utils import wait_for_everyone
 
-from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import clock, say
+from earlybert.core.ranks import rank
 from earlybert.finetune import methods
 from earlybert.finetune.config import Method, TaskSettings
 from earlybert.finetune.cost import Cost

@@ -7,10 +7,11 @@ from typing import Any
 from accelerate.utils import wait_for_everyone
 from transformers import TrainerCallback
 
-from earlybert.core.distributed import broadcast_object, rank
+from earlybert.core.distributed import broadcast_object
 from earlybert.core.errors import UserError
 from earlybert.core.files import file_entry, read_json, write_json
 from earlybert.core.progress import say
+from earlybert.core.ranks import rank
 
 FILES = "files.json"
 # The one being written, and the one before it.

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from earlybert.core.distributed import rank
+from earlybert.core.ranks import rank
 from earlybert.pretrain.network.parameters import is_coefficient
 from earlybert.pretrain.ticket.rankings import Masters, Ranking
 from earlybert.pretrain.ticket.search import MaskHistory, SearchConfig, Snapshot

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.integrations import TensorBoardCallback
 
 from earlybert.core.devices import device_type
-from earlybert.core.distributed import gather_objects, rank, world_size
+from earlybert.core.distributed import gather_objects
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.core.progress import StageProgress
+from earlybert.core.ranks import rank, world_size
 from earlybert.finetune.checkpoints import KEPT, CloseCheckpoints, newest_checkpoint
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.cost import Cost, StepClock

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError
 from earlybert.core.progress import say
+from earlybert.core.ranks import rank
 from earlybert.core.text import in_utf8
 from earlybert.finetune.config import TaskSettings
 from earlybert.finetune.model import IGNORED, TrainedForTokenClassification

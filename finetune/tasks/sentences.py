@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError, one_line
 from earlybert.core.files import reading, write_text
 from earlybert.core.progress import say
+from earlybert.core.ranks import rank
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import TrainedForSequenceClassification
 from earlybert.finetune.tasks.metrics import Values

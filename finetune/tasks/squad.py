@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from earlybert.core.distributed import rank
 from earlybert.core.errors import UserError, one_line
 from earlybert.core.files import read_json, write_json
 from earlybert.core.progress import say
+from earlybert.core.ranks import rank
 from earlybert.core.text import in_utf8
 from earlybert.finetune.config import TaskDefaults, TaskSettings
 from earlybert.finetune.model import TrainedForQuestionAnswering

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from earlybert.core.distributed import rank
+from earlybert.core.ranks import rank
 from earlybert.finetune import methods
 from earlybert.finetune.cell import open_task
 from earlybert.finetune.config import Settings, TaskSettings
