@@ -293,7 +293,7 @@ EXPORTED_ORDER = """
 import torch
 from transformers import BertForMaskedLM
 from pathlib import Path
-from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertForMaskedLM
 
 ours = EarlyBertForMaskedLM.from_pretrained("ordered/export/earlybert").eval()

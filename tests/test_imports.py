@@ -76,8 +76,8 @@ HEAVY = {"torch", "transformers", "deepspeed", "datasets", "matplotlib"}
 COMPUTING = {
     *(f"pretrain.network.{name}" for name in ("bert_format", "exported.modeling_earlybert", "initial", "layers")),
     *(f"pretrain.network.{name}" for name in ("model", "batch", "surgery")),
-    *("pretrain.ticket.figures", *(f"pretrain.checkpoint.{name}" for name in ("writer", "export", "model_folder"))),
-    *("pretrain.checkpoint.initial", "pretrain.checkpoint.pretrained"),
+    *("pretrain.ticket.figures", *(f"pretrain.checkpoint.{name}" for name in ("writer", "export", "trained"))),
+    *(f"pretrain.checkpoint.{name}" for name in ("model_folder", "initial", "pretrained")),
 }
 
 

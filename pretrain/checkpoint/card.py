@@ -12,7 +12,7 @@ from earlybert.pretrain.plan.text import plan_markdown, published_initial
 
 if TYPE_CHECKING:
     from earlybert.data_prep.samples.corpus import Corpus
-    from earlybert.pretrain.checkpoint.export import Trained
+    from earlybert.pretrain.checkpoint.trained import Trained
 
 Form = Literal["earlybert", "bert"]
 PAPER = "https://aclanthology.org/2021.acl-long.171/"

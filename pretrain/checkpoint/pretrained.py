@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from earlybert.core.errors import UserError, one_line
 from earlybert.core.paths import did_you_mean, what_is_there
-from earlybert.pretrain.checkpoint.export import Trained, newest
+from earlybert.pretrain.checkpoint.trained import Trained, newest
 from earlybert.pretrain.network.bert_format import TIED, bert_network, from_bert
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.exported.modeling_earlybert import EarlyBertConfig, EarlyBertForPreTraining

@@ -12,8 +12,8 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, whole_file, write_json, write_text
 from earlybert.core.progress import say
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.pretrain.checkpoint.export import newest
 from earlybert.pretrain.checkpoint.metrics import of_kind
+from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.network.losses.part import LossPart
 from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.report.attention_mass import AttentionMass, attention_mass

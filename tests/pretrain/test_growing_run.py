@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
-from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.commands.report import main as report_command
 from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import BIN, RUN, free_port, run_training, small_recipe, start

@@ -17,8 +17,8 @@ from earlybert.core.cli import main
 from earlybert.core.errors import UserError
 from earlybert.data_prep.tokens.tokenizer import SPECIAL_TOKENS
 from earlybert.pretrain.checkpoint.card import run_card
-from earlybert.pretrain.checkpoint.export import newest
 from earlybert.pretrain.checkpoint.model_folder import push, require_pushable, write_model_folder
+from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.network.bert_format import to_bert
 from tests.finetune.made_up import tiny_tokenizer
 from tests.pretrain.small_models import random_weights, small_config

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import BertForPreTraining
 
 from earlybert.data_prep.samples.corpus import Corpus
-from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.plan.corpora import corpus_directory
 from earlybert.pretrain.train.batches import stage_loader
 from tests.pretrain.run_files import metrics

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
-from earlybert.pretrain.checkpoint.export import newest
+from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.parameters import facts_of
 from earlybert.pretrain.ticket.ticket import Ticket
