@@ -13,7 +13,7 @@ BREAKING_NATS, PAST_NATS = 0.9, 1.5
 
 ADVICE = (
     "it has learnt little more than how frequent words are: train longer, or try another peak learning rate, Muon, "
-    "larger batches or more masked tokens (docs/experiments.md)"
+    "larger batches, more masked tokens or, for a narrow network, larger initial weights (docs/experiments.md)"
 )
 
 
