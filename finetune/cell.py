@@ -1,6 +1,7 @@
 """One cell of a table: one task, one method, one seed. A cell with a result is done and never computed again."""
 
 import dataclasses
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from earlybert.finetune.saved import save_trained
 from earlybert.finetune.tasks.registry import TASKS
 from earlybert.finetune.tasks.task import Task, TaskData
 from earlybert.finetune.text import Features, collator
-from earlybert.finetune.training import TrainerRun, make_trainer, predictions, train, updates
+from earlybert.finetune.training import Diverged, TrainerRun, make_trainer, predictions, train, updates
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.ticket.ticket import Ticket
 
@@ -60,7 +61,8 @@ class Cell:
         began = time.monotonic()
         say(f"{self.task}, {self.method}, seed {self.seed}", enabled=rank() == 0)
         tried = self._tried(pretrained, data, tries) if len(tries) > 1 else []
-        settings = tries[max(range(len(tried)), key=lambda index: tried[index]["score"], default=0)]
+        reached = [-math.inf if one["score"] is None else one["score"] for one in tried]
+        settings = tries[reached.index(max(reached)) if reached else 0]
         full = task_config(pretrained, data.head, settings.dropout)
         ticket, searched = self._ticket(pretrained, full, data, rows, settings)
         full_weights = starting_weights(data.model_class, full, pretrained.weights, self.seed)
@@ -100,10 +102,13 @@ class Cell:
             say(f"  {listed}  ({clock(time.monotonic() - began)})")
         wait_for_everyone()
 
-    def _tried(self, pretrained: Pretrained, data: TaskData, tries: list[TaskSettings]) -> list[dict[str, float]]:
+    def _tried(
+        self, pretrained: Pretrained, data: TaskData, tries: list[TaskSettings]
+    ) -> list[dict[str, float | None]]:
         """Each learning rate, and the main score on a held-out tenth of the training set after training on the rest.
 
-        All of the method is repeated for it, a search too; each try is a cell of its own.
+        All of the method is repeated for it, a search too; each try is a cell of its own. A rate that diverges
+        has None.
         """
         tenth = data.held_out(tries[0].max_train_examples)
         rows, tried = tenth.train(None), []
@@ -111,7 +116,12 @@ class Cell:
             cell = dataclasses.replace(self, folder=self.folder / "tries" / str(number))
             say(f"learning rate {number} of {len(tries)}, on nine tenths of the training set", enabled=rank() == 0)
             only_scores = dataclasses.replace(settings, predict=False, export=[], max_eval_examples=None)
-            cell.run(pretrained, tenth, rows, [only_scores])
+            try:
+                cell.run(pretrained, tenth, rows, [only_scores])
+            except Diverged as diverged:
+                say(f"  {diverged}", enabled=rank() == 0)
+                tried.append({"learning_rate": diverged.learning_rate, "score": None})
+                continue
             result = read_json(cell.result)
             score = result["scores"][TASKS[self.task].main_score]
             tried.append({"learning_rate": result["learning_rate"], "score": score})

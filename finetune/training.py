@@ -40,6 +40,17 @@ class Stopped(Exception):
     """A run was asked to stop before its end, and has left a checkpoint; the text says where."""
 
 
+class Diverged(UserError):
+    """A training came out with a network that is of no use."""
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__(
+            f"learning rate {learning_rate:g} is too high: after training the network's scores are not numbers; give a "
+            "lower one, and another --out"
+        )
+        self.learning_rate = learning_rate
+
+
 @dataclass(frozen=True)
 class TrainerRun:
     """One run of the Trainer: a search, or the training that follows.
@@ -328,9 +339,12 @@ def train(trainer: TimedTrainer) -> Cost:
 def predictions(trainer: Trainer, rows: list[Features]) -> tuple[NDArray[np.float32], ...]:
     """The network's scores for rows without labels: one array, or one for starts and one for ends.
 
-    They are computed in the order of lengths, the longest first.
+    They are computed in the order of lengths, the longest first. Raises Diverged where one is not a number.
     """
     longest_first = sorted(range(len(rows)), key=lambda index: -length(rows[index]))
     logits = trainer.predict([rows[index] for index in longest_first]).predictions  # type: ignore[arg-type]
+    arrays = logits if isinstance(logits, tuple) else (logits,)
+    if any(np.isnan(array).any() for array in arrays):
+        raise Diverged(trainer.args.learning_rate)
     places = np.argsort(longest_first)
-    return tuple(array[places] for array in (logits if isinstance(logits, tuple) else (logits,)))
+    return tuple(array[places] for array in arrays)

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 
 from earlybert.core import cli
+from earlybert.core.errors import UserError
 from earlybert.finetune import command
 from earlybert.finetune.cell import open_task
 from earlybert.finetune.config import Settings
@@ -144,6 +145,19 @@ def test_the_best_learning_rate_is_taken_and_reported(
     (folder / "result.json").unlink()
     finetune(bert, data, tmp_path, *arguments)
     assert read_results(tmp_path)["SST-2", "earlybert"] and tried.stat().st_mtime_ns == before
+
+
+def test_a_rate_that_diverges_is_not_taken(bert: Path, data: Path, tmp_path: Path) -> None:
+    """Of several rates it is the worst, also where its score would have been as good; alone it ends in a sentence."""
+    arguments = ["--task", "SST-2", "--method", "dense", *FAST[4:], "--export", "[]", "--epochs", "1"]
+    arguments += ["--learning-rate"]
+    finetune(bert, data, tmp_path / "two", *arguments, "1e30", "1e-7")
+    (result,) = read_results(tmp_path / "two")["SST-2", "dense"]
+    assert result["learning_rate"] == 1e-7
+    assert result["tried"][0] == {"learning_rate": 1e30, "score": None} and result["tried"][1]["score"] > 0
+    with pytest.raises(UserError, match="learning rate 1e\\+30 is too high"):
+        finetune(bert, data, tmp_path / "one", *arguments, "1e30")
+    assert not read_results(tmp_path / "one")
 
 
 @pytest.mark.parametrize(("task", "held"), [("SST-2", 10), ("SQuAD", 2)])
