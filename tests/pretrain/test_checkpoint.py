@@ -46,7 +46,8 @@ def test_state_has_the_fields_that_every_version_reads(finished_run: Path) -> No
     state = json.loads((list_checkpoints(finished_run / "checkpoints")[-1] / "state.json").read_text())
     where = {"stage", "stage_index", "step", "global_step", "position", "steps_before", "finished", "optimizer_step"}
     known = where | {"format", "loss_scale", "ticket_sha256", "corpus", "optimizer", "versions"}
-    assert set(state) == known | {"initial_sha256"} and state["initial_sha256"] is None
+    assert set(state) == known | {"initial_sha256", "auto_micro_batch"}
+    assert state["initial_sha256"] is None and state["auto_micro_batch"] == {}
     stages = json.loads((finished_run / "plan.json").read_text())["stages"]
     *before, last = stages
     assert (state["stage"], state["stage_index"], state["finished"]) == (last["name"], len(before), True)

@@ -100,7 +100,8 @@ def test_utilisation_counts_the_work_that_is_done(finished_run: Path) -> None:
 
 def write_steps(run_dir: Path, steps: range, resume_after: int, value: float, ranks: int) -> None:
     trackers = [TensorBoard(run_dir, resume_after)]
-    telemetry = Telemetry(run_dir, trackers, enabled=True, resume_after=resume_after, layout={"ranks": ranks})
+    layout = {"ranks": ranks, "device": "cpu"}
+    telemetry = Telemetry(run_dir, trackers, enabled=True, resume_after=resume_after, layout=layout)
     for step in steps:
         telemetry.scalars("train", step, {"stage": "phase1", "loss": value + step})
     telemetry.close()
