@@ -120,11 +120,11 @@ class Cell:
                 cell.run(pretrained, tenth, rows, [only_scores])
             except Diverged as diverged:
                 say(f"  {diverged}", enabled=rank() == 0)
-                tried.append({"learning_rate": diverged.learning_rate, "score": None})
-                continue
-            result = read_json(cell.result)
-            score = result["scores"][TASKS[self.task].main_score]
-            tried.append({"learning_rate": result["learning_rate"], "score": score})
+                score = None
+            else:
+                score = read_json(cell.result)["scores"][TASKS[self.task].main_score]
+            _, learning_rate = methods.schedule(self.method, settings, pretrained.config)
+            tried.append({"learning_rate": learning_rate, "score": score})
         return tried
 
     def _ticket(

@@ -26,14 +26,14 @@ from earlybert.finetune.network import TrainedConfig
 from earlybert.finetune.pretrained import require_full, starting_weights
 from earlybert.finetune.recording import Recorder
 from earlybert.finetune.text import Features, Masker, collator, masker
-from earlybert.finetune.training import Collate, TrainerRun, draw_step, make_trainer, train
+from earlybert.finetune.training import Collate, Diverged, TrainerRun, draw_step, make_trainer, train
 from earlybert.pretrain.checkpoint.pretrained import Pretrained
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.depth import at_depth
 from earlybert.pretrain.network.parameters import split_name
 from earlybert.pretrain.network.surgery import narrow_weights
 from earlybert.pretrain.network.work import flops_per_sequence
-from earlybert.pretrain.ticket.drawing import all_ticket, random_ticket
+from earlybert.pretrain.ticket.drawing import NotFinite, all_ticket, random_ticket
 from earlybert.pretrain.ticket.rankings import make_ranking
 from earlybert.pretrain.ticket.search import DrawConfig, draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket, full_shape, narrow_config
@@ -143,7 +143,8 @@ def search(
 ) -> tuple[Ticket, Cost]:
     """Trains the full network with coefficients up to the draw step and draws (EarlyBERT sections 3.2, 4.2).
 
-    The learning rate follows the curve of the whole dense run. The step is the number of updates made.
+    The learning rate follows the curve of the whole dense run. The step is the number of updates made. Raises Diverged
+    where units cannot be ranked by what it recorded.
     """
     network = dataclasses.replace(config.network, searching=True)
     searched: TaskModel | type[TrainedForMaskedTokens] = model_class
@@ -161,7 +162,10 @@ def search(
     run = TrainerRun("search", folder, settings.epochs, settings.learning_rate, seed, stop_after=step)
     ranking = make_ranking(settings.ranking, settings.lambda_heads, settings.lambda_neurons)
     recorder = Recorder(folder / "search", settings.draw, step, ranking)
-    cost = train(make_trainer(model, rows, collate, settings, run, recorder, masking))
+    try:
+        cost = train(make_trainer(model, rows, collate, settings, run, recorder, masking))
+    except NotFinite:
+        raise Diverged(run.learning_rate, "what its search ranks units by") from None
 
     def drawn() -> dict[str, Any]:
         how = DrawConfig(**dataclasses.asdict(settings.draw), ranking=settings.ranking)

@@ -43,12 +43,10 @@ class Stopped(Exception):
 class Diverged(UserError):
     """A training came out with a network that is of no use."""
 
-    def __init__(self, learning_rate: float) -> None:
+    def __init__(self, learning_rate: float, what: str) -> None:
         super().__init__(
-            f"learning rate {learning_rate:g} is too high: after training the network's scores are not numbers; give a "
-            "lower one, and another --out"
+            f"learning rate {learning_rate:g} is too high: {what} are not numbers; give a lower one, and another --out"
         )
-        self.learning_rate = learning_rate
 
 
 @dataclass(frozen=True)
@@ -345,6 +343,6 @@ def predictions(trainer: Trainer, rows: list[Features]) -> tuple[NDArray[np.floa
     logits = trainer.predict([rows[index] for index in longest_first]).predictions  # type: ignore[arg-type]
     arrays = logits if isinstance(logits, tuple) else (logits,)
     if any(np.isnan(array).any() for array in arrays):
-        raise Diverged(trainer.args.learning_rate)
+        raise Diverged(trainer.args.learning_rate, "after training the network's scores")
     places = np.argsort(longest_first)
     return tuple(array[places] for array in arrays)

@@ -24,6 +24,10 @@ from earlybert.pretrain.ticket.ticket import (
 )
 
 
+class NotFinite(UserError):
+    """What units are ranked by is of no use."""
+
+
 def keep_mask(coefficients_LU: NDArray[np.float32], ratio: float, scope: Scope, multiple: int = 1) -> Mask:
     """True where a unit stays.
 
@@ -33,7 +37,7 @@ def keep_mask(coefficients_LU: NDArray[np.float32], ratio: float, scope: Scope, 
     """
     magnitude_LU = np.abs(np.asarray(coefficients_LU, dtype=np.float32))
     if not np.isfinite(magnitude_LU).all():
-        raise UserError("the coefficients hold a value that is not finite; no ticket can be drawn from them")
+        raise NotFinite("the coefficients hold a value that is not finite; no ticket can be drawn from them")
     if scope == "layer" and len(magnitude_LU) > 1:
         return np.concatenate([keep_mask(layer_1U, ratio, scope, multiple) for layer_1U in magnitude_LU[:, None]])
     order_LU = np.argsort(magnitude_LU, axis=1, kind="stable")

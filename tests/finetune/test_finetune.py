@@ -160,6 +160,16 @@ def test_a_rate_that_diverges_is_not_taken(bert: Path, data: Path, tmp_path: Pat
     assert not read_results(tmp_path / "one")
 
 
+def test_a_rate_that_diverges_in_the_search_is_not_taken(bert: Path, data: Path, tmp_path: Path) -> None:
+    """What is told of it is the rate with a ticket, as of the others."""
+    arguments = ["--task", "SST-2", "--method", "earlybert", *FAST[4:], "--export", "[]", "--ticket-epochs", "1"]
+    arguments += ["--search-epochs", "0.5", "--learning-rate", "1e30", "1e-7", "--ticket-learning-rate", "3e-4", "4e-4"]
+    finetune(bert, data, tmp_path, *arguments)
+    (result,) = read_results(tmp_path)["SST-2", "earlybert"]
+    assert result["learning_rate"] == 4e-4
+    assert result["tried"][0] == {"learning_rate": 3e-4, "score": None} and result["tried"][1]["score"] > 0
+
+
 @pytest.mark.parametrize(("task", "held"), [("SST-2", 10), ("SQuAD", 2)])
 def test_a_tenth_of_the_training_set_is_held_out(bert: Path, data: Path, task: str, held: int) -> None:
     """Of texts or of contexts; the development set is not looked at."""
