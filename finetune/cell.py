@@ -97,7 +97,9 @@ class Cell:
                 "ticket_sha256": ticket.sha256 if ticket else None,
             }
             write_json(self.result, content | methods.size(network, full.network, settings.max_length))
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            # Its own, and those of a try that diverged.
+            for checkpoints in list(self.folder.rglob("checkpoints")):
+                shutil.rmtree(checkpoints, ignore_errors=True)
             listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             say(f"  {listed}  ({clock(time.monotonic() - began)})")
         wait_for_everyone()
