@@ -17,6 +17,7 @@ from pathlib import Path
 
 from provenance import measured_on
 
+from earlybert.core.errors import UserError
 from earlybert.core.files import whole_folder, write_json
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
 from earlybert.pretrain.checkpoint.metrics import of_kind
@@ -62,14 +63,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     run_dir: Path = arguments.run_dir
+    try:
+        rewind = load_recipe(run_config_path(run_dir), []).narrow.rewind
+        searched = Ticket.load(run_dir / "ticket.json")
+    except UserError as error:
+        parser.error(str(error))
+    if not (run_dir / "DONE").is_file():
+        parser.error(f"{run_dir}: has not been trained to its end; it must have been, to be compared with")
     arms = {"searched ticket": run_dir}
     for seed in arguments.seeds:
         arm = run_dir.with_name(f"{run_dir.name}-random-{seed}")
-        ticket = arm.with_suffix(".ticket.json")
+        ticket = arm.with_name(f"{arm.name}.ticket.json")
         if not ticket.is_file():
-            random_ticket_like(Ticket.load(run_dir / "ticket.json"), seed).save(ticket)
+            random_ticket_like(searched, seed).save(ticket)
         options: list[str] = []
-        if load_recipe(run_config_path(run_dir), []).narrow.rewind == "initial":
+        if rewind == "initial":
             options = ["--ticket", str(ticket)]
         elif not arm.is_dir():
             copy_searched(run_dir, arm, ticket)
