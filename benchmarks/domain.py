@@ -134,16 +134,18 @@ def main() -> None:
     print(f"imported and exported: hidden states differ by {differences['exported']:.1e} at most; ", end="")
     print(f"logits of the two exports of a ticket by {differences['narrow_export']:.1e}", flush=True)
     for name in names:
-        if not (folders[name] / "DONE").is_file():
+        done = (folders[name] / "DONE").is_file()
+        if not done:
             if name not in wanted:
                 continue
             print(f"{name}: training", flush=True)
-            if name == DENSE:
-                changes = ["--plan", "[phase1]", "--export", "[]", "--log_every", "1", *overrides]
-                changes += ["--config", "domain_base", "--initial", given.model, "--data", str(given.data.resolve())]
-            else:
-                changes = arguments_of(name, folders[DENSE], folders[SEARCHED])
+        if name == DENSE:
+            changes = ["--plan", "[phase1]", "--export", "[]", "--log_every", "1", *overrides]
+            changes += ["--config", "domain_base", "--initial", given.model, "--data", str(given.data.resolve())]
+            # Also where it is done: a run refuses another model, corpus or field than it began with.
             train(folders[name], *changes)
+        elif not done:
+            train(folders[name], *arguments_of(name, folders[DENSE], folders[SEARCHED]))
         results[name] = outcome(folders[name])
         found = results[name]
         print(f"{name:<18} {found['tokens']:>12,} tokens  held-out masked loss {found['masked_loss']:.4f}", flush=True)
