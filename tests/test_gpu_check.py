@@ -36,6 +36,22 @@ def test_a_stage_that_fails_or_hangs_does_not_stop_the_rest(
     assert "bad                 status 1" in printed and printed.index("no such thing") < printed.index("last: passed")
 
 
+def test_what_was_rehearsed_is_not_among_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "STAGES", (stage("one", "pass"), stage("two", "pass"), stage("three", "pass")))
+    monkeypatch.setattr(gpu_check, "LATER", ())
+    monkeypatch.setattr(gpu_check, "device_type", lambda: "cuda")
+    monkeypatch.setattr(gpu_check, "measured_on", lambda *_: {})
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # a rehearsal sets it
+    for more, expected in (
+        (["--rehearse", "--only", "one"], ["one"]),
+        (["--rehearse", "--only", "two"], ["one", "two"]),
+        (["--only", "three"], ["three"]),
+        (["--only", "two"], ["three", "two"]),
+    ):
+        assert gpu_check.main(["--out", str(tmp_path), "--data", str(tmp_path), *more]) == 0
+        assert list(read_json(tmp_path / "gpu_check.json")["stages"]) == expected
+
+
 def test_a_stage_has_its_time(tmp_path: Path) -> None:
     began = time.monotonic()
     # A child with a session of its own, as torchrun's ranks are, does not outlive the stage.
