@@ -107,13 +107,17 @@ def means(results: dict[str, list[Result]]) -> list[float]:
     ]
 
 
-def relative_change(results: dict[str, list[Result]], base: dict[str, list[Result]]) -> float:
-    """Mean over the tasks of the change against the base, percent of the base; tasks whose base is 0 are left out."""
+def relative_change(results: dict[str, list[Result]], base: dict[str, list[Result]]) -> float | None:
+    """Mean over the tasks of the change against the base, percent of the base; tasks whose base is 0 are left out.
+
+    None where no other is left: CoLA's may be 0.
+    """
     pairs = [
         (statistics.mean(main_scores(task, results[task])), statistics.mean(main_scores(task, base[task])))
         for task in base
     ]
-    return statistics.mean([100 * (new - old) / old for new, old in pairs if old])
+    changes = [100 * (new - old) / old for new, old in pairs if old]
+    return statistics.mean(changes) if changes else None
 
 
 def beside(value: str, paper: float | str | None) -> str:
@@ -131,8 +135,7 @@ def cells(measurement: Measurement, arm: Arm) -> dict[str, str]:
     if "change" in arm.paper:
         family = arm.model.rsplit(" ", 1)[0]
         base = next((other for other in measurement.arms if other.model == f"{family} 100"), None)
-        if base:
-            change = relative_change(results, measurement.results(base))
+        if base and (change := relative_change(results, measurement.results(base))) is not None:
             row["change"] = beside(f"{change:+.2f}", arm.paper["change"])
     if experiment.saving and arm.method != "dense":
         dense = measurement.dense(arm)
@@ -192,7 +195,9 @@ def differences(measurement: Measurement) -> list[str]:
 
 def distances(measurement: Measurement) -> dict[str, Any]:
     """Recorded steps and the distances between their masks."""
-    return read_json(next(measurement.folder(measurement.arms[0]).glob("*/*/seed-1/search/mask_distance.json")))
+    arm, task = measurement.arms[0], measurement.experiment.tasks[0]
+    # Beside it lie those of other tables with this setting.
+    return read_json(measurement.folder(arm) / task / arm.method / "seed-1" / "search" / "mask_distance.json")
 
 
 def print_distances(measurement: Measurement) -> dict[str, Any]:

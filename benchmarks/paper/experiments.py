@@ -96,7 +96,7 @@ TABLES = {
             Arm("EarlyBERT", "earlybert", paper=_row(TWO, "81.81 89.18 90.06 90.71 86.13") | {"saved": "40-45"}),
             Arm("Random", "random", paper=_row(TWO, "79.92 84.46 89.42 89.68 84.47") | {"saved": "45-50"}),
             Arm("LayerDrop", "layerdrop", paper=_row(TWO, "81.27 88.91 88.06 89.89 84.25") | {"saved": "33"}),
-            Arm("BERT large", "dense", LARGE, "BERT large", _row(TWO, "86.59 92.29 91.59 92.21 90.76")),
+            Arm("BERT large", "dense", {}, "BERT large", _row(TWO, "86.59 92.29 91.59 92.21 90.76")),
             Arm(
                 "EarlyBERT large",
                 "earlybert",

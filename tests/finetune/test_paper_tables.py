@@ -1,5 +1,6 @@
 """The paper's tables at smoke scale on made-up data: every row is there, with the paper's numbers and the settings."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ import finetuning
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
-from paper.experiments import BIG_FOUR, FIGURES, TABLES
+from paper.experiments import BIG_FOUR, FIGURES, TABLES, Experiment
 from paper.pictures import score_figure
+from paper_tables import Measurement, distances, relative_change
 
+from earlybert.finetune.results import Result
 from tests.conftest import ROOT
 from tests.finetune.made_up import write_all_glue, write_squad
 
@@ -87,7 +90,29 @@ def test_tables_at_smoke_scale(table: int, bert: Path, everything: Path, tmp_pat
 def test_dense_training_is_not_repeated_for_each_table() -> None:
     """Its score depends on no setting of the ticket."""
     for experiment in TABLES.values():
-        assert all(not arm.settings for arm in experiment.arms if (arm.method, arm.model) == ("dense", "BERT"))
+        assert all(not arm.settings for arm in experiment.arms if arm.method == "dense")
+
+
+def measurement(out: Path, experiment: Experiment) -> Measurement:
+    return Measurement(experiment, "smoke", {"BERT": "bert"}, None, out, ())
+
+
+def test_mask_distances_are_those_of_the_figures_task(tmp_path: Path) -> None:
+    """Table 6 has the same setting and so the same folder, with other tasks in it."""
+    table, figure = measurement(tmp_path, TABLES[6]), measurement(tmp_path, FIGURES[1])
+    for number, task in enumerate(BIG_FOUR):
+        folder = table.folder(table.arms[1]) / task / "earlybert" / "seed-1" / "search"
+        folder.mkdir(parents=True)
+        (folder / "mask_distance.json").write_text(json.dumps({"steps": [number]}))
+    assert distances(figure) == {"steps": [BIG_FOUR.index("QNLI")]}
+
+
+def test_changes_are_of_tasks_with_a_score_to_compare_with() -> None:
+    def scores(cola: float, sst2: float) -> dict[str, list[Result]]:
+        return {"CoLA": [{"scores": {"matthews": cola}}], "SST-2": [{"scores": {"accuracy": sst2}}]}
+
+    assert relative_change(scores(0.1, 0.6), scores(0.0, 0.8)) == pytest.approx(-25)
+    assert relative_change({"CoLA": scores(0.1, 0.6)["CoLA"]}, {"CoLA": scores(0.0, 0.8)["CoLA"]}) is None
 
 
 def test_a_figure_shows_means_and_spreads() -> None:
