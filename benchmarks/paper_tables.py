@@ -30,10 +30,12 @@ from rich.table import Table
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
+from earlybert.core.progress import say
 from earlybert.core.ranks import rank
 from earlybert.finetune import command
 from earlybert.finetune.methods import TICKET_METHODS
 from earlybert.finetune.results import Result, main_scores, majority, read_results, savings, shown
+from earlybert.finetune.training import asked_to_stop
 from earlybert.pretrain.ticket.figures import mask_distance_figure
 
 
@@ -76,7 +78,8 @@ class Measurement:
         setting = ",".join(f"{name}={value}" for name, value in sorted(arm.settings.items())) or "default"
         return self.out / self.scale / arm.model.replace(" ", "-") / setting
 
-    def compute(self) -> None:
+    def compute(self) -> bool:
+        """Computes what is missing; returns whether it is all there, and nobody has asked to stop before."""
         for arm in self.arms:
             arguments = ["--model", self.models[arm.model], "--out", str(self.folder(arm)), "--export", "[]"]
             arguments += ["--data", self.data] if self.data else []
@@ -84,6 +87,10 @@ class Measurement:
             arguments += [word for name, value in arm.settings.items() for word in (f"--{name}", str(value))]
             with contextlib.redirect_stdout(io.StringIO()):
                 command.main([*arguments, *SCALES[self.scale].flags, *self.more])
+            # It returns where it was stopped, too, and the next call would listen anew.
+            if asked_to_stop():
+                return False
+        return True
 
     def results(self, arm: Arm) -> dict[str, list[Result]]:
         """By task."""
@@ -262,11 +269,13 @@ def main() -> None:
     arguments, more = parse()
     try:
         measurement = chosen(arguments, more)
-        measurement.compute()
+        complete = measurement.compute()
     except (UserError, OSError) as error:
         print(f"paper_tables: error: {error}", file=sys.stderr)
         sys.exit(2)
-    if rank() == 0:
+    if not complete:
+        say("no table: asked to stop before all was computed", enabled=rank() == 0)
+    elif rank() == 0:
         rows = (print_distances if measurement.experiment.distances else print_experiment)(measurement)
         if arguments.figure:
             path = arguments.out / f"figure-{arguments.figure}.png"

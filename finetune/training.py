@@ -198,6 +198,12 @@ class ProgressLines(TrainerCallback):
         self.predicted = 0
 
 
+def asked_to_stop() -> bool:
+    """Whether any rank was; all of them ask."""
+    asked = STOP.signal is not None
+    return any(gather_objects(asked)) if world_size() > 1 else asked
+
+
 class StopAfter(TrainerCallback):
     """Ends the run early; what is trained up to then is the beginning of the full run."""
 
@@ -213,8 +219,7 @@ class StopWhenAsked(TrainerCallback):
     """Ends the run after the update in which any rank was asked to, with a checkpoint."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        asked = STOP.signal is not None
-        if any(gather_objects(asked)) if world_size() > 1 else asked:
+        if asked_to_stop():
             control.should_save = control.should_training_stop = True
 
 

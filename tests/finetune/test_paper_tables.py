@@ -1,12 +1,15 @@
 """The paper's tables at smoke scale on made-up data: every row is there, with the paper's numbers and the settings."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import finetuning
 import numpy as np
+import paper_tables as paper_tables_script
 import pytest
 from matplotlib.container import ErrorbarContainer
 from paper.experiments import BIG_FOUR, FIGURES, TABLES, Experiment
@@ -14,6 +17,7 @@ from paper.pictures import score_figure
 from paper_tables import Measurement, distances, relative_change
 
 from earlybert.finetune.results import Result
+from earlybert.finetune.training import ProgressLines
 from tests.conftest import ROOT
 from tests.finetune.made_up import write_all_glue, write_squad
 
@@ -113,6 +117,26 @@ def test_changes_are_of_tasks_with_a_score_to_compare_with() -> None:
 
     assert relative_change(scores(0.1, 0.6), scores(0.0, 0.8)) == pytest.approx(-25)
     assert relative_change({"CoLA": scores(0.1, 0.6)["CoLA"]}, {"CoLA": scores(0.0, 0.8)["CoLA"]}) is None
+
+
+def test_asked_to_stop_it_computes_no_more(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the first update of the first of two rows; the second one is not begun, and there is no table."""
+    update = ProgressLines.on_step_end
+
+    def interrupting(self: ProgressLines, args: Any, state: Any, control: Any, **others: Any) -> None:
+        update(self, args, state, control, **others)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ProgressLines, "on_step_end", interrupting)
+    arguments = ["--table=6", "--tasks", "SST-2", f"--models=BERT={bert}", "--data", str(data), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", *arguments, *SMALL])
+    paper_tables_script.main()
+    printed = capsys.readouterr()
+    assert "stopped as asked at step 1 of" in printed.err and "no table: asked to stop" in printed.err
+    assert not printed.out
+    assert [path.name for path in (tmp_path / "smoke" / "BERT").iterdir()] == ["default"]
 
 
 def test_a_figure_shows_means_and_spreads() -> None:
