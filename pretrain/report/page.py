@@ -1,6 +1,7 @@
 """The text of a report: for a reader who was not there."""
 
 from collections.abc import Callable, Collection, Mapping
+from urllib.parse import quote
 
 from earlybert.core.text import duration, markdown_table
 from earlybert.pretrain.network.config import dense_config, without_coefficients
@@ -86,7 +87,8 @@ TICKET = (
 
 
 def image(file: str) -> str:
-    return f"![{file.removesuffix('.png').replace('_', ' ')}]({file})\n"
+    """The picture of this name; runs may be called with a space or bracket, which ends an address in Markdown."""
+    return f"![{file.removesuffix('.png').replace('_', ' ')}]({quote(file)})\n"
 
 
 def pictured(pictures: Collection[str], prefix: str, title: str, text: str) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -59,20 +60,21 @@ def test_what_an_interruption_costs() -> None:
 
 def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> None:
     write_report([finished_run], tmp_path / "alone")
-    other = shutil.copytree(finished_run, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    other = shutil.copytree(finished_run, tmp_path / "my (2) ö", ignore=shutil.ignore_patterns("checkpoints", "export"))
     write_report([finished_run, other], tmp_path / "both")
     alone, both = (json.loads((tmp_path / folder / "report.json").read_text()) for folder in ("alone", "both"))
     own = json.loads((finished_run / "report.json").read_text())
     assert alone == both["runs"]["finished"] == own | {"run_dir": str(finished_run)}
     # Without checkpoints there is no network whose attention could be looked at.
-    assert both["runs"]["finished"]["attention"] and not both["runs"]["other"]["attention"]
+    assert both["runs"]["finished"]["attention"] and not both["runs"]["my (2) ö"]["attention"]
     last = metrics(finished_run, "validation")[-1]
     for folder, columns in (("alone", 1), ("both", 2)):
         text = (tmp_path / folder / "report.md").read_text()
         losses = " | ".join(columns * [f"{last['masked_loss']:.4f}"])
         assert f"| validation loss of masked tokens, end of phase2 | {losses} |" in text
         assert f"a loss of {last['masked_loss']:.3f} nats, {last['masked_accuracy']:.1%} of them right" in text
-        shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
+        # As CommonMark reads an address: to a space or bracket.
+        shown = {unquote(address) for address in re.findall(r"!\[[^]]*\]\(([^() ]+)\)", text)}
         assert shown == {path.name for path in (tmp_path / folder).glob("*.png")} and len(shown) >= 5
         for path in (tmp_path / folder).iterdir():
             assert path.stat().st_size < 150_000, path
