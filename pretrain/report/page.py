@@ -1,6 +1,6 @@
 """The text of a report: for a reader who was not there."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import quote
 
 from earlybert.core.text import duration, markdown_table
@@ -307,12 +307,17 @@ def interruptions(outcomes: Outcomes) -> str:
 def attention_section(attention: Attention) -> str:
     """The picture and the numbers of the attention mass, and why one looks at them."""
     first = next(iter(attention.values()))
+    layers = max(len(mass.shares["near"]) for mass in attention.values())
+
+    def row(title: str, shares: Sequence[float], evenly: float) -> list[str]:
+        missing = ["-"] * (layers - len(shares))
+        return [title, *(f"{share:.3f}" for share in shares), *missing, f"{evenly:.3f}"]
+
     rows = [
-        [f"{name}, {title}", *(f"{share:.3f}" for share in mass.shares[keys]), f"{mass.uniform[keys]:.3f}"]
+        row(f"{name}, {title}", mass.shares[keys], mass.uniform[keys])
         for name, mass in attention.items()
         for keys, title in (("near", "within two positions"), ("cls", "on [CLS]"))
     ]
-    layers = len(first.shares["near"])
     header = ["share of the attention", *(f"layer {layer}" for layer in range(layers)), "spread evenly"]
     return (
         "Gong et al. (2019) found that heads of a trained BERT look mostly at neighbouring tokens and at [CLS], in low "

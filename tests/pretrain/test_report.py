@@ -12,8 +12,9 @@ import pytest
 
 from earlybert.core import cli
 from earlybert.core.errors import UserError
+from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import read_outcome
-from earlybert.pretrain.report.page import CURVES, MASKS, PROTOCOL, SPLIT, TICKET
+from earlybert.pretrain.report.page import CURVES, MASKS, PROTOCOL, SPLIT, TICKET, attention_section
 from earlybert.pretrain.report.report import write_report
 from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.report.timeline import accelerator_hours, interruptions, read_lines, running_seconds, sessions
@@ -78,6 +79,19 @@ def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> N
         assert shown == {path.name for path in (tmp_path / folder).glob("*.png")} and len(shown) >= 5
         for path in (tmp_path / folder).iterdir():
             assert path.stat().st_size < 150_000, path
+
+
+def test_attention_of_networks_of_other_depths_is_one_table() -> None:
+    uniform = {"near": 0.5, "cls": 0.125}
+
+    def mass(layers: int) -> AttentionMass:
+        return AttentionMass({keys: [0.25] * layers for keys in uniform}, uniform, samples=2, length=64)
+
+    text = attention_section({"shallow": mass(1), "deep": mass(2)})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {4} and rows[0][2:] == ["layer 1", "spread evenly"]
+    evenly = {row[0]: row[2:] for row in rows[2:]}
+    assert evenly["shallow, on [CLS]"] == ["-", "0.125"] and evenly["deep, on [CLS]"] == ["0.250", "0.125"]
 
 
 @pytest.mark.parametrize(
