@@ -9,7 +9,7 @@ from earlybert.core.errors import UserError
 from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.commands.tune import add_tune, tune
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.plan import unprepared_plan
+from earlybert.pretrain.plan.plan import ticket_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.ticket.drawing import all_ticket, mask_distance, random_ticket, random_ticket_like
 from earlybert.pretrain.ticket.search import draw_from_snapshot
@@ -88,7 +88,7 @@ def _draw(arguments: Namespace, _: list[str]) -> None:
     how = dataclasses.replace(recipe.draw, **{name: value for name, value in given.items() if value is not None})
     recipe = dataclasses.replace(recipe, draw=how)
     check_recipe(recipe)
-    plan, folder = unprepared_plan(recipe), arguments.run_dir / "search"
+    plan, folder = ticket_plan(recipe), arguments.run_dir / "search"
     ticket = draw_from_snapshot(
         folder, arguments.step, plan.ticket_shape, how, recipe.seed, wider=plan.wider_tickets(how)
     )
@@ -109,14 +109,14 @@ def _random(arguments: Namespace, overrides: list[str]) -> None:
     if arguments.like:
         ticket = random_ticket_like(Ticket.load(arguments.like), arguments.seed)
     else:
-        plan = unprepared_plan(_recipe(arguments, overrides))
+        plan = ticket_plan(_recipe(arguments, overrides))
         rule = plan.recipe.draw.rule
         ticket = random_ticket(plan.ticket_shape, rule, arguments.seed, plan.wider_tickets(rule))
     _write(ticket, arguments.out)
 
 
 def _all(arguments: Namespace, overrides: list[str]) -> None:
-    _write(all_ticket(unprepared_plan(_recipe(arguments, overrides)).ticket_shape), arguments.out)
+    _write(all_ticket(ticket_plan(_recipe(arguments, overrides)).ticket_shape), arguments.out)
 
 
 def _write(ticket: Ticket, out: Path) -> None:

@@ -15,7 +15,7 @@ from earlybert.pretrain.commands.recipe import recipe_to_begin
 from earlybert.pretrain.cost.gpus import family
 from earlybert.pretrain.cost.widths import DEVICES, Choice, Seconds, fastest, masks_by_multiple, measure, predict, price
 from earlybert.pretrain.plan.checks import check_recipe
-from earlybert.pretrain.plan.plan import unprepared_plan
+from earlybert.pretrain.plan.plan import ticket_plan
 from earlybert.pretrain.plan.recipe import Recipe, load_recipe, recipe_path, run_config_path
 from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
 
@@ -54,7 +54,7 @@ def tune(arguments: Namespace, overrides: list[str]) -> None:
     else:
         recipe = recipe_to_begin(recipe_path(arguments.config), overrides, arguments.parser)
         check_recipe(recipe)
-        shape = unprepared_plan(recipe).ticket_shape.num_layers, recipe.model.intermediate_size
+        shape = ticket_plan(recipe).ticket_shape.num_layers, recipe.model.intermediate_size
         coefficients_LU = np.random.default_rng(recipe.seed).random(shape, dtype=np.float32)
     recipe.draw.check(recipe.model.intermediate_size)
     phase = recipe.first_phase

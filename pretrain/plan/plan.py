@@ -181,6 +181,11 @@ def unprepared_plan(recipe: Recipe) -> Plan:
     return Plan(recipe, full_network(recipe, recipe.corpus.vocab_size, recipe.corpus.objective))
 
 
+def ticket_plan(recipe: Recipe) -> Plan:
+    """The plan for whoever needs its tickets' shape alone, which depends neither on the corpus nor on the losses."""
+    return unprepared_plan(dataclasses.replace(recipe, losses=[]))
+
+
 def corpus_plan(recipe: Recipe, corpus: Corpus) -> Plan:
     """The plan on a prepared corpus."""
     full = full_network(recipe, corpus.vocab_size, corpus.objective, corpus.special_tokens.pad)

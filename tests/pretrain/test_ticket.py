@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from earlybert.core import cli
 from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash
 from earlybert.pretrain.ticket.drawing import (
@@ -362,3 +363,14 @@ def test_mask_distance_counts_differences() -> None:
     second = np.array([[True, True, True], [True, True, True]])
     assert mask_distance(first, second) == pytest.approx(2 / 6)
     assert mask_distance(first, first) == 0.0
+
+
+def test_what_a_ticket_is_for_needs_no_labels(tmp_path: Path) -> None:
+    """A recipe's corpus section, of which a run with --data makes nothing, may lack the labels of its losses."""
+    tickets = []
+    for losses in ("[]", "[masked, next_sentence]"):
+        given = ["--losses", losses, "--corpus.objective", "full-sentences", "--out", str(tmp_path / "ticket.json")]
+        cli.main(["ticket", "random", "--config", "quickstart", "--seed", "3", *given])
+        tickets.append(Ticket.load(tmp_path / "ticket.json"))
+    shape = FullShape(num_layers=2, num_heads=4, head_size=32, intermediate_size=512)
+    assert tickets[0] == tickets[1] and tickets[0].model == shape
