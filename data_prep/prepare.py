@@ -1,5 +1,6 @@
 """Text in, corpus directory out; complete or absent."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def prepare_part(
     with Workers(workers, dask) as pool:
         preparation = Preparation(config, directory, pool)
         done = preparation.make_units(preparation.vocabulary(), part, parts)
-    say(f"Part {part}/{parts} is done ({done} units); after all parts: earlybert prepare merge {directory}")
+    then = shlex.join(["earlybert", "prepare", "merge", str(directory)])
+    say(f"Part {part}/{parts} is done ({done} units); after all parts: {then}")
 
 
 def merge(directory: Path, *, workers: int = 1, dask: str | None = None) -> Corpus:

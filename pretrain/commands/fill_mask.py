@@ -1,5 +1,6 @@
 """`earlybert fill-mask RUN`: what a run's exported network makes of hidden words."""
 
+import shlex
 from pathlib import Path
 
 from earlybert.core.arguments import ArgumentParser
@@ -23,7 +24,8 @@ def main(argv: list[str]) -> None:
     run_config_path(arguments.run_dir)
     exported = arguments.run_dir / "export" / "bert"
     if not (exported / "config.json").is_file():
-        raise UserError(f"{exported}: is no export; make it with earlybert export {arguments.run_dir} --out {exported}")
+        command = shlex.join(["earlybert", "export", str(arguments.run_dir), "--out", str(exported)])
+        raise UserError(f"{exported}: is no export; make it with {command}")
 
     # They import PyTorch and transformers, which --help should not wait for.
     from transformers import pipeline

@@ -1,5 +1,7 @@
 """The short table that ends a run."""
 
+import shlex
+
 from rich.console import Console
 from rich.table import Table
 
@@ -60,4 +62,4 @@ def print_summary(outcome: Outcome) -> None:
         print(f"time saved             not measured: {why_not_timed(outcome)}")
     print(f"run directory          {outcome.run_dir}")
     if "tensorboard" in outcome.plan.recipe.trackers:
-        print(f"curves                 tensorboard --logdir {outcome.run_dir}/tensorboard")
+        print(f"curves                 tensorboard --logdir {shlex.quote(f'{outcome.run_dir}/tensorboard')}")

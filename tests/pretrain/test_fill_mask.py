@@ -1,6 +1,7 @@
 """Hidden words: they come from held-out text, and the guesses are those of the exported network."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,13 @@ def test_one_sentence_says_what_is_wrong(
         cli.main(["fill-mask", *(str(finished_run) if name == "RUN" else name for name in arguments)])
     error = capsys.readouterr().err
     assert left.value.code == 2 and expected in error and error.count("\n") == 1
+
+
+def test_the_command_that_it_names_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "my run (1)"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    with pytest.raises(SystemExit):
+        cli.main(["fill-mask", str(run)])
+    _, command = capsys.readouterr().err.split("make it with ")
+    assert shlex.split(command) == ["earlybert", "export", str(run), "--out", str(run / "export" / "bert")]
