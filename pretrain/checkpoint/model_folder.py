@@ -1,12 +1,14 @@
 """A folder that Hugging Face transformers loads: how it is written, and how it comes to the hub."""
 
+import os
+import re
 import shutil
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from earlybert.core.errors import UserError
+from earlybert.core.errors import UserError, WriteError
 from earlybert.core.files import open_to_readers, read_json, write_json
 
 # What a tokenizer remembers of the place that it was loaded from.
@@ -18,17 +20,32 @@ ANY_TOKENIZER, ANY_TOKENIZER_BEFORE = "TokenizersBackend", "PreTrainedTokenizerF
 def write_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, card: str, out: Path) -> None:
     """Weights, tokenizer and model card (README.md), and the code of a narrow model; complete or absent.
 
-    What was in `out` before is replaced.
+    What was in `out` before is replaced. Raises WriteError where it cannot be written, for example on a full disk.
     """
     temporary = out.with_name(f".{out.name}.tmp")
     disable_progress_bar()  # a bar for one file of one shard
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    _write_tokenizer(tokenizer, temporary, model.config.max_position_embeddings)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    open_to_readers(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    try:
+        model.save_pretrained(temporary)
+        _write_tokenizer(tokenizer, temporary, model.config.max_position_embeddings)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        open_to_readers(temporary)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    except Exception as error:
+        if (number := _system_error(error)) is None:
+            raise
+        raise WriteError(number, os.strerror(number), str(out)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of a refusal of the system; safetensors and tokenizers have it in the text of errors of their own."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, positions: int) -> None:

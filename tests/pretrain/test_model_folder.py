@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,17 @@ def test_the_card_names_the_published_model_that_the_run_began_with(
     # The card is for readers who do not have this disk.
     assert "/runs" not in card
     assert [line for line in card.splitlines() if line.startswith("It begins")] == begins
+
+
+@pytest.mark.parametrize("largest", [100, 10_000])
+def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(largest: int, tmp_path: Path) -> None:
+    """The system refuses larger files: configuration or weights, which two libraries write."""
+    tokenizer = tiny_tokenizer()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        with pytest.raises(UserError, match="out cannot be written"):
+            written(tokenizer, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
