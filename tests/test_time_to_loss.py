@@ -1,6 +1,7 @@
 """The race's arithmetic, on curves whose answers are known; how its calls end."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -184,6 +185,9 @@ def test_every_arm_has_a_plan(device: str, tmp_path: Path) -> None:
     rates = [recipe.phase("phase1").learning_rate for recipe in (found["dense, 0.7 of the rate"], dense)]
     assert rates[0] == pytest.approx(0.7 * rates[1])
     assert found["ticket, grown"].widen.to == ["full"]
+    if device == "cpu":
+        larger = {name for name, recipe in found.items() if recipe.model.initializer_range == 0.05}
+        assert larger == {"dense, larger initial weights", "dense, Muon, larger initial weights"}
     assert set().union(*references(device).values()) <= arms(device).keys()
 
 
@@ -224,6 +228,15 @@ def run_arm(folder: Path, name: str) -> Path:
 
 def validation_losses(run: Path) -> dict[int, float]:
     return {line["global_step"]: line["loss"] for line in of_kind(read_lines(run), "validation")}
+
+
+def test_larger_initial_weights_reach_hugging_face(rehearsal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[hugging_face.Setting] = []
+    monkeypatch.setattr(hugging_face, "train", lambda setting, stop: begun.append(setting))
+    for name in ("Hugging Face, AdamW 0.001", "Hugging Face, AdamW 0.001, larger initial weights"):
+        shutil.rmtree(run_arm(rehearsal, name))
+    spreads = [float(hugging_face.model_of(setting).bert.embeddings.word_embeddings.weight.std()) for setting in begun]
+    assert spreads == pytest.approx([0.02, 0.05], rel=0.03)
 
 
 def test_an_arm_of_hugging_face_is_resumed_where_it_was(rehearsal: Path, monkeypatch: pytest.MonkeyPatch) -> None:

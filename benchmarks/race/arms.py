@@ -64,6 +64,8 @@ REPOSITORY = Path(__file__).parent.parent.parent
 MUON = {"deepspeed": str(REPOSITORY / "ds_configs" / "muon.json")}
 MUON_RATE = 0.7
 FALLING_MASKS = {"mask_probability": {"from": 0.3, "to": 0.15}}
+# 0.02, the usual, was made for BERT-Base: 0.05 is as large beside the square root of this width.
+LARGER_WEIGHTS = {"model.initializer_range": 0.05}
 SHALLOW = "shallow network, same tokens"
 COMMON = {"schedule": "poly_continuous", "checkpoint_every": 250, "keep_checkpoints": 1, "log_every": 1, "export": []}
 
@@ -81,9 +83,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class HuggingFaceArm:
-    """Hugging Face's BERT and Trainer, with AdamW at this peak rate."""
+    """Hugging Face's BERT and Trainer, with AdamW at this peak rate, and what else differs from the recipe."""
 
     learning_rate: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
@@ -95,7 +98,7 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
     widened = [depths[0] | {"width": "ticket"}, *depths[1:-1], depths[-1] | {"until": 0.75}, {"width": "full"}]
     grown = {"grow": depths}
     together = MUON | grown | FALLING_MASKS
-    return {
+    found: dict[str, Arm | HuggingFaceArm] = {
         "dense": Arm(("phase1",)),
         "dense, 0.7 of the rate": Arm(("phase1",), rate_factor=0.7),
         "dense, 1.3 of the rate": Arm(("phase1",), rate_factor=1.3),
@@ -114,15 +117,23 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         # Long enough for Muon's own final loss.
         "best plan, 85 % of the steps": Arm(("phase1",), together, step_factor=0.85, rate_factor=MUON_RATE),
     }
+    if device == "cpu":
+        found |= {
+            "dense, larger initial weights": Arm(("phase1",), LARGER_WEIGHTS, rate_factor=0.7),
+            "dense, Muon, larger initial weights": Arm(("phase1",), MUON | LARGER_WEIGHTS, rate_factor=MUON_RATE),
+            "Hugging Face, AdamW 0.001, larger initial weights": HuggingFaceArm(1e-3, LARGER_WEIGHTS),
+        }
+    return found
 
 
 def references(device: str) -> dict[str, list[str]]:
-    """Whose final losses are to be reached: of each the arm that ends lowest, where there are several rates."""
-    return {
-        "LAMB": ["dense", "dense, 0.7 of the rate", "dense, 1.3 of the rate"],
-        "Muon": ["dense, Muon"],
+    """Whose final losses are to be reached: of each the arm that ends lowest, of several rates and initial weights."""
+    names = {
+        "LAMB": ["dense", "dense, 0.7 of the rate", "dense, 1.3 of the rate", "dense, larger initial weights"],
+        "Muon": ["dense, Muon", "dense, Muon, larger initial weights"],
         "Hugging Face": [name for name, arm in arms(device).items() if isinstance(arm, HuggingFaceArm)],
     }
+    return {title: [name for name in found if name in arms(device)] for title, found in names.items()}
 
 
 def experiments() -> dict[str, Arm | HuggingFaceArm]:
@@ -188,13 +199,13 @@ def command(arm: Arm | HuggingFaceArm, recipe: Path, corpus: Path, out: Path, se
     everybody = ["--config", str(recipe), "--data", str(corpus), "--run-dir", str(out), "--seed", str(seed)]
     if isinstance(arm, HuggingFaceArm):
         script = Path(__file__).parent / "hugging_face.py"
-        return [sys.executable, str(script), *everybody, "--learning_rate", str(arm.learning_rate)]
+        settings = [text for name, value in arm.settings.items() for text in (f"--{name}", str(value))]
+        return [sys.executable, str(script), *everybody, "--learning_rate", str(arm.learning_rate), *settings]
     phase = load_recipe(recipe, []).phase("phase1")
     found = [sys.executable, str(REPOSITORY / "pretrain" / "run.py"), *everybody, "--plan", f"[{', '.join(arm.plan)}]"]
     found += ["--phase1.steps", str(round(arm.step_factor * phase.steps))]
     found += ["--phase1.learning_rate", f"{arm.rate_factor * phase.learning_rate:g}"]
-    for name, value in arm.settings.items():
-        found += [f"--{name}", str(value)]
+    found += [text for name, value in arm.settings.items() for text in (f"--{name}", str(value))]
     if arm.widths_of is not None:
         ticket = out.with_suffix(".ticket.json")
         imitated = run_dir(out.parent, arm.widths_of, seed) / "ticket.json"

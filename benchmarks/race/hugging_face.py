@@ -1,6 +1,7 @@
 """An arm of the race that is not ours: Hugging Face's `BertForMaskedLM`, its `Trainer` and AdamW, on the same samples.
 
     python benchmarks/race/hugging_face.py --config RECIPE --data CORPUS --run-dir RUN --seed 0 --learning_rate 1e-3
+        [--FIELD VALUE ...]
 
 Network, initial weights, optimizer and loop are Hugging Face's. Samples, their order and masks, the rate's curve below
 its peak, AdamW's numbers, clipping, number of steps and precision are those of the recipe's dense run, and so is
@@ -234,10 +235,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--learning_rate", type=float, required=True, help="AdamW's, at the end of warm-up")
-    given = parser.parse_args(argv)
+    given, settings = parser.parse_known_args(argv)
     changes = {"data": given.data, "seed": given.seed, "plan": "[phase1]", "losses": "[masked]"}
     changes["phase1.learning_rate"] = given.learning_rate
-    recipe = load_recipe(given.config, [f"--{name}={value}" for name, value in changes.items()])
+    recipe = load_recipe(given.config, [*(f"--{name}={value}" for name, value in changes.items()), *settings])
     stop = StopRequest()
     stop.listen()
     setting = Setting.of(given.run_dir, recipe)
