@@ -119,7 +119,7 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
     }
     if device == "cpu":
         found |= {
-            "dense, larger initial weights": Arm(("phase1",), LARGER_WEIGHTS, rate_factor=0.7),
+            "dense, larger initial weights": Arm(("phase1",), LARGER_WEIGHTS, rate_factor=0.5),
             "dense, Muon, larger initial weights": Arm(("phase1",), MUON | LARGER_WEIGHTS, rate_factor=MUON_RATE),
             "Hugging Face, AdamW 0.001, larger initial weights": HuggingFaceArm(1e-3, LARGER_WEIGHTS),
         }

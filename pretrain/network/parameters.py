@@ -11,9 +11,10 @@ from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.network.facts import ParameterFacts, Role, layer_norm_facts, linear_facts
 from earlybert.pretrain.network.losses.registry import LOSS_PARTS, loss_parts
 
+POSITION_TABLE = "embeddings.position_embeddings.weight"
 EMBEDDINGS = {
     "embeddings.word_embeddings.weight": ParameterFacts("weight", ("vocabulary", "hidden")),
-    "embeddings.position_embeddings.weight": ParameterFacts("weight", ("positions", "hidden")),
+    POSITION_TABLE: ParameterFacts("weight", ("positions", "hidden")),
     "embeddings.token_type_embeddings.weight": ParameterFacts("weight", ("segments", "hidden")),
     **layer_norm_facts("embeddings.LayerNorm"),
 }

@@ -35,6 +35,11 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
             f"draw.ranking is {recipe.draw.ranking!r}, but plan is {recipe.plan}; without a search nothing is ranked, "
             "so leave it out"
         )
+    if recipe.initial and recipe.new_positions == "repeated":
+        raise UserError(
+            f'new_positions is "repeated", but initial is {recipe.initial!r}, whose positions are trained; it must be '
+            '"initial"'
+        )
     for border in recipe.plan_borders:
         border.check(recipe)
         _check_cuts(recipe, border)

@@ -19,6 +19,7 @@ from earlybert.data_prep.config import MINIMUM_LENGTH, MINIMUM_VOCABULARY, Corpu
 from earlybert.pretrain.network.config import NetworkConfig
 from earlybert.pretrain.plan.borders.border import Border
 from earlybert.pretrain.plan.borders.coefficients import Coefficients
+from earlybert.pretrain.plan.borders.lengthen import NewPositions
 from earlybert.pretrain.plan.borders.narrow import Narrow
 from earlybert.pretrain.plan.borders.stack import Stack
 from earlybert.pretrain.plan.borders.widen import Widen
@@ -174,6 +175,8 @@ class Recipe:
             plan's words and the numbers of stack, widen and coefficients.
         schedule: learning rate after warm-up, both degree 0.5: "poly" falls from the peak's sqrt(1 - x) (NVIDIA's
             PolyWarmUp, which jumps down at the end of warm-up), "poly_continuous" starts at the peak itself.
+        new_positions: what the position table's rows beyond phase 1's length begin phase 2 with: their "initial"
+            values, as in BERT, or the rows that phase 1 trained, "repeated".
         losses: parts of the loss that are trained, by name; without any those that the corpus has labels for.
         masking: dynamic masks differ every epoch, static ones stay.
         mask_probability: share of the tokens to predict; {from: 0.3, to: 0.15} is a straight line over the phases.
@@ -213,6 +216,7 @@ class Recipe:
     coefficients: Coefficients = field(default_factory=Coefficients)
     grow: list[dict[str, Any]] = field(default_factory=list)
     schedule: Form = "poly"
+    new_positions: NewPositions = "initial"
     losses: list[str] = field(default_factory=list)
     masking: Literal["dynamic", "static"] = "dynamic"
     mask_probability: float | dict[str, float] = 0.15

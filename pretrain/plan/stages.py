@@ -63,7 +63,7 @@ def build_stages(recipe: Recipe) -> list[Stage]:
         stages.append(_stage(recipe, index, facts, begin, turn, start))
         # A ticket searched for before anything is trained starts over; one searched for on the way goes on.
         start = 0 if facts.searching and len(stages) == 1 else start + stages[-1].steps
-        begin = Lengthen()
+        begin = Lengthen(trained_length=stages[-1].length, new_positions=recipe.new_positions)
     return stages
 
 
