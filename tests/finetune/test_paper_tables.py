@@ -17,7 +17,7 @@ from paper.pictures import score_figure
 from paper_tables import Measurement, distances, relative_change
 
 from earlybert.finetune.results import Result
-from earlybert.finetune.training import ProgressLines
+from earlybert.finetune.training import STOP, ProgressLines
 from tests.conftest import ROOT
 from tests.finetune.made_up import write_all_glue, write_squad
 
@@ -130,6 +130,8 @@ def test_asked_to_stop_it_computes_no_more(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(ProgressLines, "on_step_end", interrupting)
+    # Forgotten again afterwards: the tests that follow in this process are not asked to stop.
+    monkeypatch.setattr(STOP, "signal", None)
     arguments = ["--table=6", "--tasks", "SST-2", f"--models=BERT={bert}", "--data", str(data), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["paper_tables.py", *arguments, *SMALL])
     paper_tables_script.main()
