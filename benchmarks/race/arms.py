@@ -128,12 +128,13 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
 
 def references(device: str) -> dict[str, list[str]]:
     """Whose final losses are to be reached: of each the arm that ends lowest, of several rates and initial weights."""
+    everybody = arms(device)
     names = {
         "LAMB": ["dense", "dense, 0.7 of the rate", "dense, 1.3 of the rate", "dense, larger initial weights"],
         "Muon": ["dense, Muon", "dense, Muon, larger initial weights"],
-        "Hugging Face": [name for name, arm in arms(device).items() if isinstance(arm, HuggingFaceArm)],
+        "Hugging Face": [name for name, arm in everybody.items() if isinstance(arm, HuggingFaceArm)],
     }
-    return {title: [name for name in found if name in arms(device)] for title, found in names.items()}
+    return {title: [name for name in found if name in everybody] for title, found in names.items()}
 
 
 def experiments() -> dict[str, Arm | HuggingFaceArm]:
@@ -197,15 +198,15 @@ def write_recipe(device: str, work_dir: Path, changes: dict[str, Any]) -> Path:
 def command(arm: Arm | HuggingFaceArm, recipe: Path, corpus: Path, out: Path, seed: int) -> list[str]:
     """The command line that runs, or goes on with, one arm."""
     everybody = ["--config", str(recipe), "--data", str(corpus), "--run-dir", str(out), "--seed", str(seed)]
+    settings = [text for name, value in arm.settings.items() for text in (f"--{name}", str(value))]
     if isinstance(arm, HuggingFaceArm):
         script = Path(__file__).parent / "hugging_face.py"
-        settings = [text for name, value in arm.settings.items() for text in (f"--{name}", str(value))]
         return [sys.executable, str(script), *everybody, "--learning_rate", str(arm.learning_rate), *settings]
     phase = load_recipe(recipe, []).phase("phase1")
     found = [sys.executable, str(REPOSITORY / "pretrain" / "run.py"), *everybody, "--plan", f"[{', '.join(arm.plan)}]"]
     found += ["--phase1.steps", str(round(arm.step_factor * phase.steps))]
     found += ["--phase1.learning_rate", f"{arm.rate_factor * phase.learning_rate:g}"]
-    found += [text for name, value in arm.settings.items() for text in (f"--{name}", str(value))]
+    found += settings
     if arm.widths_of is not None:
         ticket = out.with_suffix(".ticket.json")
         imitated = run_dir(out.parent, arm.widths_of, seed) / "ticket.json"

@@ -29,7 +29,7 @@ class Lengthen(Border):
     word: ClassVar[str] = "lengthen"
 
     trained_length: int
-    new_positions: NewPositions = "initial"
+    new_positions: NewPositions
 
     def begin(
         self, trained: "TrainingState | None", before: NetworkConfig, after: NetworkConfig, initial: "InitialWeights"
