@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 from provenance import measured_on
-from race.arms import SHALLOW, arms, command, experiments, make_corpus, references, run_dir, write_recipe
+from race.arms import CONTROLS, arms, command, experiments, make_corpus, references, run_dir, write_recipe
 from race.outcome import best, curve, figure, race, rows, verdicts
 from race.step_times import measure, stage_shapes
 from rich.console import Console
@@ -136,7 +136,7 @@ def report(given: argparse.Namespace, work_dir: Path, unigram: float) -> None:
     print(f"FLOPs, seconds and clock: shares of {dense}; curves: {picture}")
     for title, name in found.items():
         print(f"to {title}'s loss: the final loss of {name}, as a share of its own seconds with the same seed")
-    for sentence in verdicts(table, unigram, dense, SHALLOW):
+    for sentence in verdicts(table, unigram, CONTROLS):
         print(sentence)
 
 

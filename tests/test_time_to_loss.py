@@ -1,5 +1,6 @@
 """The race's arithmetic, on curves whose answers are known; how its calls end."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from race import hugging_face
-from race.arms import SHALLOW, Arm, arms, command, experiments, references, run_dir, write_recipe
+from race.arms import CONTROLS, SHALLOW, Arm, arms, command, experiments, references, run_dir, write_recipe
 from race.outcome import EFFORTS, Curve, best, curve, race, reached, rows, spread, verdicts
 from race.step_times import measure, stage_shapes
 from time_to_loss import options, train
@@ -127,14 +128,19 @@ def test_what_the_table_does_not_prove_is_said() -> None:
     """At 6.6 for word frequencies, 5.1 is just enough and 5.2 is not."""
     deep = {"seed": [0, 1], "loss": [4.0, 4.4]}
     table = {"dense": deep, "weak": {"seed": [0], "loss": [5.2]}, "enough": {"seed": [0], "loss": [5.1 - 1e-9]}}
-    (weak, missing) = verdicts(table, 6.6, "dense", "shallow")
+    controls = {"shallow": "dense"}
+    (weak, missing) = verdicts(table, 6.6, controls)
     assert weak.startswith("weak: ends less than 1.5 nats")
     assert "has not been run" in missing
     # On the seed that both have, 4.0 is below 4.1; the mean over all of the deep one's seeds is above it.
     table = {"dense": deep, "shallow": {"seed": [0], "loss": [4.1]}}
-    assert verdicts(table, 6.6, "dense", "shallow") == []
-    (equal,) = verdicts(table | {"shallow": {"seed": [0], "loss": [4.0]}}, 6.6, "dense", "shallow")
+    assert verdicts(table, 6.6, controls) == []
+    (equal,) = verdicts(table | {"shallow": {"seed": [0], "loss": [4.0]}}, 6.6, controls)
     assert "not above the 4.0000 of dense" in equal
+    # Each is held against the network with its own optimizer; a run with no common seed says nothing.
+    table |= {"dense, Muon": {"seed": [0], "loss": [3.5]}, "shallow, Muon": {"seed": [1], "loss": [3.6]}}
+    (apart,) = verdicts(table, 6.6, controls | {"shallow, Muon": "dense, Muon"})
+    assert apart.startswith("shallow, Muon: has not been run with a seed of dense, Muon")
 
 
 def test_an_arm_is_asked_to_stop_when_the_budget_ends() -> None:
@@ -179,6 +185,11 @@ def test_every_arm_has_a_plan(device: str, tmp_path: Path) -> None:
     stages = build_stages(plan)
     assert sum(stage.steps for stage in stages) == dense.phase("phase1").steps / 2
     assert [plan.stack.layers[0], plan.model.num_layers] == [found[SHALLOW].model.num_layers, dense.model.num_layers]
+    for shallow, deep in CONTROLS.items():
+        changed = {"num_layers": dense.model.num_layers}
+        assert dataclasses.replace(found[shallow].model, **changed) == found[deep].model, shallow
+        assert found[shallow].phase("phase1") == found[deep].phase("phase1"), shallow
+        assert found[shallow].deepspeed == found[deep].deepspeed, shallow
     assert (stages[0].masks.share_at(0), stages[-1].masks.last) == (0.3, 0.15)
     assert plan.deepspeed is not None
     assert DeepSpeedFile.load(Path(plan.deepspeed)).optimizer == "Muon"
@@ -187,7 +198,8 @@ def test_every_arm_has_a_plan(device: str, tmp_path: Path) -> None:
     assert found["ticket, grown"].widen.to == ["full"]
     if device == "cpu":
         larger = {name for name, recipe in found.items() if recipe.model.initializer_range == 0.05}
-        assert larger == {"dense, larger initial weights", "dense, Muon, larger initial weights"}
+        names = ("dense", "dense, Muon", "EarlyBERT", "shallow network")
+        assert larger == {f"{name}, larger initial weights" for name in names}
     assert set().union(*references(device).values()) <= arms(device).keys()
 
 

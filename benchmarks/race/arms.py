@@ -66,7 +66,10 @@ MUON_RATE = 0.7
 FALLING_MASKS = {"mask_probability": {"from": 0.3, "to": 0.15}}
 # 0.02, the usual, was made for BERT-Base: 0.05 is as large beside the square root of this width.
 LARGER_WEIGHTS = {"model.initializer_range": 0.05}
+# Controls: networks as deep as growth begins with, and those of full depth with the same optimizer. Growth is shown
+# to pay only where depth does: where a control ends above the other.
 SHALLOW = "shallow network, same tokens"
+CONTROLS = {SHALLOW: "dense", "shallow network, Muon": "dense, Muon"}
 COMMON = {"schedule": "poly_continuous", "checkpoint_every": 250, "keep_checkpoints": 1, "log_every": 1, "export": []}
 
 
@@ -105,11 +108,13 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         "dense, Muon": Arm(("phase1",), MUON, rate_factor=MUON_RATE),
         **{f"Hugging Face, AdamW {rate:g}": HuggingFaceArm(rate) for rate in ADAMW_RATES[device]},
         SHALLOW: Arm(("phase1",), {"model.num_layers": shallow}),
+        "shallow network, Muon": Arm(("phase1",), MUON | {"model.num_layers": shallow}, rate_factor=MUON_RATE),
         "dense, 80 % of the steps": Arm(("phase1",), step_factor=0.8),
         "dense, 60 % of the steps": Arm(("phase1",), step_factor=0.6),
         "EarlyBERT": Arm(searching),
         "EarlyBERT, Muon": Arm(searching, MUON, rate_factor=MUON_RATE),
         "random ticket": Arm(("narrow", "phase1"), widths_of="EarlyBERT"),
+        "random ticket, Muon": Arm(("narrow", "phase1"), MUON, rate_factor=MUON_RATE, widths_of="EarlyBERT, Muon"),
         "stacking": Arm(("phase1",), grown),
         "ticket, grown": Arm(searching, {"grow": widened, "narrow.step_factor": 1.0}),
         "falling masks": Arm(("phase1",), FALLING_MASKS),
@@ -118,8 +123,17 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         "best plan, 85 % of the steps": Arm(("phase1",), together, step_factor=0.85, rate_factor=MUON_RATE),
     }
     if device == "cpu":
+        later = together | {"grow": [{"until": 0.7, "layers": shallow}, depths[-1]]}
         found |= {
+            "best plan, 85 %, grown at 70 %": Arm(("phase1",), later, step_factor=0.85, rate_factor=MUON_RATE),
             "dense, larger initial weights": Arm(("phase1",), LARGER_WEIGHTS, rate_factor=0.5),
+            "shallow network, larger initial weights": Arm(
+                ("phase1",), LARGER_WEIGHTS | {"model.num_layers": shallow}, rate_factor=0.5
+            ),
+            "EarlyBERT, larger initial weights": Arm(searching, LARGER_WEIGHTS, rate_factor=0.5),
+            "random ticket, larger initial weights": Arm(
+                ("narrow", "phase1"), LARGER_WEIGHTS, rate_factor=0.5, widths_of="EarlyBERT, larger initial weights"
+            ),
             "dense, Muon, larger initial weights": Arm(("phase1",), MUON | LARGER_WEIGHTS, rate_factor=MUON_RATE),
             "Hugging Face, AdamW 0.001, larger initial weights": HuggingFaceArm(1e-3, LARGER_WEIGHTS),
         }

@@ -114,26 +114,34 @@ def shares_to(mine: Curve, theirs: Curve, title: str) -> dict[str, float | None]
     }
 
 
-def verdicts(table: Mapping[str, Any], unigram: float, deep: str, shallow: str) -> list[str]:
-    """What the table does not prove, in sentences; `unigram` is the cross-entropy of guessing by word frequencies."""
+def verdicts(table: Mapping[str, Any], unigram: float, controls: Mapping[str, str]) -> list[str]:
+    """What the table does not prove, in sentences.
+
+    `unigram` is the cross-entropy of guessing by word frequencies; `controls` names the deep network of every shallow
+    one.
+    """
     means = {name: statistics.fmean(arm["loss"]) for name, arm in table.items()}
     weak = [name for name, loss in means.items() if unigram - loss < LEAST_NATS]
     said = [f"{name}: ends less than {LEAST_NATS} nats below word frequencies, so it proves nothing" for name in weak]
-    if shallow not in table:
-        return [*said, f"{shallow}: has not been run, so the table proves nothing about growth"]
-    seeds = set(table[deep]["seed"]) & set(table[shallow]["seed"])
-    ends = {
-        name: statistics.fmean(
-            loss for seed, loss in zip(table[name]["seed"], table[name]["loss"], strict=True) if seed in seeds
-        )
-        for name in (deep, shallow)
-    }
-    if ends[shallow] <= ends[deep]:
-        said.append(
-            f"{shallow}: ends at {ends[shallow]:.4f}, not above the {ends[deep]:.4f} of {deep}, so the table proves "
-            "nothing about growth"
-        )
+    nothing = "so the table proves nothing about growth with its optimizer"
+    for shallow, deep in controls.items():
+        if not (seeds := seeds_of(table, shallow) & seeds_of(table, deep)):
+            said.append(f"{shallow}: has not been run with a seed of {deep}, {nothing}")
+            continue
+        ends = {name: mean_loss(table[name], seeds) for name in (shallow, deep)}
+        if ends[shallow] <= ends[deep]:
+            said.append(f"{shallow}: ends at {ends[shallow]:.4f}, not above the {ends[deep]:.4f} of {deep}, {nothing}")
     return said
+
+
+def seeds_of(table: Mapping[str, Any], name: str) -> set[int]:
+    """The seeds that an arm was run with."""
+    return set(table[name]["seed"]) if name in table else set()
+
+
+def mean_loss(arm: Mapping[str, Any], seeds: set[int]) -> float:
+    """Mean final loss of an arm over these seeds."""
+    return statistics.fmean(loss for seed, loss in zip(arm["seed"], arm["loss"], strict=True) if seed in seeds)
 
 
 def spread(values: Sequence[float | None], form: str) -> str:
