@@ -19,11 +19,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 MODELS = {
     "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "intermediate_size": 192},
@@ -62,8 +61,15 @@ OPTIONS = options()
 os.environ["OMP_NUM_THREADS"] = str(OPTIONS.threads)
 
 import torch  # noqa: E402
-from freed_memory import give_freed_memory_back  # noqa: E402
 from provenance import measured_on  # noqa: E402
+from step_parts import (  # noqa: E402
+    all_needed,
+    bernoulli_dropout,
+    no_kernels,
+    padding_computed,
+    plain_loss,
+    settings,
+)
 from transformers import BertConfig, BertForPreTraining  # noqa: E402
 
 from earlybert.core import devices, distributed  # noqa: E402
@@ -72,7 +78,6 @@ from earlybert.core.files import write_json  # noqa: E402
 from earlybert.data_prep.config import CorpusConfig  # noqa: E402
 from earlybert.data_prep.prepare import prepare  # noqa: E402
 from earlybert.data_prep.samples.corpus import Corpus  # noqa: E402
-from earlybert.kernels import cross_entropy, dropout, extension, packed_attention  # noqa: E402
 from earlybert.pretrain.cost.hardware import measured_peak  # noqa: E402
 from earlybert.pretrain.network.batch import Batch  # noqa: E402
 from earlybert.pretrain.network.config import NetworkConfig, dense_config  # noqa: E402
@@ -204,74 +209,6 @@ def ours(
         forward_and_backward(built, [batch], Work.of(batch), [0], search)
 
     return step
-
-
-def all_needed(batch: Batch) -> Batch:
-    """The same batch, with a last layer that computes every token."""
-    return dataclasses.replace(
-        batch,
-        needed=batch.tokens,
-        needed_rows_M=torch.arange(batch.tokens.tokens, device=DEVICE),
-        predicted_rows_N=batch.needed_rows_M[batch.predicted_rows_N],
-        first_rows_B=batch.needed_rows_M[batch.first_rows_B],
-    )
-
-
-@functools.lru_cache(BATCHES)
-def padding_computed(batch: Batch) -> Batch:
-    """The same sequences, all as long as the longest, whose padding is computed like tokens and in every layer."""
-    inputs = batch.padded(pad_token_id=0)
-    rows_T = inputs["attention_mask"].flatten().nonzero().flatten()
-    sequences, length = inputs["input_ids"].shape
-    padded = Batch.of(
-        [length] * sequences,
-        inputs["input_ids"].flatten().cpu(),
-        inputs["token_type_ids"].flatten().cpu(),
-        rows_T[batch.needed_rows_M[batch.predicted_rows_N]].cpu(),
-        batch.masked_labels_N.cpu(),
-        batch.segment_labels_B.cpu(),
-    )
-    return all_needed(padded.to(DEVICE))
-
-
-@contextlib.contextmanager
-def settings(*, matmul: str = "auto", keep_memory: bool = True, attention: str = "") -> Iterator[None]:
-    """Process-wide settings of one row. Without `keep_memory` the C library's limits are those it starts with."""
-    if matmul == "auto":
-        devices.set_matmul_precision("auto", DEVICE)
-    else:
-        torch.set_float32_matmul_precision(matmul)
-    if keep_memory:
-        devices.keep_freed_memory()
-    else:
-        give_freed_memory_back()
-    with mock.patch.dict(os.environ, {"EARLYBERT_ATTENTION": attention}):
-        yield
-
-
-@contextlib.contextmanager
-def patched(*patches: Any) -> Iterator[None]:
-    with settings(), contextlib.ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch)
-        yield
-
-
-def plain_loss() -> contextlib.AbstractContextManager[Any]:
-    return patched(
-        mock.patch.object(cross_entropy, "linear_cross_entropy", cross_entropy.linear_cross_entropy_reference)
-    )
-
-
-def bernoulli_dropout() -> contextlib.AbstractContextManager[Any]:
-    def keep_scale(shape: torch.Size, probability: float, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype).bernoulli_(1 - probability).div_(1 - probability)
-
-    return patched(*(mock.patch.object(module, "keep_scale", keep_scale) for module in (dropout, packed_attention)))
-
-
-def no_kernels() -> contextlib.AbstractContextManager[Any]:
-    return patched(mock.patch.object(extension, "operators_for", lambda tensor: False))
 
 
 def make_rows(recipe: Recipe) -> list[Row]:

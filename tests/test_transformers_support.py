@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers_rows
 import transformers_support
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
-from transformers_support import COLUMNS, ROWS, Export, make_exports, results
+from transformers_rows import ROWS, Export
+from transformers_support import COLUMNS, make_exports, results
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,10 @@ def test_every_row_works(name: str, exports: dict[str, Export]) -> None:
 
 def test_the_exports_are_of_a_network_that_was_cut(exports: dict[str, Export]) -> None:
     """So that equal scores say something: other shapes than plain BERT's, and other scores."""
-    narrow, plain = (transformers_support.load(AutoModel, exports[name]) for name in ("narrow", "plain BERT"))
+    narrow, plain = (transformers_rows.load(AutoModel, exports[name]) for name in ("narrow", "plain BERT"))
     assert narrow.config.heads == [3, 3, 3] and len(set(narrow.config.neurons)) == 3
     assert sum(narrow.config.neurons) == 3 * 48 - round(0.4 * 3 * 48)
-    scores = [transformers_support.auto_model(exports[name])[0] for name in ("narrow", "plain BERT")]
+    scores = [transformers_rows.auto_model(exports[name])[0] for name in ("narrow", "plain BERT")]
     assert float((scores[0] - scores[1]).abs().max()) > 0.1
     assert narrow.num_parameters() < plain.num_parameters()
 
