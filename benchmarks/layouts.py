@@ -21,7 +21,9 @@ import numpy as np
 from provenance import measured_on
 
 from earlybert.core.files import write_json
+from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, load_recipe
+from earlybert.pretrain.report.timeline import read_lines
 from earlybert.pretrain.ticket.drawing import keep_mask
 from earlybert.pretrain.ticket.search import load_snapshot, recorded_steps, snapshot_path
 
@@ -68,8 +70,7 @@ def launch(name: str, run_dir: Path, config: str, steps: int, overrides: list[st
 
 def losses(run_dir: Path, stage: str) -> np.ndarray:
     """Logged training losses of one stage, float64 [steps]."""
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return np.array([line["loss"] for line in lines if line["kind"] == "train" and line["stage"] == stage])
+    return np.array([line["loss"] for line in of_kind(read_lines(run_dir), "train") if line["stage"] == stage])
 
 
 def compare(reference: Path, other: Path) -> dict[str, Any]:

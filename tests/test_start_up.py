@@ -5,23 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from start_up import PROGRAM
 
 from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 from tests.test_imports import HEAVY
 
-PROBE = """
-import sys
-from earlybert.core import cli
-try:
-    cli.main(sys.argv[1:])
-finally:
-    print("imported", *sys.modules, file=sys.stderr)
-"""
-
 
 def imported(folder: Path, command: str) -> tuple[int, set[str]]:
     """Exit status of `earlybert COMMAND` in a folder, and which of the heavy packages it imported."""
-    words = [sys.executable, "-c", PROBE, *command.split()]
+    words = [sys.executable, "-c", PROGRAM, *command.split()]
     finished = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
     last = finished.stderr.splitlines()[-1].split()
     assert last[0] == "imported", finished.stderr

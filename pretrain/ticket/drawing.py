@@ -63,7 +63,7 @@ def round_widths(widths_L: NDArray[np.int_], multiple: int) -> NDArray[np.int_]:
     return blocks_L * multiple
 
 
-def _kept(mask_LU: Mask) -> tuple[tuple[int, ...], ...]:
+def _kept(mask_LU: Mask) -> KeptIndices:
     return tuple(tuple(int(index) for index in np.flatnonzero(mask_U)) for mask_U in mask_LU)
 
 
@@ -121,7 +121,7 @@ def random_ticket_like(ticket: Ticket, seed: int) -> Ticket:
     """The baseline with the same width in every layer as `ticket`, units chosen by chance."""
     generator = np.random.default_rng(seed)
 
-    def choose(layers: tuple[tuple[int, ...], ...], units: int) -> tuple[tuple[int, ...], ...]:
+    def choose(layers: KeptIndices, units: int) -> KeptIndices:
         return tuple(
             tuple(int(i) for i in np.sort(generator.choice(units, len(kept), replace=False))) for kept in layers
         )

@@ -57,7 +57,7 @@ def train_stage(
         StageProgress(stage.name, stage.steps, state.step, enabled=telemetry.enabled) as progress,
         closing(prefetched_steps(loader, state.position, recipe.loader_workers)) as steps,
     ):
-        for batches in times.waiting_for("data", steps):
+        for batches in times.waiting_for_data(steps):
             if at_step_border(stop, checkpoints):
                 break
             with times.step(state.step):

@@ -85,7 +85,7 @@ def compute_step(
     seeds = [derived_seed(*key, turn) for turn in range(batches.micro_batches)]
     engine.engine.train()
     search = recipe.search if stage.searching else None
-    sums, l1 = forward_and_backward(engine, engine.times.waiting_for("data", batches.batches), work, seeds, search)
+    sums, l1 = forward_and_backward(engine, engine.times.waiting_for_data(batches.batches), work, seeds, search)
     return distributed.sum_over_ranks(sums), l1, work
 
 
@@ -96,13 +96,13 @@ def train_step(engine: StageEngine, batches: StepBatches, stage: Stage, recipe: 
     counts what the full network would have had to do for the same batch. Like `seconds` and `tokens_per_second` they
     leave out what the step waits for its data, before it and in it.
     """
-    data_seconds = engine.times.newly_waited("data")
+    data_seconds = engine.times.newly_waited_for_data()
     began = time.perf_counter()
     learning_rate = stage.schedule.learning_rate_at(step)
     engine.set_learning_rate(learning_rate)
     sums, l1, work = compute_step(engine, batches, stage, recipe)
     metrics = mean_scores(sums, loss_parts(engine.config.losses), work)
-    waited = engine.times.newly_waited("data")
+    waited = engine.times.newly_waited_for_data()
     seconds = time.perf_counter() - began - waited
     peak = engine.peak_flops * ranks.world_size()
     dense = at_depth(dense_config(engine.config), recipe.model.num_layers)

@@ -28,35 +28,31 @@ class StepTimes:
         self._device = device
         self._sampling = False
         self._waited = {"data": 0.0, "checkpoint": 0.0, "validation": 0.0}
-        self._newly_waited = dict(self._waited)
-        # Between which moments the device had nothing to do but to wait for a part.
-        self._idle: list[tuple[str, Any, Any]] = []
+        self._newly_waited_for_data = 0.0
+        # Between which moments the device had nothing to do but to wait for data.
+        self._idle: list[tuple[Any, Any]] = []
         self._computed: dict[str, float] = {}
         self._steps = 0
 
-    def waited(self, part: str, seconds: float) -> None:
-        self._waited[part] += seconds
-        self._newly_waited[part] += seconds
-
-    def newly_waited(self, part: str) -> float:
+    def newly_waited_for_data(self) -> float:
         """Seconds since this was last asked."""
         self._count_idle()
-        seconds, self._newly_waited[part] = self._newly_waited[part], 0.0
+        seconds, self._newly_waited_for_data = self._newly_waited_for_data, 0.0
         return seconds
 
     @contextmanager
     def waiting(self, part: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.waited(part, time.perf_counter() - began)
+        self._waited[part] += time.perf_counter() - began
 
-    def waiting_for(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
+    def waiting_for_data(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; waiting for each of them counts, as far as the device is done with what it was given."""
         remaining = iter(items)
         while True:
             began = self._moment()
             item = next(remaining, None)
-            self._idle.append((part, began, self._moment()))
+            self._idle.append((began, self._moment()))
             if item is None:
                 return
             yield item
@@ -70,12 +66,14 @@ class StepTimes:
         return event
 
     def _count_idle(self) -> None:
-        for part, began, ended in self._idle:
+        for began, ended in self._idle:
             if self._device.type == "cuda":
                 ended.synchronize()
-                self.waited(part, began.elapsed_time(ended) / 1000)
+                seconds = began.elapsed_time(ended) / 1000
             else:
-                self.waited(part, ended - began)
+                seconds = ended - began
+            self._waited["data"] += seconds
+            self._newly_waited_for_data += seconds
         self._idle.clear()
 
     @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -15,12 +16,26 @@ from torch import Tensor
 
 from earlybert.finetune.model import TrainedForSequenceClassification
 from earlybert.finetune.pretrained import starting_weights, task_config
+from earlybert.finetune.training import TimedTrainer
 from earlybert.pretrain.checkpoint.pretrained import open_pretrained
 from tests.finetune.made_up import tiny_bert
 
 LAYERS, HEADS, HEAD_SIZE, NEURONS = 3, 4, 8, 64
 # By ranking: of all heads and of all neurons, [L, U] each.
 Recorded = dict[str, list[NDArray[np.float64]]]
+
+
+def kept_batches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """What every Trainer of ours computes a loss of from now on, in a list that grows."""
+    batches: list[dict[str, Tensor]] = []
+    original = TimedTrainer.compute_loss
+
+    def keeping(self: TimedTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        batches.append({key: value.clone() for key, value in inputs.items()})
+        return original(self, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(TimedTrainer, "compute_loss", keeping)
+    return batches
 
 
 def stacked(rows: list[Tensor]) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import TrainerCallback
 
 from earlybert.finetune import methods
@@ -21,7 +20,7 @@ from earlybert.pretrain.ticket.drawing import random_ticket
 from earlybert.pretrain.ticket.search import RankingName, Snapshot, load_snapshot, save_snapshot, snapshot_path
 from earlybert.pretrain.ticket.text import ticket_markdown
 from earlybert.pretrain.ticket.ticket import FullShape, Ticket, TicketRule
-from tests.finetune.reference_search import reference_search
+from tests.finetune.reference_search import kept_batches, reference_search
 
 
 def settings(ranking: RankingName, **changes: Any) -> TaskSettings:
@@ -57,14 +56,7 @@ def recorded(folder: Path, step: int) -> Snapshot:
 def test_rankings_are_those_of_a_search_written_out(
     bert: Path, task: SentenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranking: RankingName
 ) -> None:
-    batches: list[dict[str, torch.Tensor]] = []
-    original = TimedTrainer.compute_loss
-
-    def keeping(self: TimedTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        batches.append({key: value.clone() for key, value in inputs.items()})
-        return original(self, model, inputs, *rest, **more)
-
-    monkeypatch.setattr(TimedTrainer, "compute_loss", keeping)
+    batches = kept_batches(monkeypatch)
     # Gradients are clipped, which importance must not see.
     used = settings(ranking, max_grad_norm=1.0)
     ticket = searched(bert, task, tmp_path, used)

@@ -28,7 +28,7 @@ from earlybert.pretrain.ticket.search import load_snapshot, snapshot_path
 from earlybert.pretrain.ticket.ticket import TicketRule
 from tests.conftest import gradient_of
 from tests.finetune.made_up import VOCABULARY, save_tiny_bert, tiny_bert
-from tests.finetune.reference_search import reference_search
+from tests.finetune.reference_search import kept_batches, reference_search
 
 
 def settings(task: str = "SST-2", **changes: Any) -> TaskSettings:
@@ -113,14 +113,7 @@ def test_recordings_are_the_coefficients_after_each_update(
 ) -> None:
     """On the whole run's learning-rate curve, copied: the released code recorded before the update on GLUE and, on
     CPUs, recorded the live tensor, so that all recordings were equal."""
-    batches: list[dict[str, torch.Tensor]] = []
-    original = TimedTrainer.compute_loss
-
-    def keeping(self: TimedTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        batches.append({key: value.clone() for key, value in inputs.items()})
-        return original(self, model, inputs, *rest, **more)
-
-    monkeypatch.setattr(TimedTrainer, "compute_loss", keeping)
+    batches = kept_batches(monkeypatch)
     used = settings(batch_size=8, search_epochs=0.5, learning_rate=1e-3)
     searched(bert, task, tmp_path, used)
     assert len(batches) == 6  # stops at the draw step, though the curve is that of three epochs

@@ -180,7 +180,7 @@ def test_a_slow_loader_changes_no_step_time(monkeypatch: pytest.MonkeyPatch) -> 
     stage, recipe = searching_stage()
     config = small_config(searching=True)
     engine: Any = TimedEngine(build(config, random_weights(config)), 2)
-    (batches,) = engine.times.waiting_for("data", taking(5, [step_batches(1, 2)]))
+    (batches,) = engine.times.waiting_for_data(taking(5, [step_batches(1, 2)]))
     work = batches.work
     loaded = dataclasses.replace(batches, batches=taking(30, batches.batches))
     found = train_step(engine, loaded, stage, recipe, step=0)

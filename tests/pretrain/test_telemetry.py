@@ -156,6 +156,8 @@ def test_nested_parts_count_once() -> None:
         def _now(self) -> float:
             return now
 
+        _moment = _now
+
     class Slow:
         rank = 3
 
@@ -166,9 +168,13 @@ def test_nested_parts_count_once() -> None:
         nonlocal now
         now += seconds
 
+    def loaded() -> Iterator[object]:
+        pass_by(0.5)
+        yield object()
+
     times = Clocked(torch.device("cpu"))
     backend = _TimedBackend(Slow(), times)
-    times.waited("data", 0.5)
+    assert len(list(times.waiting_for_data(loaded()))) == 1
     with times.step(0):
         pass_by(2)
         backend.all_reduce(4)
@@ -211,10 +217,10 @@ def test_a_gpu_that_still_computes_waits_for_nothing(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     times = StepTimes(torch.device("cuda"))
-    for _ in times.waiting_for("data", loaded()):
+    for _ in times.waiting_for_data(loaded()):
         busy_until = max(now, busy_until) + 3
     # Loaded at 102, 104 and 112, computed until 105, 108 and 115.
-    assert times.newly_waited("data") == pytest.approx(2 + 4)
+    assert times.newly_waited_for_data() == pytest.approx(2 + 4)
 
 
 def test_two_ranks_communicate_and_speak_once(workplace: Path) -> None:
