@@ -109,7 +109,7 @@ class Row:
     step: Callable[[Batch], None]
     setting: Callable[[], contextlib.AbstractContextManager[Any]]
     config: NetworkConfig
-    seconds: list[float]
+    seconds: list[float] = dataclasses.field(default_factory=list)
     # Until the host has issued a step, and memory that it takes beyond what is always there; of a GPU.
     issued: list[float] = dataclasses.field(default_factory=list)
     peak_bytes: int = 0
@@ -236,32 +236,32 @@ def make_rows(recipe: Recipe) -> list[Row]:
         return settings(matmul="highest", keep_memory=False)
 
     rows = [
-        Row("transformers, defaults", "fp32", default, usual, dense, []),
-        Row("transformers, oneDNN, fused AdamW", "fp32", fast, settings, dense, []),
-        Row("transformers, autocast, fused AdamW", HALF, best, settings, dense, []),
-        Row("ours, dense", "fp32", exact, settings, dense, []),
-        Row("ours, ticket", "fp32", narrow_exact, settings, ticket, []),
-        Row("ours, dense", HALF, half, settings, dense, []),
-        Row("ours, ticket", HALF, narrow, settings, ticket, []),
-        Row("  last layer on all tokens", HALF, lambda batch: half(all_needed(batch)), settings, dense, []),
-        Row("  padding computed", HALF, lambda batch: half(padding_computed(batch)), settings, dense, []),
-        Row("  loss not in chunks", HALF, half, plain_loss, dense, []),
+        Row("transformers, defaults", "fp32", default, usual, dense),
+        Row("transformers, oneDNN, fused AdamW", "fp32", fast, settings, dense),
+        Row("transformers, autocast, fused AdamW", HALF, best, settings, dense),
+        Row("ours, dense", "fp32", exact, settings, dense),
+        Row("ours, ticket", "fp32", narrow_exact, settings, ticket),
+        Row("ours, dense", HALF, half, settings, dense),
+        Row("ours, ticket", HALF, narrow, settings, ticket),
+        Row("  last layer on all tokens", HALF, lambda batch: half(all_needed(batch)), settings, dense),
+        Row("  padding computed", HALF, lambda batch: half(padding_computed(batch)), settings, dense),
+        Row("  loss not in chunks", HALF, half, plain_loss, dense),
     ]
     if DEVICE.type == "cpu" and not OPTIONS.rehearse:
         rows += [
-            Row("  attention by its definition", HALF, half, lambda: settings(attention="reference"), dense, []),
-            Row("  dropout from Bernoulli draws", HALF, half, bernoulli_dropout, dense, []),
-            Row("  memory given back", HALF, half, lambda: settings(keep_memory=False), dense, []),
-            Row("  no oneDNN", "fp32", exact, lambda: settings(matmul="highest"), dense, []),
+            Row("  attention by its definition", HALF, half, lambda: settings(attention="reference"), dense),
+            Row("  dropout from Bernoulli draws", HALF, half, bernoulli_dropout, dense),
+            Row("  memory given back", HALF, half, lambda: settings(keep_memory=False), dense),
+            Row("  no oneDNN", "fp32", exact, lambda: settings(matmul="highest"), dense),
         ]
     else:
         compiled = theirs_when_needed(autocast=True, fused=True, compiled=True)
         searching = dataclasses.replace(dense, searching=True)
         rows += [
-            Row("ours, searching", HALF, ours_when_needed(searching, HALF), settings, searching, []),
-            Row("ours, dense, torch.compile", HALF, ours_when_needed(dense, HALF, True), settings, dense, []),
-            Row("transformers, autocast, torch.compile", HALF, compiled, settings, dense, []),
-            Row("  no CUDA kernels", HALF, half, no_kernels, dense, []),
+            Row("ours, searching", HALF, ours_when_needed(searching, HALF), settings, searching),
+            Row("ours, dense, torch.compile", HALF, ours_when_needed(dense, HALF, True), settings, dense),
+            Row("transformers, autocast, torch.compile", HALF, compiled, settings, dense),
+            Row("  no CUDA kernels", HALF, half, no_kernels, dense),
         ]
     return [row for row in rows if any(part in f"{row.name} {row.precision}" for part in OPTIONS.only)]
 

@@ -61,7 +61,7 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowRule:
-    """How contexts are cut and answers put together; BERT's values.
+    """How contexts are cut and answers put together.
 
     Args:
         max_length: tokens in a row.
@@ -71,11 +71,11 @@ class WindowRule:
         max_answer_length: most tokens in an answer.
     """
 
-    max_length: int = 384
-    doc_stride: int = 128
-    max_query_length: int = 64
-    n_best: int = 20
-    max_answer_length: int = 30
+    max_length: int
+    doc_stride: int
+    max_query_length: int
+    n_best: int
+    max_answer_length: int
 
     def check(self) -> None:
         room = self.max_length - self.max_query_length - SPECIAL_TOKENS[2]
@@ -215,7 +215,7 @@ class Answer:
 
     text: str
     score: float
-    probability: float = 0.0
+    probability: float
 
 
 def candidates(

@@ -111,9 +111,9 @@ def _config(name: str, field: str) -> BertConfig:
     )
     if not isinstance(config, BertConfig):
         raise UserError(f"{name}: its model_type is {config.model_type!r}; it must be bert or earlybert")
-    for field, expected in FIXED_FIELDS.items():
-        if (found := getattr(config, field, expected)) != expected:
-            raise UserError(f"{name}: its {field} is {found!r}; it must be {expected!r}")
+    for key, expected in FIXED_FIELDS.items():
+        if (found := getattr(config, key, expected)) != expected:
+            raise UserError(f"{name}: its {key} is {found!r}; it must be {expected!r}")
     return config
 
 

@@ -63,7 +63,7 @@ class Batch:
     predicted_rows_N: Tensor
     masked_labels_N: Tensor
     segment_labels_B: Tensor
-    weight: float = 1.0
+    weight: float
 
     @staticmethod
     def of(

@@ -1,5 +1,6 @@
 """Windows over contexts and answers out of their scores, against brute force and real questions."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,8 @@ from earlybert.finetune.tasks.squad_scoring import score
 from tests.finetune.made_up import tiny_tokenizer
 
 RULE = WindowRule(max_length=20, doc_stride=6, max_query_length=5, n_best=4, max_answer_length=3)
+# What BERT's script has.
+USUAL = WindowRule(max_length=384, doc_stride=128, max_query_length=64, n_best=20, max_answer_length=30)
 CONTEXT = "The old tree is green. A small house, the quick river; walk not the Good stone-table is sad - a river sings."
 QUESTION = Question("q", "what is good ?", CONTEXT, ["Good stone"], [CONTEXT.index("Good")])
 
@@ -102,12 +105,13 @@ def test_an_answer_keeps_the_accents_that_the_tokenizer_drops(answer: str) -> No
     """Also those that are characters of their own, at an answer's end and at the context's."""
     for context in (f"The old {answer} is green.", f"The old {answer}"):
         question = Question("q", "what ?", context, [answer], [8])
-        (window,) = make_windows([question], tiny_tokenizer(), WindowRule(max_length=40, max_query_length=5))["q"]
+        rule = dataclasses.replace(USUAL, max_length=40, max_query_length=5)
+        (window,) = make_windows([question], tiny_tokenizer(), rule)["q"]
         row = labelled(window)
         starts, ends = np.zeros((2, 1, 40), dtype=np.float32)
         starts[0, row["start_positions"]] = ends[0, row["end_positions"]] = 9
         assert row["start_positions"] > 0
-        assert candidates([window], starts, ends, WindowRule())[0].text == answer
+        assert candidates([window], starts, ends, rule)[0].text == answer
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_no_allowed_span_is_an_empty_answer() -> None:
 
 def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     with pytest.raises(UserError, match=r"doc_stride is 128.*only 61 tokens"):
-        WindowRule(max_length=128).check()
+        dataclasses.replace(USUAL, max_length=128).check()
 
 
 def a_file(*changes: dict) -> dict:
@@ -220,7 +224,7 @@ def test_training_leaves_out_answers_that_are_not_where_they_should_be(
     content = json.loads((data / "SQuAD" / "train-v1.1.json").read_text())
     content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] += 1
     (tmp_path / "train-v1.1.json").write_text(json.dumps(content))
-    rule = WindowRule(max_length=64, max_query_length=8, doc_stride=40)
+    rule = dataclasses.replace(USUAL, max_length=64, max_query_length=8, doc_stride=40)
     rows = SquadData(tmp_path, tiny_tokenizer(), rule).train(None)
     assert len(rows) == 23
     assert "1 training questions have no answer" in capsys.readouterr().err
@@ -236,7 +240,7 @@ def test_true_spans_of_real_questions_score_full_marks() -> None:
     questions = questions_of(content, "dev")
     assert len(questions) == 10570
     some = questions[::20]
-    rule = WindowRule(max_length=128, doc_stride=32, max_query_length=64, max_answer_length=60)
+    rule = dataclasses.replace(USUAL, max_length=128, doc_stride=32, max_answer_length=60)
     predictions = {}
     for question, windows in make_windows(some, tokenizer, rule).items():
         starts, ends = (np.zeros((len(windows), rule.max_length), dtype=np.float32) for _ in range(2))
