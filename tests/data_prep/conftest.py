@@ -11,6 +11,11 @@ from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus
 
 DOCUMENTS = 60
+SENTENCES = [
+    "Näive users were using useful user interfaces.",
+    "The usual user uses 北京 and the unusual user misuses [MASK] in the interface.",
+    "Interfaces of users' users; using interfaces is usual!",
+]
 
 
 def make_documents(count: int = DOCUMENTS) -> list[str]:
@@ -54,3 +59,10 @@ def config(text_file: Path) -> CorpusConfig:
 @pytest.fixture(scope="session")
 def corpus(config: CorpusConfig, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return prepare(config, tmp_path_factory.mktemp("corpora") / "entries")
+
+
+@pytest.fixture
+def sentences_file(tmp_path: Path) -> Path:
+    file = tmp_path / "sentences.txt"
+    file.write_text("\n".join(SENTENCES), encoding="utf-8")
+    return file

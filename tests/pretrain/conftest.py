@@ -11,6 +11,20 @@ from earlybert.data_prep.prepare import prepare
 from earlybert.data_prep.samples.corpus import Corpus
 
 LENGTHS = [16, 32]
+SMALL = """\
+model: {hidden_size: 32, num_layers: 2, num_heads: 4, intermediate_size: 64, max_position_embeddings: 64}
+search: {steps: 5, snapshot_every: 1}
+draw: {width_multiple: 8}
+phase1:
+  length: 16
+  max_predictions: 3
+  global_batch: 8
+  micro_batch: 4
+  steps: 10
+  learning_rate: 1e-2
+  warmup: 0.2
+phase2: {length: 32, max_predictions: 5, global_batch: 8, micro_batch: 4, steps: 6, learning_rate: 5.0e-3, warmup: 0.1}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +77,10 @@ def packed_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def single_segment_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The same text without next-sentence prediction."""
     return make_corpus(tmp_path_factory.mktemp("singles"), "full-sentences")
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path

@@ -5,10 +5,13 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.network.batch import Batch
 from earlybert.pretrain.network.initial import initial_weights
 from earlybert.pretrain.network.losses.registry import loss_parts
@@ -17,7 +20,7 @@ from earlybert.pretrain.network.work import Work
 from earlybert.pretrain.plan.recipe import Recipe, SearchConfig, load_recipe, recipe_path
 from earlybert.pretrain.plan.stages import Stage, build_stages
 from earlybert.pretrain.train.batches import StepBatches
-from earlybert.pretrain.train.objective import mean_scores
+from earlybert.pretrain.train.objective import mean_scores, penalty, score_sums, step_share
 from earlybert.pretrain.train.step import compute_step, train_step, validate
 from earlybert.pretrain.train.timing import StepTimes
 from tests.pretrain.small_models import (
@@ -25,9 +28,12 @@ from tests.pretrain.small_models import (
     batch_of,
     build,
     gradients_of_step,
+    padded_labels,
+    padded_logits,
     random_weights,
     small_config,
 )
+from tests.pretrain.test_batches import GLOBAL_BATCH, LAYOUTS, expected_rows, loaders
 
 SEARCH = SearchConfig(lambda_heads=3e-4, lambda_neurons=1e-4)
 
@@ -186,3 +192,101 @@ def test_a_slow_loader_changes_no_step_time(monkeypatch: pytest.MonkeyPatch) -> 
     found = train_step(engine, loaded, stage, recipe, step=0)
     assert (found["seconds"], found["data_seconds"]) == (4, 65)
     assert found["tokens_per_second"] == work.tokens / 4
+
+
+def network(corpus: Corpus, *, searching: bool = False) -> PreTrainingNetwork:
+    """float64, no dropout."""
+    losses = ("masked", "next_sentence") if corpus.objective == "nsp" else ("masked",)
+    config = small_config(vocab_size=corpus.vocab_size, losses=losses, searching=searching)
+    return build(config, random_weights(config), torch.float64)
+
+
+def direct_loss(corpus: Corpus, model: PreTrainingNetwork, position: int) -> tuple[float, float]:
+    """(mean over masked tokens, mean over sequences) of cross-entropies, one unpadded sequence at a time."""
+    masked, next_sentence = [], []
+    for tokens, segments, positions, labels, (label,) in expected_rows(corpus, position).elements():
+        inputs = {"input_ids": torch.tensor([tokens]), "token_type_ids": torch.tensor([segments])}
+        output = padded_logits(model, **inputs)
+        log_probabilities = output.prediction_logits[0, list(positions)].log_softmax(-1)
+        masked += [-float(row[token]) for row, token in zip(log_probabilities.detach(), labels, strict=True)]
+        if output.seq_relationship_logits is not None:
+            logits = output.seq_relationship_logits.detach()
+            next_sentence.append(float(F.cross_entropy(logits, torch.tensor([label]))))
+    return float(np.mean(masked)), float(np.mean(next_sentence)) if next_sentence else 0.0
+
+
+@pytest.mark.parametrize("name", ["small_corpus", "single_segment_corpus"])
+def test_loss_is_the_mean_over_the_global_batch_in_every_layout(name: str, request: pytest.FixtureRequest) -> None:
+    corpus: Corpus = request.getfixturevalue(name)
+    model = network(corpus)
+    masked, next_sentence = direct_loss(corpus, model, 22)
+    for world_size, micro_batch in LAYOUTS:
+        steps = [loader.load(22).kept() for loader in loaders(corpus, world_size, micro_batch)]
+        work = Work.total(step.work for step in steps)
+        outputs = [(model(batch), model.parts, batch.weight) for step in steps for batch in step.batches]
+        total = sum(float(step_share(output, parts, work, weight).detach()) for output, parts, weight in outputs)
+        assert total == pytest.approx(masked + next_sentence, rel=1e-9)
+        sums = torch.stack([score_sums(*each) for each in outputs]).sum(0)
+        means = mean_scores(sums, model.parts, work)
+        assert means["loss"] == pytest.approx(total, rel=1e-12)
+        assert means["masked_loss"] == pytest.approx(masked, rel=1e-9)
+        assert means.get("next_sentence_loss", 0.0) == pytest.approx(next_sentence, rel=1e-9)
+
+
+def test_gradient_is_the_same_in_every_layout(small_corpus: Corpus) -> None:
+    gradients = []
+    for world_size, micro_batch in [(1, 11), (2, 3), (8, 2)]:
+        steps = [loader.load(0).kept() for loader in loaders(small_corpus, world_size, micro_batch)]
+        batches = [batch for step in steps for batch in step.batches]
+        found = gradients_of_step(network(small_corpus), batches)
+        gradients.append(torch.cat([gradient.flatten() for gradient in found.values()]))
+    for other in gradients[1:]:
+        assert float((other - gradients[0]).norm() / gradients[0].norm()) < 1e-6
+
+
+def test_correct_predictions_are_counted(small_corpus: Corpus) -> None:
+    """Labels are what the padded network scores highest, or for some of them something else."""
+    model = network(small_corpus)
+    (batch,) = loaders(small_corpus, 1, GLOBAL_BATCH)[0].load(0).batches
+    with torch.no_grad():
+        output = padded_logits(model, **batch.padded(small_corpus.special_tokens.pad))
+        best = output.prediction_logits[padded_labels(batch)["labels"] != -100].argmax(-1)
+        relation = output.seq_relationship_logits.argmax(-1)
+        odd = torch.arange(len(best)) % 2
+        labels = torch.where(odd == 1, (best + 1) % small_corpus.vocab_size, best)
+        segments = torch.where(torch.arange(GLOBAL_BATCH) < 3, relation, 1 - relation)
+        found = model(dataclasses.replace(batch, masked_labels_N=labels, segment_labels_B=segments)).scores
+    assert int(found["masked"].correct) == (len(labels) + 1) // 2
+    assert int(found["next_sentence"].correct) == 3
+
+
+def test_stand_in_adds_nothing_and_still_has_a_gradient(small_corpus: Corpus) -> None:
+    """Its backward pass must reach every parameter, or the other ranks wait for ever in their collectives."""
+    model = network(small_corpus)
+    stand_in = loaders(small_corpus, 8, 2)[7].batch(0, 0)
+    output = model(stand_in)
+    assert score_sums(output, model.parts, stand_in.weight).tolist() == [0.0] * 4
+    step_share(output, model.parts, Work(predictions=5, sequences=7), stand_in.weight).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_penalty_has_the_gradient_of_its_strengths(small_corpus: Corpus) -> None:
+    """lambda * sign(c), nothing more: whatever else is computed with the coefficients is left out here."""
+    model = network(small_corpus, searching=True)
+    model.get_parameter("layers.0.attention.output.coefficients").data[1] = -0.4
+    batch = loaders(small_corpus)[0].batch(0, 0)
+    penalty(model(batch), 1e-4, 3e-4).backward()
+    for name, parameter in model.named_parameters():
+        if name.endswith("coefficients"):
+            strength = 1e-4 if "attention" in name else 3e-4
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, strength * parameter.detach().sign(), rtol=1e-6, atol=0)
+        else:
+            assert parameter.grad is None or not parameter.grad.any()
+
+
+def test_the_network_takes_a_batch(small_corpus: Corpus) -> None:
+    (loader,) = loaders(small_corpus)
+    output = network(small_corpus)(loader.batch(0, 0))
+    assert list(output.scores) == ["masked", "next_sentence"]
+    assert all(value.shape == () for score in output.scores.values() for value in score)
