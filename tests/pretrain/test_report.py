@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from markdown_it import MarkdownIt
 
 from earlybert.core import cli
 from earlybert.core.errors import UserError
@@ -61,13 +63,14 @@ def test_what_an_interruption_costs() -> None:
 
 def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> None:
     write_report([finished_run], tmp_path / "alone")
-    other = shutil.copytree(finished_run, tmp_path / "my (2) ö", ignore=shutil.ignore_patterns("checkpoints", "export"))
+    name = "my (2) | ö"
+    other = shutil.copytree(finished_run, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints", "export"))
     write_report([finished_run, other], tmp_path / "both")
     alone, both = (json.loads((tmp_path / folder / "report.json").read_text()) for folder in ("alone", "both"))
     own = json.loads((finished_run / "report.json").read_text())
     assert alone == both["runs"]["finished"] == own | {"run_dir": str(finished_run)}
     # Without checkpoints there is no network whose attention could be looked at.
-    assert both["runs"]["finished"]["attention"] and not both["runs"]["my (2) ö"]["attention"]
+    assert both["runs"]["finished"]["attention"] and not both["runs"][name]["attention"]
     last = metrics(finished_run, "validation")[-1]
     for folder, columns in (("alone", 1), ("both", 2)):
         text = (tmp_path / folder / "report.md").read_text()
@@ -79,6 +82,19 @@ def test_a_report_of_one_run_and_of_two(finished_run: Path, tmp_path: Path) -> N
         assert shown == {path.name for path in (tmp_path / folder).glob("*.png")} and len(shown) >= 5
         for path in (tmp_path / folder).iterdir():
             assert path.stat().st_size < 150_000, path
+    assert ["", "finished", name] in headers(text)
+
+
+def headers(markdown: str) -> list[list[str]]:
+    """The first row of every table, as a reader of Markdown sees it."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    found: list[list[str]] = []
+    for before, token in pairwise(tokens):
+        if before.type == "tr_open" and token.type == "th_open":
+            found.append([])
+        elif before.type == "th_open":
+            found[-1].append(token.content)
+    return found
 
 
 def test_attention_of_networks_of_other_depths_is_one_table() -> None:
