@@ -144,9 +144,10 @@ def finished_runs(work_dir: Path, names: Iterable[str]) -> dict[str, dict[int, P
     """By arm and seed the folders of the runs that are done."""
     done: dict[str, dict[int, Path]] = {}
     for name in names:
-        pattern = run_dir(work_dir, name, 0).name.removesuffix("0") + "*"
-        found = {int(path.name.rpartition("seed")[2]): path for path in work_dir.glob(pattern) if path.is_dir()}
-        done[name] = {seed: path for seed, path in found.items() if (path / "DONE").is_file()}
+        prefix = run_dir(work_dir, name, 0).name.removesuffix("0")
+        found = {path.parent.name.removeprefix(prefix): path.parent for path in work_dir.glob(f"{prefix}*/DONE")}
+        # Beside the runs may lie copies of them, as dense-seed0-backup.
+        done[name] = {int(seed): path for seed, path in found.items() if seed.isdecimal()}
     return done
 
 

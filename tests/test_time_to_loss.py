@@ -15,7 +15,7 @@ from race import hugging_face
 from race.arms import CONTROLS, SHALLOW, Arm, arms, command, experiments, references, run_dir, write_recipe
 from race.outcome import EFFORTS, Curve, best, curve, race, reached, rows, spread, verdicts
 from race.step_times import measure, stage_shapes
-from time_to_loss import options, train
+from time_to_loss import finished_runs, options, train
 
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
@@ -167,6 +167,16 @@ def test_a_rate_may_be_written_as_yaml_takes_for_a_text(tmp_path: Path, monkeypa
     recipe = write_recipe("cpu", tmp_path, changes)
     line = command(given.arms["dense, 0.7 of the rate"], recipe, tmp_path, tmp_path / "run", 0)
     assert line[-4:] == ["--phase1.steps", "200", "--phase1.learning_rate", "0.0056"]
+
+
+def test_only_folders_that_the_race_made_are_runs(tmp_path: Path) -> None:
+    made = {seed: run_dir(tmp_path, "random ticket", seed) for seed in (0, 3, 12)}
+    others = [tmp_path / f"random-ticket-seed{rest}" for rest in ("0-backup", "0.old", "", "s", "-1")]
+    for folder in (*made.values(), *others, tmp_path / "ticket-seed5"):
+        folder.mkdir()
+        (folder / "DONE").touch()
+    (made[12] / "DONE").unlink()
+    assert finished_runs(tmp_path, ["random ticket"]) == {"random ticket": {0: made[0], 3: made[3]}}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
