@@ -111,6 +111,24 @@ def test_shares_are_of_each_reference() -> None:
     assert dict(zip(header, lines[0], strict=True))["below frequencies"] == "0.60 (proves nothing)"
 
 
+def test_a_reference_that_lacks_seeds_is_compared_with_the_others() -> None:
+    """The plan meets the 4 that the Trainer ends at with seed 1 at second 30 of 200, and never the 3 of seed 2."""
+    curves = {
+        "dense": {seed: made_up([50, 100], [6.0, 5.0]) for seed in (0, 1, 2)},
+        "Trainer": {seed: made_up([100, 200], [6.0, 5.0 - seed]) for seed in (1, 2)},
+        "plan": {seed: made_up([20, 30], [6.0, 4.0]) for seed in (0, 1, 2)},
+        "first seed": {0: made_up([20, 30], [6.0, 4.0])},
+    }
+    table = race(curves, {"LAMB": "dense", "Hugging Face": "Trainer"})
+    shares = zip(table["plan"]["seed"], table["plan"]["clock_to_Hugging Face"], strict=True)
+    assert dict(shares) == {0: "no such seed", 1: pytest.approx(30 / 200), 2: None}
+    header, *lines = rows(table, ["LAMB", "Hugging Face"], unigram=6.6)
+    printed = {line[0]: line[header.index("to Hugging Face's loss: clock")] for line in lines}
+    assert printed["plan"] == "0.150 (1 of 2), with 2 of 3 seeds"
+    assert printed["Trainer"] == "1.000 ± 0.000"
+    assert printed["first seed"] == "no such seed"
+
+
 def test_the_best_rate_is_that_of_common_seeds() -> None:
     """The second rate's only low loss is of a seed that the first one has not run."""
     curves = {

@@ -21,6 +21,9 @@ EFFORTS = {
 # An arm that ends closer to the cross-entropy of guessing by word frequencies has hardly learnt to use the context.
 LEAST_NATS = 1.5
 
+# Where a reference has not been run with the seed of an arm.
+NO_SEED = "no such seed"
+
 Curve = dict[str, list[float]]
 Curves = Mapping[str, Mapping[int, Curve]]
 
@@ -86,7 +89,8 @@ def race(curves: Curves, references: Mapping[str, str]) -> dict[str, Any]:
     """Per arm: final scores, what was spent, and when each reference's final loss was met.
 
     Every number is a list, one entry a seed. What was spent is a share of what the first reference spent with that
-    seed; `EFFORT_to_REFERENCE` is a share of that reference's own, None where its loss was never met.
+    seed; `EFFORT_to_REFERENCE` is a share of that reference's own, None where its loss was never met, NO_SEED where it
+    has not been run with that seed.
     """
     table: dict[str, Any] = {}
     base = curves[next(iter(references.values()))]
@@ -97,8 +101,7 @@ def race(curves: Curves, references: Mapping[str, str]) -> dict[str, Any]:
             entry: dict[str, Any] = {"seed": seed, "loss": mine["loss"][-1], "accuracy": mine["accuracy"][-1]}
             entry |= {effort: mine[effort][-1] / first[effort][-1] for effort in EFFORTS}
             for title, reference in references.items():
-                if (theirs := curves[reference].get(seed)) is not None:
-                    entry |= shares_to(mine, theirs, title)
+                entry |= shares_to(mine, curves[reference].get(seed), title)
             for key, value in entry.items():
                 rows.setdefault(key, []).append(value)
         if rows:
@@ -106,8 +109,10 @@ def race(curves: Curves, references: Mapping[str, str]) -> dict[str, Any]:
     return table
 
 
-def shares_to(mine: Curve, theirs: Curve, title: str) -> dict[str, float | None]:
+def shares_to(mine: Curve, theirs: Curve | None, title: str) -> dict[str, float | str | None]:
     """Every effort until another curve's final loss is met, as a share of what that one spent."""
+    if theirs is None:
+        return {f"{effort}_to_{title}": NO_SEED for effort in EFFORTS}
     met = {effort: reached(mine, effort, theirs["loss"][-1]) for effort in EFFORTS}
     return {
         f"{effort}_to_{title}": None if spent is None else spent / theirs[effort][-1] for effort, spent in met.items()
@@ -144,15 +149,18 @@ def mean_loss(arm: Mapping[str, Any], seeds: set[int]) -> float:
     return statistics.fmean(loss for seed, loss in zip(arm["seed"], arm["loss"], strict=True) if seed in seeds)
 
 
-def spread(values: Sequence[float | None], form: str) -> str:
-    """Mean, and with several seeds the standard deviation; how many of them never got there."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return "not reached"
-    text = format(statistics.fmean(there), form)
+def spread(values: Sequence[float | str | None], form: str) -> str:
+    """Mean, and with several seeds the standard deviation; how many got there, and how many could be compared."""
+    compared = [value for value in values if value != NO_SEED]
+    there = [float(value) for value in compared if value is not None]
+    if not compared:
+        return NO_SEED
+    text = format(statistics.fmean(there), form) if there else "not reached"
     if len(there) > 1:
         text += f" ± {format(statistics.stdev(there), form)}"
-    return text + (f" ({len(there)} of {len(values)})" if len(there) < len(values) else "")
+    if 0 < len(there) < len(compared):
+        text += f" ({len(there)} of {len(compared)})"
+    return text + (f", with {len(compared)} of {len(values)} seeds" if len(compared) < len(values) else "")
 
 
 def rows(table: Mapping[str, Any], references: Sequence[str], unigram: float) -> list[list[str]]:
@@ -165,8 +173,7 @@ def rows(table: Mapping[str, Any], references: Sequence[str], unigram: float) ->
         line.append(f"{below:.2f}{' (proves nothing)' if below < LEAST_NATS else ''}")
         line += [spread(arm[effort], ".3f") for effort in ("flops", "medians", "clock")]
         for title in references:
-            shares = [arm.get(f"{effort}_to_{title}") for effort in ("medians", "clock")]
-            line += ["no such seed" if found is None else spread(found, ".3f") for found in shares]
+            line += [spread(arm[f"{effort}_to_{title}"], ".3f") for effort in ("medians", "clock")]
         lines.append(line)
     return lines
 
