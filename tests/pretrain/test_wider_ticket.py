@@ -144,7 +144,7 @@ NONSENSE: list[tuple[list[str], Widen, str]] = [
     (
         NARROW_FIRST,
         Widen(until=[0.5], to=[{"neuron_ratio": 0.6}]),
-        "widen.to[0].neuron_ratio is 0.6; it must be above 0",
+        "widen.to[0].neuron_ratio is 0.6; it must be at least 0 and below 0.5",
     ),
     (
         NARROW_FIRST,
@@ -159,8 +159,13 @@ NONSENSE: list[tuple[list[str], Widen, str]] = [
     ),
     (
         [*NARROW_FIRST, "widen", "phase1"],
+        Widen(until=[0.5, 0.6], to=[{"head_ratio": 0.0, "neuron_ratio": 0.0}, "full"]),
+        "widen number 2 has no units to give back",
+    ),
+    (
+        [*NARROW_FIRST, "widen", "phase1"],
         Widen(until=[0.5, 0.6], to=[{"neuron_ratio": 0.1}, {"neuron_ratio": 0.2}]),
-        "widen.to[1].neuron_ratio is 0.2; it must be above 0 and below 0.1",
+        "widen.to[1].neuron_ratio is 0.2; it must be at least 0 and below 0.1",
     ),
 ]
 
@@ -170,6 +175,27 @@ def test_a_wider_ticket_without_sense_is_refused(plan: list[str], widen: Widen, 
     with pytest.raises(UserError) as caught:
         check_recipe(recipe_of(plan, widen=widen))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shares", "word"),
+    [
+        ({"head_ratio": 0.0}, "all_heads"),
+        ({"neuron_ratio": 0}, "all_neurons"),
+        ({"head_ratio": 0.0, "neuron_ratio": 0.0}, "full"),
+    ],
+)
+def test_a_share_of_nothing_is_all_units(shares: dict[str, float], word: Any) -> None:
+    """As in the draw section, where nothing is cut then."""
+    networks = []
+    for width in (shares, word):
+        recipe = recipe_of(NARROW_FIRST, widen=Widen(until=[0.5], to=[width]))
+        check_recipe(recipe)
+        plan = Plan(recipe, small_config())
+        ticket = random_ticket(plan.ticket_shape, DRAW.rule, 1, plan.wider_tickets(DRAW))
+        networks.append(plan.with_ticket(ticket, "the ticket").stages[-1].network)
+    assert networks[0].kept_units == networks[1].kept_units
+    assert (networks[0].heads, networks[0].neurons) == (networks[1].heads, networks[1].neurons)
 
 
 def test_a_ticket_file_is_widened_by_what_it_cuts_itself() -> None:
@@ -251,7 +277,7 @@ def test_it_is_reported_and_exported_at_its_last_width(finished: Path) -> None:
 
 def test_one_that_is_wider_than_what_it_is_widened_to_is_not_drawn(finished: Path, place: Path) -> None:
     status, output = run_here(place, "ticket", "draw", str(finished), "--neuron_ratio", "0.05", "--out", "low.json")
-    assert status == 2 and "widen.to[0].neuron_ratio is 0.1; it must be above 0 and below 0.05" in output, output
+    assert status == 2 and "widen.to[0].neuron_ratio is 0.1; it must be at least 0 and below 0.05" in output, output
     assert not (place / "low.json").exists()
 
 

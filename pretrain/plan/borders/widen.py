@@ -60,21 +60,18 @@ class Widen(Border):
         times = plan.count(self.word)
         expected = f"one of {', '.join(WHOLE)}, or {{neuron_ratio: 0.1}}, for each widen of the plan, {times}"
         require(len(self.to) in (0, times), "widen.to", self.to, expected)
-        cut: set[Unit] = set(UNITS)
-        shares = {"head_ratio": recipe.draw.head_ratio, "neuron_ratio": recipe.draw.neuron_ratio}
+        cut = {"head_ratio": recipe.draw.head_ratio, "neuron_ratio": recipe.draw.neuron_ratio}
         if recipe.ticket:  # A file has its own, and the wider ones in it hold its units.
-            shares = dict.fromkeys(SHARES, 1.0)
+            cut = dict.fromkeys(SHARES, 1.0)
         for turn in range(times):
-            width = self.width(turn)
-            if isinstance(width, dict):
-                _check_shares(width, shares, f"widen.to[{turn}]")
-                shares |= width
-                back, whole = {SHARES[share] for share in width}, set[Unit]()
-            else:
-                back = whole = set(WHOLE[width])
-            if not cut & back:
+            left = _shares_left(self.width(turn), f"widen.to[{turn}]")
+            if not any(cut[share] for share in left):
                 raise UserError(f"widen.to is {self.to or ['full']}; widen number {turn + 1} has no units to give back")
-            cut -= whole
+            for share, value in left.items():
+                most = cut[share]
+                expected = f"at least 0 and below {most:g}, which is cut before it: widening only gives units back"
+                require(0 <= value < most or value == most == 0, f"widen.to[{turn}].{share}", value, expected)
+            cut |= left
 
     def width(self, turn: int) -> Width | dict[str, float]:
         """What occurrence number `turn` widens to."""
@@ -129,13 +126,13 @@ class Widen(Border):
         return TrainingState(weights, moments, trained.optimizer_step)
 
 
-def _check_shares(width: dict[str, float], before: dict[str, float], name: str) -> None:
-    """Raises UserError unless the shares that stay cut are smaller than those that were."""
+def _shares_left(width: Width | dict[str, float], name: str) -> dict[str, float]:
+    """The shares that a width leaves cut, of those that it changes; raises UserError for others."""
+    if not isinstance(width, dict):
+        return {share: 0.0 for share, unit in SHARES.items() if unit in WHOLE[width]}
     if not width or not width.keys() <= SHARES.keys():
         raise UserError(f"{name} is {width}; it must have {' or '.join(SHARES)}, or be one of {', '.join(WHOLE)}")
-    for share, value in width.items():
-        expected = f"above 0 and below {before[share]:g}, which is cut before it: widening only gives units back"
-        require(0 < value < before[share], f"{name}.{share}", value, expected)
+    return width
 
 
 def _together(first: KeptIndices, second: KeptIndices) -> KeptIndices:
