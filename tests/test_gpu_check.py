@@ -10,7 +10,9 @@ from typing import Any
 import gpu_check
 import psutil
 import pytest
+from gpu.race_piece import ARMS, REHEARSED
 from gpu.table import goals, table
+from race.arms import CONTROLS, arms
 
 from earlybert.core.files import read_json
 from tests.conftest import ROOT
@@ -106,3 +108,8 @@ def test_rehearsal(tmp_path: Path) -> None:
     stages = read_json(tmp_path / "gpu_check.json")["stages"]
     assert done.returncode == 0, {name: found["output"] for name, found in stages.items()}
     assert list(stages) == [stage.name for stage in (*gpu_check.STAGES, *gpu_check.LATER)]
+
+
+def test_a_piece_of_the_race_has_the_controls_that_its_table_asks_for() -> None:
+    assert {*ARMS, *REHEARSED} <= arms("cuda").keys()
+    assert {*CONTROLS.keys(), *CONTROLS.values()} <= {*ARMS}

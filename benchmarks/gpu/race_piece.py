@@ -13,7 +13,7 @@ from typing import Any
 from gpu.runs import kill_all
 from provenance import measured_on
 from race.archive import pack, unpack
-from race.arms import REPOSITORY, SHALLOW, run_dir
+from race.arms import CONTROLS, REPOSITORY, SHALLOW, run_dir
 
 from earlybert.core.files import read_json, write_json
 from earlybert.pretrain.report.timeline import read_lines
@@ -22,7 +22,7 @@ from earlybert.pretrain.report.timeline import read_lines
 ARMS = (
     *("dense", "best plan", "best plan, 85 % of the steps"),
     *("EarlyBERT", "random ticket", "stacking"),
-    *("dense, Muon", SHALLOW),
+    *("dense, Muon", *CONTROLS),
 )
 # One of each kind: a growing network, a ticket and one by chance, fewer layers.
 REHEARSED = ("dense", "best plan", "EarlyBERT", "random ticket", SHALLOW)
