@@ -53,7 +53,7 @@ from earlybert.pretrain.report.summary import print_summary
 from earlybert.pretrain.ticket.search import draw_from_snapshot
 from earlybert.pretrain.ticket.ticket import Ticket
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import check_environment, resolve_precision, work_layout
+from earlybert.pretrain.train.engine import check_chosen_kernels, resolve_precision, work_layout
 from earlybert.pretrain.train.loop import train_stage
 from earlybert.pretrain.train.micro_batch import build_engine, out_of_memory_named
 from earlybert.pretrain.train.recording import search_ranking
@@ -175,7 +175,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     if recipe.deterministic:
         set_deterministic()
     device = distributed.start()
-    check_environment()
+    check_chosen_kernels()
     resolve_precision(recipe, deepspeed_file, device)  # raises where the device cannot compute in it
     set_matmul_precision(recipe.matmul_precision, device)
     keep_freed_memory()

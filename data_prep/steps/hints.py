@@ -9,7 +9,7 @@ from earlybert.core.errors import UserError
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.sources.pydocs import PythonDocumentation
 from earlybert.data_prep.steps.unit_files import UnitFiles
-from earlybert.data_prep.tokens.accents import MOST, count_words, losses
+from earlybert.data_prep.tokens.accents import MOST, count_words, words_that_lose_marks
 from earlybert.data_prep.tokens.tokenizer import SETTINGS, Encoder
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def marks_removed(units: Sequence[UnitFiles], encoder: Encoder) -> str | None:
             words.update(count_words(sentences))
             if (characters := characters + sum(map(len, sentences))) >= SAMPLE:
                 break
-    share, example = losses(words, encoder.normalise)
+    share, example = words_that_lose_marks(words, encoder.normalise)
     if share <= MOST:
         return None
     return (

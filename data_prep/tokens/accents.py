@@ -27,7 +27,7 @@ def count_words(lines: Iterable[str]) -> Counter[str]:
     return words
 
 
-def losses(words: Mapping[str, int], normalise: Callable[[str], str]) -> tuple[float, str]:
+def words_that_lose_marks(words: Mapping[str, int], normalise: Callable[[str], str]) -> tuple[float, str]:
     """Share of the words that lose marks where they are normalised, and the most frequent of them.
 
     Args:

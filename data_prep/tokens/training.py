@@ -10,7 +10,7 @@ import numpy as np
 from earlybert.core.errors import UserError, one_line
 from earlybert.core.progress import say
 from earlybert.data_prep.config import TokenizerKind
-from earlybert.data_prep.tokens.accents import MOST, count_words, losses, without_marks
+from earlybert.data_prep.tokens.accents import MOST, count_words, without_marks, words_that_lose_marks
 from earlybert.data_prep.tokens.tokenizer import SPECIAL_TOKENS, bert_tokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def train_tokenizer(
 def _needs_accents(sentences_file: Path) -> bool:
     """Whether so many words have accents that a vocabulary must keep them, which the user is told."""
     with sentences_file.open(encoding="utf-8", newline="\n") as lines:
-        share, example = losses(count_words(lines), without_marks)
+        share, example = words_that_lose_marks(count_words(lines), without_marks)
     if share > MOST:
         say(
             f"{share:.1%} of the words have accents or vowel signs, for example {example}; the vocabulary keeps them "

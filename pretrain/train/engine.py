@@ -43,7 +43,7 @@ COMPILER = "inductor"
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def check_environment() -> None:
+def check_chosen_kernels() -> None:
     """Raises UserError where the environment names kernels or an attention that there are not."""
     extension.chosen()
     packed_attention.chosen()

@@ -15,7 +15,7 @@ from earlybert.core.errors import UserError
 from earlybert.pretrain.network.model import PreTrainingNetwork
 from earlybert.pretrain.plan.recipe import DEFAULT_DEEPSPEED, MicroBatch, OptimizerConfig, load_recipe, recipe_path
 from earlybert.pretrain.train.deepspeed_config import DeepSpeedFile
-from earlybert.pretrain.train.engine import build_optimizer, check_environment, resolve_precision
+from earlybert.pretrain.train.engine import build_optimizer, check_chosen_kernels, resolve_precision
 from tests.pretrain.small_models import small_config
 
 SHIPPED = sorted(path.name for path in DEFAULT_DEEPSPEED.parent.glob("*.json"))
@@ -392,7 +392,7 @@ def test_numbers_that_agree_are_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["EARLYBERT_KERNELS", "EARLYBERT_ATTENTION"])
 def test_names_in_the_environment_are_checked(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_environment()
+    check_chosen_kernels()
     monkeypatch.setenv(variable, "fastest")
     with pytest.raises(UserError, match=f"^{variable} is 'fastest'; it must be one of "):
-        check_environment()
+        check_chosen_kernels()
