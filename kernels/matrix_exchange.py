@@ -132,6 +132,7 @@ class MatrixExchange:
         return torch.cat(flat).to(dtype) if flat else torch.empty(0, dtype=dtype, device=self._device)
 
     def _all_to_all(self, sent: Tensor, sent_numels: list[int], received_numels: list[int]) -> Tensor:
+        """Sends so many elements of the flat `sent` to each rank, in their order; returns what they sent, flat too."""
         received = sent.new_empty(sum(received_numels))
         torch.distributed.all_to_all_single(received, sent, received_numels, sent_numels, group=self._process_group)
         return received

@@ -11,7 +11,7 @@ from earlybert.kernels.lamb_reference import LambReference
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """Jordan et al. 2024, in the matrix's own precision."""
+    """A matrix [R, C] with all singular values near 1 (Jordan et al. 2024), in its own precision."""
     x = matrix / max(float(matrix.norm()), 1e-7)
     if transposed := x.shape[0] > x.shape[1]:
         x = x.T

@@ -21,13 +21,13 @@ def step_share(output: NetworkOutput, parts: Sequence[LossPart], work: Work, wei
 
 
 def score_sums(output: NetworkOutput, parts: Sequence[LossPart], weight: float) -> Tensor:
-    """Loss and correct answers of every part, one after the other, float64, to be added up over batches and ranks."""
+    """Loss and correct answers of every part in turn, float64 [2 * parts], to be added up over batches and ranks."""
     values = [value for part in parts for value in output.scores[part.name]]
     return torch.stack([(value.detach() * weight).double() for value in values])
 
 
 def mean_scores(sums: Tensor, parts: Sequence[LossPart], work: Work) -> dict[str, float]:
-    """What is logged of a global batch: its loss, and of every part its loss and accuracy."""
+    """What is logged of a global batch, from its `score_sums`: its loss, and of every part its loss and accuracy."""
     means: dict[str, float] = {}
     for part, (loss, correct) in zip(parts, sums.view(-1, 2).tolist(), strict=True):
         means[f"{part.name}_loss"] = loss / part.count(work)
