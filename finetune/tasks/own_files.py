@@ -65,7 +65,7 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """A list of objects, or an object in each line."""
     with path.open(encoding="utf-8-sig") as file:
-        if file.readline().lstrip().startswith("["):
+        if next(filter(str.strip, file), "").lstrip().startswith("["):
             rows = [(f"{path}: row {number}", row) for number, row in enumerate(read_json(path), start=1)]
         else:
             file.seek(0)

@@ -129,7 +129,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     objects = [dict(zip(("first", "second", "y"), row, strict=True)) for row in rows]
     for kind in ("json", "jsonl"):
         write_json(tmp_path / f"x.{kind}", objects)
-        (tmp_path / f"x.{kind}").write_text("\ufeff" + (tmp_path / f"x.{kind}").read_text())
+        (tmp_path / f"x.{kind}").write_text("\ufeff\n  \n " + (tmp_path / f"x.{kind}").read_text())
     made = []
     for kind in ("csv", "tsv", "json", "jsonl"):
         path = str(tmp_path / f"x.{kind}")
