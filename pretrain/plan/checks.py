@@ -37,8 +37,8 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         )
     if recipe.initial and recipe.new_positions == "repeated":
         raise UserError(
-            f'new_positions is "repeated", but initial is {recipe.initial!r}, whose positions are trained; it must be '
-            '"initial"'
+            f'new_positions is "repeated", but initial is {recipe.initial!r}, whose positions are trained; give '
+            "--new_positions initial"
         )
     for border in recipe.plan_borders:
         border.check(recipe)

@@ -57,5 +57,7 @@ def test_without_being_asked_they_keep_their_initial_values(recipe: Path) -> Non
 
 def test_trained_positions_are_never_thrown_away(recipe: Path) -> None:
     options = ["--new_positions", "repeated", "--initial", "some-bert"]
-    with pytest.raises(UserError, match="new_positions is \"repeated\", but initial is 'some-bert'"):
+    with pytest.raises(UserError, match="new_positions is \"repeated\", but initial is 'some-bert'") as caught:
         check_recipe(load_recipe(recipe, options))
+    _, _, advice = str(caught.value).rpartition("; give ")
+    check_recipe(load_recipe(recipe, [*options, *advice.split()]))
