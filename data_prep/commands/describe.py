@@ -47,7 +47,8 @@ def print_summary(corpus: Corpus) -> None:
     """Print the counts of a corpus."""
     from rich.console import Console
 
-    console, vocabulary = Console(), corpus.manifest["vocabulary"]
+    # Without markup: names and texts may have brackets.
+    console, vocabulary = Console(markup=False), corpus.manifest["vocabulary"]
     console.print(_count_table(corpus))
     console.print(f"vocabulary: {corpus.vocab_size:,} tokens, on the validation text", end=" ")
     console.print(f"{vocabulary['pieces_per_word']:.3f} a word, {vocabulary['unknown_share']:.3%} unknown", end="")
@@ -81,7 +82,7 @@ def show_statistics(corpus: Corpus, png: Path | None) -> None:
     from rich.console import Console
 
     png = png or corpus.directory / "stats.png"
-    console = Console()
+    console = Console(markup=False)
     histograms = {
         (split, length): length_histogram(corpus, split, length)
         for split in corpus.manifest["counts"]
@@ -142,12 +143,11 @@ def _source_table(corpus: Corpus) -> "Table":
 
 
 def _rule_table(corpus: Corpus) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("dropped", "pieces", "characters", "for example")
     for name, rule in corpus.manifest["dropped"].items():
-        example = escape(rule["examples"][0]) if rule["examples"] else ""
+        example = rule["examples"][0] if rule["examples"] else ""
         table.add_row(name, f"{rule['dropped']:,}", f"{rule['characters']:,}", example)
     return table
 

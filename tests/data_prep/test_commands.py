@@ -71,6 +71,19 @@ def test_statistics_are_printed_and_drawn(corpus: Corpus, tmp_path: Path, capsys
     assert not (corpus.directory / "stats.png").exists()
 
 
+def test_names_with_brackets_are_printed_as_they_are(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for counts in manifest["counts"].values():
+        counts["sources"] = {"[red]news": counts["sources"]["text"]}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    folder = copy.parent / "[de] [" / "b]"  # rich would take this for the end of a style
+    folder.parent.mkdir()
+    copy.rename(folder)
+    main(["stats", str(folder)])
+    printed = capsys.readouterr().out
+    assert f"corpus: {folder}\n" in printed and f"picture: {folder}/stats.png" in printed and "[red]news" in printed
+
+
 def test_histogram_is_that_of_the_samples(corpus: Corpus) -> None:
     for split, length in (("train", 32), ("validation", 64)):
         samples = corpus.samples(split, length)
