@@ -47,4 +47,6 @@ def require_place(folder: Path, option: str) -> None:
     if not there.is_dir():
         raise UserError(f"{option} is {folder}, which cannot be written to ({there} is a file)")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{option} is {folder}, which cannot be written to ({there} belongs to somebody else)")
+        fixed = os.statvfs(there).f_flag & os.ST_RDONLY
+        reason = "lies on a read-only file system" if fixed else "belongs to somebody else"
+        raise UserError(f"{option} is {folder}, which cannot be written to ({there} {reason})")
