@@ -113,6 +113,8 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         "dense, 60 % of the steps": Arm(("phase1",), step_factor=0.6),
         "EarlyBERT": Arm(searching),
         "EarlyBERT, Muon": Arm(searching, MUON, rate_factor=MUON_RATE),
+        # About the seconds of "EarlyBERT, Muon".
+        "dense, Muon, 2/3 of the steps": Arm(("phase1",), MUON, step_factor=2 / 3, rate_factor=MUON_RATE),
         "random ticket": Arm(("narrow", "phase1"), widths_of="EarlyBERT"),
         "random ticket, Muon": Arm(("narrow", "phase1"), MUON, rate_factor=MUON_RATE, widths_of="EarlyBERT, Muon"),
         "stacking": Arm(("phase1",), grown),
