@@ -36,6 +36,7 @@ from earlybert.finetune import command
 from earlybert.finetune.methods import TICKET_METHODS
 from earlybert.finetune.results import Result, main_scores, majority, read_results, savings, shown
 from earlybert.finetune.training import asked_to_stop
+from earlybert.pretrain.checkpoint.pretrained import pretrained_network
 from earlybert.pretrain.ticket.figures import mask_distance_figure
 
 
@@ -185,13 +186,13 @@ def differences(measurement: Measurement) -> list[str]:
             f"neurons kept in multiples of {multiple}, the paper: any number; more choices: docs/finetuning.md"
         )
     for name in dict.fromkeys(arm.model for arm in measurement.arms):
-        arm = next(arm for arm in measurement.arms if arm.model == name)
-        first = measurement.results(arm)
+        first = measurement.results(next(arm for arm in measurement.arms if arm.model == name))
         of_task = ", ".join(f"{task} {found[0]['examples']:,}" for task, found in first.items())
-        shape = next(iter(first.values()))[0]
+        # As it was given: what is left of it differs from row to row.
+        network = pretrained_network(measurement.models[name], "--models")
         lines.append(
-            f"{name}: {measurement.models[name]}, {shape['layers']} layers of {max(shape['heads'])} heads and "
-            f"{max(shape['neurons'])} neurons at most; rows to train on: {of_task}"
+            f"{name}: {measurement.models[name]}, {network.num_hidden_layers} layers of {max(network.heads)} heads and "
+            f"{max(network.neurons)} neurons at most; rows to train on: {of_task}"
         )
     if measurement.more:
         lines.append(f"other numbers than the paper's: {' '.join(measurement.more)}")
@@ -265,25 +266,29 @@ def chosen(arguments: argparse.Namespace, more: list[str]) -> Measurement:
     return Measurement(experiment, arguments.scale, models, arguments.data, arguments.out, tuple(more))
 
 
+def show(measurement: Measurement, arguments: argparse.Namespace) -> None:
+    """Prints the table; draws it if it is a figure, and writes it where it is asked for."""
+    rows = (print_distances if measurement.experiment.distances else print_experiment)(measurement)
+    if arguments.figure:
+        path = arguments.out / f"figure-{arguments.figure}.png"
+        picture(measurement).savefig(path, dpi=150)
+        print(f"drawn in {path}")
+    if arguments.json:
+        content = {"measured_on": measured_on(), "settings": differences(measurement), "rows": rows}
+        write_json(arguments.json, content)
+
+
 def main() -> None:
     arguments, more = parse()
     try:
         measurement = chosen(arguments, more)
-        complete = measurement.compute()
+        if not measurement.compute():
+            say("no table: asked to stop before all was computed", enabled=rank() == 0)
+        elif rank() == 0:
+            show(measurement, arguments)
     except (UserError, OSError) as error:
         print(f"paper_tables: error: {error}", file=sys.stderr)
         sys.exit(2)
-    if not complete:
-        say("no table: asked to stop before all was computed", enabled=rank() == 0)
-    elif rank() == 0:
-        rows = (print_distances if measurement.experiment.distances else print_experiment)(measurement)
-        if arguments.figure:
-            path = arguments.out / f"figure-{arguments.figure}.png"
-            picture(measurement).savefig(path, dpi=150)
-            print(f"drawn in {path}")
-        if arguments.json:
-            content = {"measured_on": measured_on(), "settings": differences(measurement), "rows": rows}
-            write_json(arguments.json, content)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from paper.experiments import BIG_FOUR, FIGURES, TABLES, Experiment
 from paper.pictures import score_figure
-from paper_tables import Measurement, distances, relative_change
+from paper_tables import Measurement, differences, distances, relative_change
 
 from earlybert.finetune.results import Result
 from earlybert.finetune.training import STOP, ProgressLines
@@ -109,6 +109,19 @@ def test_mask_distances_are_those_of_the_figures_task(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "mask_distance.json").write_text(json.dumps({"steps": [number]}))
     assert distances(figure) == {"steps": [BIG_FOUR.index("QNLI")]}
+
+
+def test_a_network_is_described_as_it_was_given(bert: Path, tmp_path: Path) -> None:
+    """Table 3 has no dense row, and every row of it has another part of the network's 4 heads and 64 neurons."""
+    table = Measurement(TABLES[3], "smoke", {"BERT": str(bert)}, None, tmp_path, ())
+    folder = table.folder(table.arms[0])
+    for task in BIG_FOUR:
+        cut = {"task": task, "method": "earlybert", "seed": 1, "examples": 1000, "layers": 3}
+        (cell := folder / task / "earlybert" / "seed-1").mkdir(parents=True)
+        (cell / "result.json").write_text(json.dumps(cut | {"heads": [2] * 3, "neurons": [40] * 3}))
+    (folder / "config.json").write_text(json.dumps({"draw": {"width_multiple": 8}}))
+    (line,) = (line for line in differences(table) if line.startswith(f"BERT: {bert}, "))
+    assert "3 layers of 4 heads and 64 neurons at most; rows to train on: MNLI 1,000, QNLI 1,000" in line
 
 
 def test_changes_are_of_tasks_with_a_score_to_compare_with() -> None:
