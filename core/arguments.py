@@ -139,6 +139,10 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser, options: Sequen
 
 def _wrong_value(key: str, problem: str) -> str:
     """What jsonargparse says of a value of another type."""
+    # Of an item of a list, which has fields of its own.
+    item = r"Problem with given class_path '[^']*':\s*Parser key \"([^\"]+)\"(?: element \d+)?:\s*(.*)"
+    if inner := re.match(item, problem, re.DOTALL):
+        return _wrong_value(f"{key}.{inner[1]}", inner[2])
     if section := re.match(r"Unable to load config '(.*)'", problem):
         return f"{key} is {section[1]!r}, but is a section; give its fields one by one, as --{key}.FIELD"
     match = re.search(r"(?:Expected a|Subtypes:) (.*?)(?:\. Got value:|\n.*Given value:) ?(.*)$", problem, re.DOTALL)

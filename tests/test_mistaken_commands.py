@@ -102,6 +102,8 @@ NUMBERS = [
     ("ticket draw run --neuron-ratio nan --out t.json", "draw.neuron_ratio is nan; it must be at least 0"),
     ("ticket tune --config small.yaml --tokens -5", "--tokens is '-5'; it must be a positive integer"),
     ("prepare --source text --files text.txt --out x --vocab_size many", "vocab_size is many; it must be a whole"),
+    ("prepare --source mix --out x --mix '[{name: a, files: text.txt}]'", "mix.files is text.txt; it must be a list"),
+    ("prepare --source mix --out x --mix '[{name: a, weight: much}]'", "mix.weight is much; it must be a number"),
     ("prepare --source text --files text.txt --out x --workers 0", "workers is 0, but must be at least 1"),
     ("prepare --source text --files text.txt --out x --part 9/8", "part is 9/8, but must be from 1/8 to 8/8"),
     (
