@@ -121,7 +121,9 @@ def load_snapshot(path: Path) -> Snapshot:
 
 
 def recorded_steps(folder: Path) -> list[int]:
-    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
+    """The steps that a search has recorded; other files in its folder, such as copies, are none."""
+    steps = (path.stem.removeprefix("step-") for path in folder.glob("step-*.safetensors"))
+    return sorted(int(step) for step in steps if step.isdecimal())
 
 
 class MaskHistory:

@@ -94,6 +94,7 @@ def test_file_gives_the_same_recording_back(tmp_path: Path) -> None:
 def test_steps_are_listed_by_number(tmp_path: Path) -> None:
     for step in (1_000_000, 20, 0, 999_999):
         save_snapshot(tmp_path, snapshot(step))
+    (tmp_path / "step-000020 (copy).safetensors").touch()
     assert recorded_steps(tmp_path) == [0, 20, 999_999, 1_000_000]
     assert recorded_steps(tmp_path / "nowhere") == []
 
