@@ -36,6 +36,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core
 from provenance import measured_on
 from tokenizers import Tokenizer
 
+from earlybert.core.errors import UserError
 from earlybert.core.files import write_json
 from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
@@ -243,7 +244,10 @@ def main() -> None:
     parser.add_argument("--memory", type=float, nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    documents = read_documents(options.files, options.megabytes)
+    try:
+        documents = read_documents(options.files, options.megabytes)
+    except UserError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_documents(documents, folder / "text.jsonl")

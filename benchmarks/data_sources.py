@@ -28,6 +28,7 @@ import numpy as np
 from backports import zstd
 from provenance import measured_on
 
+from earlybert.core.errors import UserError
 from earlybert.core.files import write_json
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.cleaning.counts import Counts
@@ -193,9 +194,14 @@ def main() -> None:
     parser.add_argument("--memory", type=float, nargs="*", default=[10, 100], help="sizes of dumps in MB of XML")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    dump = next((options.folder / "mediawiki").glob("*.xml.bz2"))
+    dump = next((options.folder / "mediawiki").glob("*.xml.bz2"), None)
+    if dump is None:
+        parser.error(f"{options.folder} has no mediawiki/*.xml.bz2")
     files = [str(options.folder / "wikipedia" / "*.jsonl.xz")]
-    texts = list(documents(CorpusConfig(source="text", files=files, max_megabytes=options.megabytes)))
+    try:
+        texts = list(documents(CorpusConfig(source="text", files=files, max_megabytes=options.megabytes)))
+    except UserError as error:
+        parser.error(str(error))
     results: dict[str, dict[str, Any]] = {
         "MediaWiki dump, MB/s": dump_speeds(dump),
         "text, MB/s": text_speeds(texts),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from provenance import measured_on
 
+from earlybert.core.errors import UserError
 from earlybert.core.files import write_json
 from earlybert.pretrain.plan.recipe import load_recipe, run_config_path
 
@@ -70,9 +71,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    try:
+        names = list(commands(arguments.run_dir, Path()))
+    except UserError as error:
+        parser.error(str(error))
     table = {}
     print(f"{'earlybert':<20}{'CPU seconds':>12}  imports")
-    for name in commands(arguments.run_dir, Path()):
+    for name in names:
         seconds, heavy = [], list[str]()
         for _ in range(arguments.runs):
             # Export wants an empty folder each time.
