@@ -113,7 +113,7 @@ def arms(device: str) -> dict[str, Arm | HuggingFaceArm]:
         "dense, 60 % of the steps": Arm(("phase1",), step_factor=0.6),
         "EarlyBERT": Arm(searching),
         "EarlyBERT, Muon": Arm(searching, MUON, rate_factor=MUON_RATE),
-        # About the seconds of "EarlyBERT, Muon".
+        # A little more operations than "EarlyBERT, Muon" has.
         "dense, Muon, 2/3 of the steps": Arm(("phase1",), MUON, step_factor=2 / 3, rate_factor=MUON_RATE),
         "random ticket": Arm(("narrow", "phase1"), widths_of="EarlyBERT"),
         "random ticket, Muon": Arm(("narrow", "phase1"), MUON, rate_factor=MUON_RATE, widths_of="EarlyBERT, Muon"),
