@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from earlybert.core.devices import device_type
+from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, write_json
 from earlybert.data_prep.samples.corpus import Corpus
 
@@ -86,6 +87,10 @@ def main() -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * given.budget
     corpus = given.data.resolve() if given.data else make_corpus(given.device, work_dir)
+    try:
+        unigram = Corpus.open(corpus).manifest["unigram_cross_entropy"]
+    except UserError as error:
+        sys.exit(f"time_to_loss: {error}")
     recipe = write_recipe(given.device, work_dir, changes)
     todo = [
         (name, seed, out)
@@ -99,7 +104,7 @@ def main() -> None:
             break
         print(f"arm {number} of {len(todo)}: {name}, seed {seed}; {left / 60:.0f} minutes left", flush=True)
         train(command(given.arms[name], recipe, corpus, out, seed), left)
-    report(given, work_dir, Corpus.open(corpus).manifest["unigram_cross_entropy"])
+    report(given, work_dir, unigram)
 
 
 def report(given: argparse.Namespace, work_dir: Path, unigram: float) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from race import hugging_face
 from race.arms import CONTROLS, SHALLOW, Arm, arms, command, experiments, references, run_dir, write_recipe
 from race.outcome import EFFORTS, Curve, best, curve, race, reached, rows, spread, verdicts
 from race.step_times import measure, stage_shapes
-from time_to_loss import finished_runs, options, train
+from time_to_loss import finished_runs, main, options, train
 
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.prepare import prepare
@@ -185,6 +186,15 @@ def test_a_rate_may_be_written_as_yaml_takes_for_a_text(tmp_path: Path, monkeypa
     recipe = write_recipe("cpu", tmp_path, changes)
     line = command(given.arms["dense, 0.7 of the rate"], recipe, tmp_path, tmp_path / "run", 0)
     assert line[-4:] == ["--phase1.steps", "200", "--phase1.learning_rate", "0.0056"]
+
+
+def test_a_corpus_that_is_not_there_is_told_of_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    work_dir, nowhere = tmp_path / "work", tmp_path / "nowhere"
+    monkeypatch.setattr(sys, "argv", ["time_to_loss.py", "--data", str(nowhere), "--work-dir", str(work_dir)])
+    with pytest.raises(SystemExit, match=r"^time_to_loss: .*nowhere is no complete corpus"):
+        main()
+    assert not list(work_dir.iterdir())
 
 
 def test_only_folders_that_the_race_made_are_runs(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from earlybert.core.errors import UserError
 from earlybert.core.files import content_hash, file_hash, read_json, whole_folder, write_json
 from earlybert.core.paths import did_you_mean, what_is_there
 from earlybert.core.progress import say
+from earlybert.data_prep.cleaning.counts import Counts
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.job_progress import portion
 from earlybert.data_prep.samples.manifest import describe_file, write_manifest
@@ -195,7 +196,12 @@ class Preparation:
 
     def _no_text(self) -> UserError:
         sources = [f"{source.name} {' '.join(source.files) or source.hub_name or ''}" for source in self.config.sources]
-        return UserError(f"The source {', '.join(sources).strip()} holds no text, but a corpus needs some.")
+        counts = Counts()
+        for unit in (unit for unit in self.units if unit.is_read):
+            counts.add(unit.counts())
+        rule = max(counts.rules, key=lambda name: counts.rules[name].characters, default=None)
+        lost = f"; the rule {rule!r} dropped {counts.rules[rule].dropped} of its texts" if rule else ""
+        return UserError(f"The source {', '.join(sources).strip()} holds no text, but a corpus needs some{lost}.")
 
     def make_units(self, vocabulary: Vocabulary, part: int, parts: int) -> int:
         """Read and tokenise every `parts`-th unit from the `part`-th on (from 1); returns how many there are."""

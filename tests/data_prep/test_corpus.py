@@ -276,9 +276,12 @@ def test_nothing_is_left_when_nothing_was_done(config: CorpusConfig, tmp_path: P
     with pytest.raises(UserError, match="tokenizer: there is no file"):
         prepare(replace(config, tokenizer=str(tmp_path / "absent")), tmp_path / "corpus")
     (tmp_path / "empty.txt").write_text(" \n\n")
-    with pytest.raises(UserError, match=r"The source text .*empty\.txt holds no text"):
+    with pytest.raises(UserError, match=r"The source text .*empty\.txt holds no text, but a corpus needs some\.$"):
         prepare(replace(config, files=[str(tmp_path / "empty.txt")]), tmp_path / "corpus")
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+    (tmp_path / "short.txt").write_text("hi\n\nho\n\nhi ho\n")
+    with pytest.raises(UserError, match=r"needs some; the rule 'document: short' dropped 3 of its texts\.$"):
+        prepare(replace(config, files=[str(tmp_path / "short.txt")]), tmp_path / "corpus")
 
 
 def test_unfinished_work_on_another_corpus_is_left_alone(config: CorpusConfig, tmp_path: Path) -> None:
