@@ -5,9 +5,9 @@
 
 The recipe is domain_base, changed by the fields given. Dense training and training from scratch have all steps of phase
 1. A ticket has those that its search leaves of them. The random tickets have the searched one's widths and its steps,
-and so the search's steps less than everybody else. Held-out text, masks, order of the data and seed are the same in
-all. The arms are runs: what is done stays and is told of again, and a call that is interrupted is taken up by the next
-one.
+and so the search's steps less than everybody else. Shortened is dense training with as many operations as the searched
+ticket has, search included. Held-out text, masks, order of the data and seed are the same in all. The arms are runs:
+what is done stays and is told of again, and a call that is interrupted is taken up by the next one.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 from provenance import measured_on
 
 from earlybert.core.errors import UserError
-from earlybert.core.files import write_json
+from earlybert.core.files import read_json, write_json
 from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.plan.recipe import load_recipe
 from earlybert.pretrain.report.timeline import read_lines
@@ -29,7 +29,7 @@ from earlybert.pretrain.ticket.drawing import random_ticket, random_ticket_like
 from earlybert.pretrain.ticket.ticket import Ticket, TicketRule, full_shape, narrow_config
 
 RUN = Path(__file__).parent.parent / "pretrain" / "run.py"
-DENSE, SEARCHED, SCRATCH = "dense", "searched ticket", "from scratch"
+DENSE, SEARCHED, SHORTENED, SCRATCH = "dense", "searched ticket", "shortened", "from scratch"
 
 
 def inverse(name: str) -> dict[str, float]:
@@ -66,6 +66,12 @@ def train(out: Path, *arguments: str) -> None:
         process.wait()
 
 
+def stages_of(out: Path) -> list[dict[str, Any]]:
+    """An arm's stages as planned, with the operations of a step."""
+    stages: list[dict[str, Any]] = read_json(out / "plan.json")["stages"]
+    return stages
+
+
 def arguments_of(arm: str, dense: Path, searched: Path) -> list[str]:
     """What makes an arm of the dense one's recipe."""
     recipe = load_recipe(dense / "config.yaml", [])
@@ -76,6 +82,9 @@ def arguments_of(arm: str, dense: Path, searched: Path) -> list[str]:
         return [*config, "--initial", "null"]
     if arm == SEARCHED:
         return [*config, *cut]
+    if arm == SHORTENED:
+        spent = sum(stage["steps"] * stage["flops_per_step"] for stage in stages_of(searched))
+        return [*config, "--phase1.steps", str(round(spent / stages_of(dense)[0]["flops_per_step"]))]
     seed = int(arm.rpartition(" ")[2])
     ticket = searched.parent / f"random-{seed}.ticket.json"
     if not ticket.is_file():
@@ -121,7 +130,7 @@ def main() -> None:
     given, overrides = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("domain: asked to stop; call it again to resume"))
     work_dir: Path = given.work_dir.resolve()
-    names = [DENSE, SEARCHED, *(f"random ticket {seed}" for seed in range(1, given.tickets + 1)), SCRATCH]
+    names = [DENSE, SEARCHED, SHORTENED, *(f"random ticket {seed}" for seed in range(1, given.tickets + 1)), SCRATCH]
     wanted = {DENSE, SEARCHED, *(given.arms or names)}
     if unknown := sorted(wanted - set(names)):
         parser.error(f"--arms has {unknown[0]!r}; with --tickets {given.tickets} there are {', '.join(names)}")

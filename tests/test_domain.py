@@ -8,6 +8,9 @@ from pathlib import Path
 import domain
 import pytest
 
+from earlybert.core.files import write_json
+from earlybert.pretrain.plan.recipe import load_recipe, recipe_path
+
 
 def write_metrics(folder: Path) -> None:
     """Three steps of a second, two and four; a validation after the second and the third."""
@@ -63,7 +66,16 @@ def test_an_arm_has_those_that_it_needs_and_the_done_ones_are_written_too(tmp_pa
     assert trained == ["dense", "from-scratch"]  # the first says whether the folder is of this model and these fields
     assert written == ["dense", "searched ticket", "random ticket 2", "from scratch"]
     trained, written = call(tmp_path)
-    assert trained == ["dense", "random-ticket-1", "random-ticket-3"] and len(written) == 6
+    assert trained == ["dense", "shortened", "random-ticket-1", "random-ticket-3"] and len(written) == 7
+
+
+def test_shortened_has_the_operations_of_the_searched_ticket(tmp_path: Path) -> None:
+    load_recipe(recipe_path("domain_base"), []).save(tmp_path / "config.yaml")
+    write_json(tmp_path / "plan.json", {"stages": [{"steps": 100, "flops_per_step": 8.0}]})
+    search, phase = {"steps": 10, "flops_per_step": 8.0}, {"steps": 90, "flops_per_step": 6.0}
+    write_json(tmp_path / "searched" / "plan.json", {"stages": [search, phase]})
+    arguments = domain.arguments_of("shortened", tmp_path, tmp_path / "searched")
+    assert arguments == ["--config", str(tmp_path / "config.yaml"), "--phase1.steps", "78"]  # (80 + 540) / 8 is 77.5
 
 
 def test_a_model_that_there_is_not_is_refused(
