@@ -15,7 +15,7 @@ from earlybert.core import distributed
 from earlybert.core.arguments import parse
 from earlybert.core.devices import device_type, keep_freed_memory, set_matmul_precision
 from earlybert.core.errors import UserError
-from earlybert.core.files import read_json, write_json
+from earlybert.core.files import file_hash, read_json, write_json
 from earlybert.core.locks import sole_use
 from earlybert.core.paths import require_place, what_is_there
 from earlybert.core.progress import say
@@ -75,6 +75,8 @@ def parse_arguments(argv: list[str]) -> tuple[dict[str, Any], Settings]:
 def require_same(out: Path, given: dict[str, Any]) -> None:
     """One folder is for one model, data and settings: otherwise its table would compare what cannot be compared."""
     path = out / "config.json"
+    own = {name: given[name] for name in ("train", "validation", "ticket") if given[name]}
+    hashes = {name: file_hash(Path(file)) for name, file in own.items()}
     if path.is_file():
         before = read_json(path)
         if not isinstance(before, dict):
@@ -85,8 +87,14 @@ def require_same(out: Path, given: dict[str, Any]) -> None:
                     f"{name} is {json.dumps(value)}, but {path} has {json.dumps(before.get(name))}; "
                     "keep that value or choose another --out"
                 )
+        for name, value in hashes.items():
+            # Folders of older versions do not say.
+            if before.get("sha256", hashes).get(name) != value:
+                raise UserError(
+                    f"--{name} is {own[name]}, which has changed since {out} was begun; choose another --out"
+                )
     elif rank() == 0:
-        write_json(path, given)
+        write_json(path, given | {"sha256": hashes})
 
 
 def main(argv: list[str]) -> None:

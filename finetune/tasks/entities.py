@@ -1,17 +1,20 @@
 """Scores of tagged words: accuracy of the words, F1 of whole entities as CoNLL-2000's evaluation and `seqeval` have it.
 
 Tags are `O` or a prefix and a type, as `B-PER`. B and S begin an entity; so does a tag after O, after E or S, or after
-another type. A tag without prefix, as `PER`, counts as `I-PER`.
+another type. A tag without prefix, as `PER` or `3`, counts as `I-PER` and `I-3`.
 """
 
 from collections.abc import Sequence
 
 Tags = Sequence[str]
 
+# As tags of their own they have no type.
+PREFIXES = ("B", "I", "O", "E", "S")
+
 
 def _parts(tag: str) -> tuple[str, str]:
     """Prefix and type."""
-    return (tag[0], tag[2:]) if tag[1:2] in ("", "-") else ("I", tag)
+    return (tag[0], tag[2:]) if tag[1:2] == "-" or tag in PREFIXES else ("I", tag)
 
 
 def entities(tags: Tags) -> set[tuple[str, int, int]]:

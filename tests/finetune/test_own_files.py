@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
+from earlybert.core.errors import UserError
+from earlybert.finetune.command import require_same
 from earlybert.finetune.config import Settings
 from earlybert.finetune.results import read_results
 from earlybert.finetune.tasks.entities import entities, entity_scores
@@ -73,6 +75,18 @@ def test_texts_are_classified_and_saved(bert: Path, own: Path, tmp_path: Path) -
     assert "text-classification, dense" not in finetune(tmp_path, *given)
     status, refused = run_here(tmp_path, "finetune", *SMALL, *given, "--validation", str(own / "train.csv"))
     assert status == 2 and "error: validation is" in refused
+
+
+def test_a_folder_is_of_files_that_stay_the_same(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    given = {"train": write_json(train, GOOD_TEXTS), "validation": None, "ticket": None}
+    require_same(tmp_path, given)
+    require_same(tmp_path, given)
+    write_json(train, GOOD_TEXTS[::-1])
+    with pytest.raises(UserError, match=r"^--train is .*train\.jsonl, which has changed since .* was begun"):
+        require_same(tmp_path, given)
+    (tmp_path / "config.json").write_text(json.dumps(given))  # as older versions wrote it
+    require_same(tmp_path, given)
 
 
 def test_words_are_tagged_and_saved(bert: Path, own: Path, tmp_path: Path) -> None:
@@ -239,6 +253,10 @@ def test_entities_are_those_of_conll() -> None:
     assert scores["f1"] == pytest.approx(2 / (found / right + wanted / right)) and 0.2 < scores["f1"] < 0.9
     # Without prefixes a run of equal tags is one entity; ORG is not O.
     assert entities(["ORG", "ORG", "O", "PER", "ORG"]) == {("ORG", 0, 2), ("PER", 3, 4), ("ORG", 4, 5)}
+    # Numbers are types, whatever they stand for.
+    assert entities(["0", "0", "3", "4"]) == {("0", 0, 2), ("3", 2, 3), ("4", 3, 4)}
+    wrong = entity_scores([["8"] * 5], [["0", "3", "4", "0", "7"]])
+    assert wrong == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 0.0}
 
 
 GOOD_TEXTS = [{"text": "fine tree", "label": "x"}, {"text": "bad tree", "label": "y"}]
