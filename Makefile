@@ -12,8 +12,8 @@ PRECISION ?= $(shell { grep -sqw amx_bf16 /proc/cpuinfo || \
 .PHONY: quickstart test test-all test-slurm slurm-packages golden lint bench gpu-carry clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --precision $(PRECISION) --run-dir $(RUN_DIR)
-	$(BIN)/earlybert fill-mask $(RUN_DIR)
+	$(BIN)/python pretrain/run.py --deepspeed ds_configs/lamb.json --precision $(PRECISION) --run-dir "$(RUN_DIR)"
+	$(BIN)/earlybert fill-mask "$(RUN_DIR)"
 
 # Two files of tests at a time, each on one core, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

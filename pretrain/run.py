@@ -100,8 +100,8 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
     with ExitStack() as held:
         setting = set_up(recipe, run_dir, held)
         latest = newest_checkpoint(setting)
-        if latest is None and not begin_again:
-            distributed.on_rank_0(lambda: require_no_progress(setting))
+        if latest is None:
+            distributed.on_rank_0(lambda: forget_ticket(setting) if begin_again else require_no_progress(setting))
         distributed.on_rank_0(lambda: note_start(setting))
         follow_plan(setting, latest)
 
@@ -218,11 +218,14 @@ def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus
 
 
 def note_start(setting: Run) -> None:
-    """Adds to the record of where the run was started; a full disk does not end it."""
+    """Adds to the record of where the run was started; neither a full disk nor a damaged record ends it."""
     path = setting.run_dir / "environment.json"
     machine = environment() | {"device": device_name(setting.device), "ranks": ranks.world_size()}
+    before = []
+    with suppress(OSError, UserError):
+        before = read_json(path) if path.is_file() else []
     with suppress(OSError):
-        write_json(path, [*(read_json(path) if path.is_file() else []), machine])
+        write_json(path, [*before, machine])
 
 
 def newest_checkpoint(setting: Run) -> Checkpoint | None:
@@ -244,6 +247,12 @@ def require_no_progress(setting: Run) -> None:
             f"{setting.run_dir}: has been trained before, but {signs}; put the checkpoints back, or use --begin_again "
             "to lose that work"
         )
+
+
+def forget_ticket(setting: Run) -> None:
+    """The search that is done again draws its own."""
+    if not setting.recipe.ticket:
+        (setting.run_dir / "ticket.json").unlink(missing_ok=True)
 
 
 def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Plan:

@@ -45,7 +45,7 @@ if [ "$part" = 1 ] && [ -z "${SLURM_RESTART_COUNT:-}" ]; then
     if job=$(submit "${after[@]}" "${here[@]}" "${merge[@]}"); then
         note "job $job merges the parts when all are done"
     else
-        note "jobs may not submit jobs here; do it yourself: sbatch ${after[*]} ${merge[*]}"
+        note "jobs may not submit jobs here; do it yourself: sbatch$(printf ' %q' "${after[@]}" "${merge[@]}")"
     fi
 fi
 note "part $part of $parts"

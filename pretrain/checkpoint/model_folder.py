@@ -66,8 +66,11 @@ def require_pushable(repository: str) -> None:
 
     try:
         validate_repo_id(repository)
+        named = "/" in repository
     except HFValidationError:
-        raise UserError(f"--push is {repository!r}; it must be a repository of the hub, as OWNER/NAME") from None
+        named = False
+    if not named:
+        raise UserError(f"--push is {repository!r}; it must be a repository of the hub, as OWNER/NAME")
     if get_token() is None:
         raise UserError("--push needs a token of the hub; set HF_TOKEN or run hf auth login")
 

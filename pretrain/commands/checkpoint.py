@@ -30,6 +30,9 @@ def main(argv: list[str]) -> None:
             note = "intact" if arguments.action == "verify" else f"{size / 1e6:,.1f} MB"
             print(f"{path}  {state.stage} step {state.step}  {note}")
         except UserError as error:
+            # A run that goes on removes its oldest.
+            if not path.exists():
+                continue
             damaged += 1
             print(f"{path}  damaged: {error}")
     if damaged:

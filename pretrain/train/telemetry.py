@@ -141,7 +141,9 @@ def _costs_of_interruption(lines: list[dict[str, Any]], resumed_step: int) -> di
     """When the run was last alive, and the steps that are done again; nothing for a run that begins."""
     if not lines:
         return {}
-    reached = max(line["global_step"] for line in lines)
+    # Of the last session alone: an earlier one may have got further, and be lost already.
+    last = max((number for number, line in enumerate(lines) if line["kind"] == "start"), default=0)
+    reached = max(line["global_step"] for line in lines[last:])
     return {"last_alive": lines[-1]["time"], "lost_steps": max(0, reached - resumed_step)}
 
 

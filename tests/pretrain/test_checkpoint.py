@@ -12,9 +12,12 @@ import safetensors.torch
 import torch
 
 from earlybert.core.errors import UserError
+from earlybert.core.files import read_json
 from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints, newest_intact
 from earlybert.pretrain.commands.checkpoint import main as checkpoint_command
 from earlybert.pretrain.commands.export import main as export_command
+from earlybert.pretrain.ticket.drawing import random_ticket_like
+from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import ROOT, run_training
 from tests.pretrain.run_files import losses
 
@@ -294,8 +297,13 @@ def test_new_checkpoints_replace_damaged_newer_ones(finished_run: Path, workplac
     (run_dir / "DONE").unlink()
     for path in list_checkpoints(run_dir / "checkpoints"):
         flip_byte(path / "rank-00000.safetensors", 5000)
+    drawn = Ticket.load(run_dir / "ticket.json")
+    random_ticket_like(drawn, 1).save(run_dir / "ticket.json")
+    (run_dir / "environment.json").write_text("[{")
     status, output = run_training(workplace, "--run-dir", "all-damaged", "--begin-again")
     assert status == 0, output
+    assert Ticket.load(run_dir / "ticket.json").sha256 == drawn.sha256, "the search has drawn its own again"
+    assert len(read_json(run_dir / "environment.json")) == 1
     assert output.count("skipping a damaged checkpoint") == 3
     assert (run_dir / "metrics.jsonl").read_text().count('"train"') == 50
     kept = [Checkpoint(path) for path in list_checkpoints(run_dir / "checkpoints")]

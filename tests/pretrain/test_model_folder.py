@@ -107,8 +107,9 @@ def test_pushing_without_token_or_name_is_refused_first(monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UserError, match="--push needs a token of the hub; set HF_TOKEN or run hf auth login"):
         require_pushable("me/model")
-    with pytest.raises(UserError, match="--push is 'me/a model'; it must be a repository of the hub, as OWNER/NAME"):
-        require_pushable("me/a model")
+    for name in ("me/a model", "model"):
+        with pytest.raises(UserError, match=f"--push is '{name}'; it must be a repository of the hub, as OWNER/NAME"):
+            require_pushable(name)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "secret")
     require_pushable("me/model")
 

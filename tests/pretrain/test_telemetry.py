@@ -122,6 +122,10 @@ def test_one_timeline_across_restarts_and_world_sizes(tmp_path: Path) -> None:
     assert [(line["global_step"], line["ranks"]) for line in starts] == [(0, 4), (6, 2), (10, 1)]
     assert [line.get("lost_steps") for line in starts] == [None, 4, 5]
     assert starts[0]["time"] <= starts[1]["last_alive"] <= starts[1]["time"] <= starts[2]["last_alive"]
+    # An older checkpoint than the last one: what an earlier session started from does not count again.
+    write_steps(tmp_path, range(3, 5), 2, 400.0, ranks=1)
+    write_steps(tmp_path, range(4, 6), 3, 500.0, ranks=1)
+    assert [line.get("lost_steps") for line in metrics(tmp_path, "start")] == [None, 4, 5, 18, 1]
 
 
 def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
