@@ -126,8 +126,10 @@ class Lamb(torch.optim.Optimizer):
             "trust_ratio": trust_ratio,
         }
         for name, number in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
-            if number < 0:
+            if not number >= 0:  # nan is not
                 raise ValueError(f"{name} is {number}, but must be at least 0.")
+        if max_trust_ratio is not None and not max_trust_ratio > 0:
+            raise ValueError(f"max_trust_ratio is {max_trust_ratio}, but must be above 0, or None.")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas is {betas}, but both must be at least 0 and below 1.")
         super().__init__(params, defaults)

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.exit()
 
 import dataclasses
+import shutil
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -100,8 +101,12 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
     with ExitStack() as held:
         setting = set_up(recipe, run_dir, held)
         latest = newest_checkpoint(setting)
+        # A command that is refused has changed nothing until here.
+        if latest is None and not begin_again:
+            distributed.on_rank_0(lambda: require_no_progress(setting))
         if latest is None:
-            distributed.on_rank_0(lambda: forget_ticket(setting) if begin_again else require_no_progress(setting))
+            distributed.on_rank_0(lambda: clear(setting))
+        distributed.on_rank_0(lambda: note_configuration(setting))
         distributed.on_rank_0(lambda: note_start(setting))
         follow_plan(setting, latest)
 
@@ -145,7 +150,7 @@ def follow_plan(setting: Run, latest: Checkpoint | None) -> None:
 
 
 def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
-    """Joins the ranks, opens the corpus, checks that everything fits together, and notes the configuration.
+    """Joins the ranks, opens the corpus and checks that everything fits together.
 
     The run directory is this run's alone for as long as `held` is open.
     """
@@ -159,9 +164,8 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     for stage in stages:
         micro_batch = deepspeed_file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks.world_size())
         deepspeed_file.batches(stage.global_batch, micro_batch or 1, ranks.world_size())
-    # A run that has begun keeps its own copy of the ticket.
-    given = run_dir / "ticket.json" if (run_dir / "ticket.json").is_file() else recipe.ticket
-    ticket = Ticket.load(Path(given)) if given else None
+    given = given_ticket(recipe, run_dir)
+    ticket = Ticket.load(given) if given else None
     corpus = open_corpus(recipe)
     for stage in stages:
         corpus.samples("train", stage.length)
@@ -171,7 +175,8 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
     stop = StopRequest()
     stop.listen()
     plan = corpus_plan(recipe, corpus)
-    known = plan.with_ticket(ticket, str(given)) if ticket else plan
+    if ticket:
+        plan.with_ticket(ticket, str(given))  # raises where it is for another network
     if recipe.deterministic:
         set_deterministic()
     device = distributed.start()
@@ -183,9 +188,6 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
         say(note, enabled=ranks.rank() == 0)
     initial_sha256 = distributed.on_rank_0(lambda: look_at_initial(plan, corpus)) if recipe.initial else None
     distributed.on_rank_0(lambda: held.enter_context(sole_use(run_dir, "run-dir")))
-    # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
-    complete = dataclasses.replace(recipe, data=str(corpus.directory.resolve()))
-    distributed.on_rank_0(lambda: note_configuration(run_dir, complete, known, corpus))
     return Run(run_dir, recipe, deepspeed_file, corpus, plan, device, stop, initial_sha256)
 
 
@@ -202,14 +204,32 @@ def look_at_initial(plan: Plan, corpus: Corpus) -> str:
     return fingerprint(given)
 
 
-def note_configuration(run_dir: Path, recipe: Recipe, plan: Plan, corpus: Corpus) -> None:
+def given_ticket(recipe: Recipe, run_dir: Path) -> Path | None:
+    """The file of the run's own copy of its ticket, else of the one given; None where the search has yet to draw it."""
+    own = run_dir / "ticket.json"
+    return own if own.is_file() else Path(recipe.ticket) if recipe.ticket else None
+
+
+def clear(setting: Run) -> None:
+    """Removes what an earlier beginning has left, perhaps of another corpus: what was kept of that, search, ticket."""
+    for name in (KEPT, "search"):
+        shutil.rmtree(setting.run_dir / name, ignore_errors=True)
+    if not setting.recipe.ticket:
+        (setting.run_dir / "ticket.json").unlink(missing_ok=True)
+
+
+def note_configuration(setting: Run) -> None:
     """Writes what the run is going to do, and what it will need of its corpus when that is gone.
 
     Raises UserError where the run directory cannot be written to.
     """
+    run_dir, plan, corpus = setting.run_dir, setting.plan, setting.corpus
+    given = given_ticket(setting.recipe, run_dir)
+    known = plan.with_ticket(Ticket.load(given), str(given)) if given else plan
     try:
-        recipe.save(run_dir / "config.yaml")
-        write_json(run_dir / "plan.json", plan.content())
+        # Where the corpus lies is part of it: the recipe alone would look for it relative to the current folder.
+        dataclasses.replace(setting.recipe, data=str(corpus.directory.resolve())).save(run_dir / "config.yaml")
+        write_json(run_dir / "plan.json", known.content())
         corpus.keep(run_dir / KEPT)
     except OSError as error:
         raise UserError(
@@ -249,12 +269,6 @@ def require_no_progress(setting: Run) -> None:
         )
 
 
-def forget_ticket(setting: Run) -> None:
-    """The search that is done again draws its own."""
-    if not setting.recipe.ticket:
-        (setting.run_dir / "ticket.json").unlink(missing_ok=True)
-
-
 def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Plan:
     """Rank 0 draws (or takes the given or already drawn ticket) and writes it; every rank gets it, and all compare.
 
@@ -277,11 +291,8 @@ def agree_on_ticket(setting: Run, searched: Checkpoint | None) -> Plan:
 
 def find_ticket(setting: Run, searched: Checkpoint | None) -> Ticket:
     """The run's own ticket, else the given one, else one drawn where the search ended."""
-    path = setting.run_dir / "ticket.json"
-    if path.is_file():
-        return Ticket.load(path)
-    if setting.recipe.ticket:
-        return Ticket.load(Path(setting.recipe.ticket))
+    if given := given_ticket(setting.recipe, setting.run_dir):
+        return Ticket.load(given)
     assert searched is not None
     recipe, plan, step = setting.recipe, setting.plan, searched.state.step
     wider = plan.wider_tickets(recipe.draw)

@@ -135,6 +135,8 @@ class MaskHistory:
         self.steps: list[int] = []
         self.masks: list[dict[str, Mask]] = []
         self._unsaved: list[Snapshot] = []
+        # For heads and for neurons the distance of any two recorded masks, symmetric [K, K] (EarlyBERT Figure 1).
+        self.matrices: dict[str, list[list[float]]] = {units: [] for units in UNITS}
         for step in recorded_steps(folder):
             if step <= up_to_step:
                 self.add(load_snapshot(snapshot_path(folder, step)))
@@ -142,13 +144,18 @@ class MaskHistory:
 
     def add(self, snapshot: Snapshot) -> None:
         self.steps.append(snapshot.step)
-        self.masks.append(snapshot.masks(self.rule))
+        newest = snapshot.masks(self.rule)
+        for units, rows in self.matrices.items():
+            distances = [mask_distance(masks[units], newest[units]) for masks in self.masks]
+            for row, distance in zip(rows, distances, strict=True):
+                row.append(distance)
+            rows.append([*distances, 0.0])
+        self.masks.append(newest)
         self._unsaved.append(snapshot)
 
     def newest_distances(self) -> dict[str, list[float]]:
         """Distance of the newest mask to each one before it, oldest first."""
-        *older, newest = self.masks
-        return {units: [mask_distance(masks[units], newest[units]) for masks in older] for units in UNITS}
+        return {units: rows[-1][:-1] for units, rows in self.matrices.items()}
 
     def settled(self) -> bool:
         """Whether the newest masks agree with all of the window before them (Early-Bird tickets' criterion)."""
@@ -159,13 +166,6 @@ class MaskHistory:
         distances = self.newest_distances().values()
         return all(max(of_units[-window:]) <= self.search.stop_threshold for of_units in distances)
 
-    def matrices(self) -> dict[str, list[list[float]]]:
-        """For heads and for neurons the distance of any two recorded masks, symmetric [K, K] (EarlyBERT Figure 1)."""
-        return {
-            units: [[mask_distance(first[units], second[units]) for second in self.masks] for first in self.masks]
-            for units in UNITS
-        }
-
     def save(self) -> None:
         """Writes the new recordings and mask_distance.json: the steps, and both symmetric [K, K] matrices.
 
@@ -174,7 +174,7 @@ class MaskHistory:
         while self._unsaved:
             save_snapshot(self.folder, self._unsaved[0])
             self._unsaved.pop(0)
-        write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices()})
+        write_json(self.folder / "mask_distance.json", {"steps": self.steps, **self.matrices})
 
 
 def draw_from_snapshot(

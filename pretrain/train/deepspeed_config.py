@@ -19,6 +19,9 @@ OPTIMIZERS = {
     "Muon": (*LAMB_SWITCHES, "max_trust_ratio"),
     "AdamW": (),
 }
+# The last two are old names of the first two.
+OFFLOADING = ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param")
+FINDS_BAD_UPDATES = (("zero_optimization", "compute_grad_norm"), ("bf16", "check_grad_overflow"))
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -216,9 +219,12 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
+    for section, name in FINDS_BAD_UPDATES:
+        if content.get(section, {}).get(name) is False:
+            raise UserError(f"{path}: {section}.{name} is false; it must be true: a bad update is found by it")
     _check_values(content, path)
-    for name in ("offload_optimizer", "offload_param"):
-        if name in content.get("zero_optimization", {}):
+    for name in OFFLOADING:
+        if content.get("zero_optimization", {}).get(name):
             raise UserError(f"{path}: zero_optimization.{name} is not supported: BERT fits a GPU; remove it")
     for section in ("fp16", "bf16"):
         if content.get(section, {}).get(f"{section}_master_weights_and_grads"):
@@ -243,6 +249,9 @@ def _check_optimizer(section: dict[str, Any], path: Path) -> None:
         elif name == "max_trust_ratio":
             if value not in (None, "auto") and not (_is_number(value) and value > 0):
                 raise UserError(f'{path}: {key} is {value!r}; it must be a number above 0, null or "auto"')
+        elif name == "eps":
+            if value != "auto" and not (_is_number(value) and value > 0):
+                raise UserError(f'{path}: {key} is {value!r}; it must be a number above 0, or "auto"')
         elif name == "momentum":
             if value != "auto" and not _is_decay_rate(value):
                 raise UserError(f'{path}: {key} is {value!r}; it must be a number, at least 0 and below 1, or "auto"')

@@ -55,6 +55,8 @@ def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device)
     if stated and recipe.precision not in ("auto", stated):
         raise UserError(f"precision is {recipe.precision}, but {file.path} asks for {stated}; they must agree")
     wanted = device_precision(stated or recipe.precision, device)
+    if file.content.get(wanted, {}).get("enabled") is False:
+        raise UserError(f"{file.path}: {wanted}.enabled is false, but precision comes to {wanted}; give another one")
     if wanted == "fp16" and file.zero_stage == 0:
         # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
         raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")

@@ -98,7 +98,7 @@ class SearchRecorder:
         for units, values in (("heads", snapshot.heads_LU), ("neurons", snapshot.neurons_LU)):
             self.telemetry.histogram(f"{self.ranking.title}/{units}", torch.from_numpy(values), state.global_step)
         if len(history.steps) > 1:
-            self.telemetry.mask_distances(history.steps, history.matrices(), state.global_step)
+            self.telemetry.mask_distances(history.steps, history.matrices, state.global_step)
             newest = {units: distances[-1] for units, distances in history.newest_distances().items()}
             line = {"stage": state.stage, "step": state.step, **newest}
             self.telemetry.scalars("mask_distance", state.global_step, line)

@@ -257,12 +257,19 @@ def test_copy_steps_on_its_own_tensors() -> None:
     assert copied.trust_ratios() == optimizer.trust_ratios()  # type: ignore[attr-defined]
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
-    "options", [{"lr": -1.0}, {"eps": -1e-6}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}]
+    "options",
+    [
+        *({"lr": -1.0}, {"lr": NAN}, {"eps": -1e-6}, {"weight_decay": -0.1}, {"max_trust_ratio": -1.0}),
+        *({"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}),
+    ],
 )
 def test_numbers_out_of_range_are_named(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(ValueError, match=f"{name} is .*, but .* at least 0"):
+    with pytest.raises(ValueError, match=f"{name} is .*, but .* (at least|above) 0"):
         Lamb([nn.Parameter(torch.ones(2))], **({"lr": 0.1} | options))
 
 

@@ -50,3 +50,8 @@ def events_of(run_dir: Path) -> EventAccumulator:
     """Everything that TensorBoard reads from the run."""
     kinds = ("scalars", "images", "histograms", "tensors")
     return EventAccumulator(str(run_dir / "tensorboard"), size_guidance=dict.fromkeys(kinds, 0)).Reload()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file in it, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

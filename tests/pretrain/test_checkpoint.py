@@ -19,7 +19,7 @@ from earlybert.pretrain.commands.export import main as export_command
 from earlybert.pretrain.ticket.drawing import random_ticket_like
 from earlybert.pretrain.ticket.ticket import Ticket
 from tests.conftest import ROOT, run_training
-from tests.pretrain.run_files import losses
+from tests.pretrain.run_files import content, losses
 
 
 @pytest.fixture
@@ -300,10 +300,15 @@ def test_new_checkpoints_replace_damaged_newer_ones(finished_run: Path, workplac
     drawn = Ticket.load(run_dir / "ticket.json")
     random_ticket_like(drawn, 1).save(run_dir / "ticket.json")
     (run_dir / "environment.json").write_text("[{")
+    kept, recording = run_dir / "corpus" / "manifest.json", run_dir / "search" / "step-000999.safetensors"
+    manifest = kept.read_bytes()
+    kept.write_text("{}")
+    recording.touch()
     status, output = run_training(workplace, "--run-dir", "all-damaged", "--begin-again")
     assert status == 0, output
     assert Ticket.load(run_dir / "ticket.json").sha256 == drawn.sha256, "the search has drawn its own again"
     assert len(read_json(run_dir / "environment.json")) == 1
+    assert kept.read_bytes() == manifest and not recording.exists()
     assert output.count("skipping a damaged checkpoint") == 3
     assert (run_dir / "metrics.jsonl").read_text().count('"train"') == 50
     kept = [Checkpoint(path) for path in list_checkpoints(run_dir / "checkpoints")]
@@ -315,13 +320,13 @@ def test_new_checkpoints_replace_damaged_newer_ones(finished_run: Path, workplac
 def test_a_run_keeps_its_optimizer(finished_run: Path, workplace: Path) -> None:
     run_dir = Path(shutil.copytree(finished_run, workplace / "keeps"))
     (run_dir / "DONE").unlink()
-    before = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    before = content(run_dir)
     status, output = run_training(
         workplace, "--run-dir", "keeps", "--deepspeed", str(ROOT / "ds_configs" / "adamw.json")
     )
     assert status == 2
     assert "a run keeps its optimizer" in output and "Traceback" not in output
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == before
+    assert content(run_dir) == before, "the command that is right goes on from here"
 
 
 def test_export_never_overwrites(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,8 @@ def test_precision_of_file_and_recipe(tmp_path: Path) -> None:
     assert resolve_precision(dataclasses.replace(recipe, precision="auto"), silent, cpu) == "fp32"
     neither = load(tmp_path, {"fp16": {"enabled": False}, "bf16": {"enabled": False}})
     assert resolve_precision(dataclasses.replace(recipe, precision="auto"), neither, cuda) == "fp32"
+    with pytest.raises(UserError, match=r"bf16\.enabled is false, but precision comes to bf16; give another one"):
+        resolve_precision(recipe, load(tmp_path, {"bf16": {"enabled": False}}), cpu)
     with pytest.raises(UserError, match=r"precision is bf16, but .* asks for fp16"):
         resolve_precision(recipe, load(tmp_path, {"fp16": {"enabled": True}}), cuda)
     with pytest.raises(UserError, match="stage is 0, which cannot train in fp16"):
@@ -303,6 +305,10 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         ["optimizer.params.betas is [0.9, 1.0]", "below 1"],
     ),
     "eps a text": ({"optimizer": {"type": "Lamb", "params": {"eps": "tiny"}}}, ["optimizer.params.eps"]),
+    "eps nothing": ({"optimizer": {"type": "Lamb", "params": {"eps": 0}}}, ["optimizer.params.eps is 0", "above 0"]),
+    "offloading by its old name": ({"zero_optimization": {"cpu_offload": True}}, ["zero_optimization.cpu_offload is"]),
+    "no gradient norm": ({"zero_optimization": {"compute_grad_norm": False}}, ["compute_grad_norm is false", "true"]),
+    "no look at overflows": ({"bf16": {"check_grad_overflow": False}}, ["bf16.check_grad_overflow is false", "true"]),
     "nvlamb a number": (
         {"optimizer": {"type": "Lamb", "params": {"nvlamb": 1}}},
         ["optimizer.params.nvlamb is 1", "true, false"],

@@ -10,10 +10,7 @@ from earlybert.core import cli
 from earlybert.core.errors import UserError
 from earlybert.pretrain.checkpoint.checkpoint import NEWEST, newest_intact, signs_of_progress
 from tests.conftest import run_training
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.pretrain.run_files import content
 
 
 @pytest.fixture
