@@ -241,7 +241,7 @@ def note_start(setting: Run) -> None:
     """Adds to the record of where the run was started; neither a full disk nor a damaged record ends it."""
     path = setting.run_dir / "environment.json"
     machine = environment() | {"device": device_name(setting.device), "ranks": ranks.world_size()}
-    before = []
+    before: list[dict[str, Any]] = []
     with suppress(OSError, UserError):
         before = read_json(path) if path.is_file() else []
     with suppress(OSError):

@@ -300,15 +300,15 @@ def test_new_checkpoints_replace_damaged_newer_ones(finished_run: Path, workplac
     drawn = Ticket.load(run_dir / "ticket.json")
     random_ticket_like(drawn, 1).save(run_dir / "ticket.json")
     (run_dir / "environment.json").write_text("[{")
-    kept, recording = run_dir / "corpus" / "manifest.json", run_dir / "search" / "step-000999.safetensors"
-    manifest = kept.read_bytes()
-    kept.write_text("{}")
+    manifest, recording = run_dir / "corpus" / "manifest.json", run_dir / "search" / "step-000999.safetensors"
+    before = manifest.read_bytes()
+    manifest.write_text("{}")
     recording.touch()
     status, output = run_training(workplace, "--run-dir", "all-damaged", "--begin-again")
     assert status == 0, output
     assert Ticket.load(run_dir / "ticket.json").sha256 == drawn.sha256, "the search has drawn its own again"
     assert len(read_json(run_dir / "environment.json")) == 1
-    assert kept.read_bytes() == manifest and not recording.exists()
+    assert manifest.read_bytes() == before and not recording.exists()
     assert output.count("skipping a damaged checkpoint") == 3
     assert (run_dir / "metrics.jsonl").read_text().count('"train"') == 50
     kept = [Checkpoint(path) for path in list_checkpoints(run_dir / "checkpoints")]
