@@ -1,7 +1,6 @@
 """What a corpus is made from and how: every field of `earlybert prepare`."""
 
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from earlybert.core.errors import UserError
@@ -131,12 +130,6 @@ class CorpusConfig(SourceConfig):
         """The sources in their order; a source that is no mix is one of weight 1, named like itself."""
         own = {field.name: getattr(self, field.name) for field in fields(SourceConfig)}
         return self.mix if self.source == MIX else [MixedSource(name=self.source, **own)]
-
-    @property
-    def vocabulary_files(self) -> dict[str, Path]:
-        """The files that the vocabulary is from and that are there, by their field."""
-        named = {name: Path(value) for name in ("tokenizer", "add_tokens") if (value := getattr(self, name))}
-        return {name: file for name, file in named.items() if file.is_file()}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what older corpora do not know is left out where it says nothing, so equal corpora stay equal."""

@@ -10,13 +10,8 @@ from earlybert.core.progress import say
 from earlybert.data_prep.config import CorpusConfig
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.data_prep.samples.manifest import NAME
-from earlybert.data_prep.steps.preparation import (
-    Preparation,
-    require_same,
-    require_unchanged,
-    unfinished_config,
-    work_folder,
-)
+from earlybert.data_prep.steps.preparation import Preparation, unfinished_config, work_folder
+from earlybert.data_prep.steps.same_corpus import require_same, require_unchanged
 from earlybert.data_prep.workers import Workers
 
 

@@ -45,6 +45,7 @@ from earlybert.data_prep.steps.hints import (
 )
 from earlybert.data_prep.steps.joining import COUNTS, SPLITS, held_out, join
 from earlybert.data_prep.steps.reading import work_units
+from earlybert.data_prep.steps.same_corpus import file_hashes, given_hashes, require_same
 from earlybert.data_prep.steps.unit_files import UnitFiles, UnitTokens
 from earlybert.data_prep.tokens.adding import add_tokens, read_tokens
 from earlybert.data_prep.tokens.statistics import token_frequencies, unigram_statistics
@@ -56,6 +57,7 @@ from earlybert.data_prep.tokens.tokenizer import (
     local_tokenizer,
     special_tokens,
     token_dtype,
+    tokenizer_files,
     vocabulary_size,
 )
 from earlybert.data_prep.tokens.training import train_tokenizer
@@ -124,7 +126,7 @@ class Preparation:
         """
         self.config, self.directory, self.workers = config, directory, workers
         # Taken now: by the end the files may have been changed.
-        self.given = _given_hashes(config)
+        self.given = given_hashes(config)
         self.work = work_folder(directory) / code_key()
         self.units = [UnitFiles(self.work / "units", unit) for unit in work_units(config)]
         path = work_folder(directory) / CONFIG
@@ -147,8 +149,9 @@ class Preparation:
         added = Path(self.config.add_tokens) if self.config.add_tokens else None
         if added:
             read_tokens(added)  # which raises before any text is read
-        origin = _hashes(Path(path), "tokenizer") if path else [unit.unit.key for unit in _choose_units(self.units)]
-        key = content_hash(origin + (_hashes(added, "add_tokens") if added else []))
+        read = [unit.unit.key for unit in _choose_units(self.units)]
+        origin = file_hashes(tokenizer_files(Path(path)), "tokenizer") if path else read
+        key = content_hash([origin, file_hashes([added], "add_tokens") if added else {}])
         folder = self._tokenizer_folder(key)
         if folder.is_dir():
             from transformers import PreTrainedTokenizerFast
@@ -311,26 +314,6 @@ class Preparation:
         return share
 
 
-def require_same(config: CorpusConfig, existing: dict[str, Any], what: str) -> None:
-    """Raise UserError that names the first field in which a configuration differs from the one that exists."""
-    wanted, defaults = config.as_dict(), asdict(CorpusConfig())
-    for name, value in asdict(config).items():
-        if existing.get(name) != wanted.get(name):
-            there = existing.get(name, defaults[name])
-            raise UserError(f"{what} with {name} {there!r}, not {value!r}; name another directory or remove it.")
-
-
-def require_unchanged(config: CorpusConfig, manifest: dict[str, Any], directory: Path) -> None:
-    """Raise UserError where the vocabulary's files have changed since; corpora of older versions do not know."""
-    known = manifest["vocabulary"].get("given_sha256", {})
-    for name, found in _given_hashes(config).items():
-        if known.get(name, found) != found:
-            raise UserError(
-                f"{directory} holds a corpus with the {name} {getattr(config, name)!r} as it was before it was "
-                "changed; name another directory or remove it."
-            )
-
-
 def _check_splits(config: CorpusConfig, counts: dict[str, Any]) -> None:
     needed = 2 if config.objective == "nsp" else 1
     sizes = {split: counts[split]["documents"] for split in SPLITS}
@@ -391,16 +374,3 @@ def _read_and_tokenise(tokens: UnitTokens, config: CorpusConfig, vocabulary: Voc
 @lru_cache(maxsize=1)
 def _encoder(vocabulary: Vocabulary) -> Encoder:
     return Encoder(vocabulary.file)
-
-
-def _given_hashes(config: CorpusConfig) -> dict[str, str]:
-    return {name: _hashes(file, name)[0] for name, file in config.vocabulary_files.items()}
-
-
-def _hashes(place: Path, field: str) -> list[str]:
-    """Of a file, or of all files in a folder; of what is not there, none."""
-    try:
-        files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        return [file_hash(file) for file in files if file.is_file()]
-    except OSError as error:
-        raise UserError(f"{field}: {place} cannot be read ({error.strerror}){did_you_mean(place)}") from None

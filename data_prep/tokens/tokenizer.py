@@ -29,6 +29,8 @@ SPECIAL_TOKENS = {
 VOCABULARY = "vocab.txt"
 # Beside a vocabulary it says what happens to capitals and accents.
 SETTINGS = "tokenizer_config.json"
+# What a tokenizer's folder has; without config.json transformers cannot always tell which class it is.
+FILES = ("*token*", "*vocab*", "merges.txt", "*.model", "config.json")
 # SentencePiece and byte-level BPE write the space before a word as the beginning of its first token.
 WORD_BEGINNINGS = SENTENCEPIECE_SPACE, BYTE_LEVEL_SPACE = ("▁", "Ġ")
 # Code points that Unicode keeps free for such use inside programs.
@@ -76,21 +78,28 @@ def local_tokenizer(name: str) -> str:
     Raises:
         UserError: There is neither.
     """
-    from huggingface_hub import snapshot_download
-
     if (folder := Path(name)).exists():
         inside = [folder / "tokenizer", folder / "corpus" / "tokenizer"]
         own = [place for place in inside if (place / "tokenizer.json").is_file()]
         return str(own[0]) if own and not (folder / "tokenizer.json").is_file() else name
+    from huggingface_hub import snapshot_download
+
     try:
-        # The ones without which transformers cannot tell which class it is.
-        return snapshot_download(name, allow_patterns=["*token*", "*vocab*", "merges.txt", "*.model", "config.json"])
+        return snapshot_download(name, allow_patterns=[*FILES])
     # What can go wrong here is the library's and the network's: no list would be complete.
     except Exception as error:
         raise UserError(
             f"tokenizer: there is no file or folder {name}, and none of this name on the Hugging Face hub can be "
             f"loaded ({one_line(error)}){did_you_mean(folder) or '.'}"
         ) from error
+
+
+def tokenizer_files(place: Path) -> list[Path]:
+    """All files that `load_tokenizer` may read: those of a folder, or a file and the settings beside a vocabulary."""
+    if place.is_dir():
+        return sorted({file for pattern in FILES for file in place.glob(pattern) if file.is_file()})
+    settings = place.with_name(SETTINGS)
+    return [place, settings] if place.suffix != ".json" and settings.is_file() else [place]
 
 
 def load_tokenizer(path: str, *, lowercase: bool, strip_accents: bool | None = None) -> "PreTrainedTokenizerFast":

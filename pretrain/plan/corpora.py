@@ -60,6 +60,6 @@ def run_corpus(run_dir: Path, recipe: Recipe) -> Corpus:
 def _identity(config: CorpusConfig) -> str:
     """Changes with the recipe's corpus section and with the files that it names."""
     files = {file for source in config.sources for name in source.files for file in files_of(name)}
-    files |= set(config.vocabulary_files.values())
+    files |= {Path(name) for name in (config.tokenizer, config.add_tokens) if name and Path(name).is_file()}
     states = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return content_hash([config.as_dict(), states])

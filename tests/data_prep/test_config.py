@@ -9,7 +9,7 @@ import pytest
 from earlybert.core.errors import UserError
 from earlybert.data_prep.cleaning.config import CleaningConfig
 from earlybert.data_prep.config import CorpusConfig, MixedSource
-from earlybert.data_prep.steps.preparation import require_same
+from earlybert.data_prep.steps.same_corpus import require_same
 
 
 @pytest.mark.parametrize(

@@ -232,11 +232,51 @@ def test_changed_file_of_the_vocabulary_is_refused(
     assert prepare(given, made.directory).fingerprint == made.fingerprint
     content = files[field].read_text()
     files[field].write_text(content + "\n")
-    with pytest.raises(UserError, match=rf"made holds a corpus with the {field} .* as it was before it was changed"):
+    changed = rf"made holds a corpus with the {field} .* as it was before {files[field].name} was changed; name another"
+    with pytest.raises(UserError, match=changed):
+        prepare(given, made.directory)
+    # Older versions wrote the checksum of the file alone.
+    manifest = json.loads((made.directory / "manifest.json").read_text())
+    stated = manifest["vocabulary"]["given_sha256"]
+    manifest["vocabulary"]["given_sha256"] = {name: next(iter(hashes.values())) for name, hashes in stated.items()}
+    (made.directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=changed):
         prepare(given, made.directory)
     # One that is gone cannot be compared.
     files[field].unlink()
-    assert prepare(given, made.directory).fingerprint == made.fingerprint
+    prepare(given, made.directory)
+
+
+@pytest.mark.parametrize("name", ["given", "given/vocab.txt"], ids=["a folder", "a vocabulary"])
+def test_changed_settings_of_a_vocabulary_are_refused(
+    name: str, config: CorpusConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    """What stands in tokenizer_config.json is read, so it counts like the vocabulary; other files do not."""
+    (tmp_path / "given").mkdir()
+    vocabulary = sorted(corpus.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    (tmp_path / "given" / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary))
+    settings = tmp_path / "given" / "tokenizer_config.json"
+    content = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": True}
+    settings.write_text(json.dumps(content))
+    given = replace(config, tokenizer=str(tmp_path / name))
+    prepare_part(given, tmp_path / "begun", 1, 1)
+    prepare(given, tmp_path / "made")
+    (tmp_path / "given" / "README.md").write_text("A vocabulary.")
+    prepare(given, tmp_path / "made")
+    settings.write_text(json.dumps(content | {"strip_accents": False}))
+    with pytest.raises(UserError, match=r"made holds a corpus with the tokenizer .* before tokenizer_config\.json was"):
+        prepare(given, tmp_path / "made")
+    assert prepare(given, tmp_path / "begun").tokenizer.backend_tokenizer.normalizer.normalize_str("Bär") == "bär"
+    settings.unlink()
+    with pytest.raises(UserError, match=r"made holds a corpus with the tokenizer .* before tokenizer_config\.json was"):
+        prepare(given, tmp_path / "made")
+    # Older versions looked at the named file alone.
+    manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
+    hashes = manifest["vocabulary"].pop("given_sha256")["tokenizer"]
+    if name.endswith(".txt"):
+        manifest["vocabulary"]["given_sha256"] = {"tokenizer": hashes["vocab.txt"]}
+    (tmp_path / "made" / "manifest.json").write_text(json.dumps(manifest))
+    prepare(given, tmp_path / "made")
 
 
 def test_other_directory_is_left_alone(config: CorpusConfig, tmp_path: Path) -> None:
