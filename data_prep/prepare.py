@@ -92,7 +92,16 @@ def merge(directory: Path, *, workers: int = 1, dask: str | None = None) -> Corp
 
 
 def _is_taken(directory: Path) -> bool:
-    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    """Whether anything is there; raises UserError for an empty folder that no other can take the place of."""
+    if not directory.exists():
+        return False
+    if not directory.is_dir() or any(directory.iterdir()):
+        return True
+    is_current = directory.samefile(Path.cwd())
+    if is_current or directory.is_mount():
+        what = "the current folder" if is_current else "a mount point"
+        raise UserError(f"out is {directory}, {what}, which cannot become a corpus; name a folder in it.")
+    return False
 
 
 def _open_existing(config: CorpusConfig, directory: Path) -> Corpus:

@@ -74,7 +74,13 @@ CODE = tuple(Path(str(resources.files(f"earlybert.{room}"))) for room in ("core"
 
 def work_folder(directory: Path) -> Path:
     """Where the work on a corpus lies until it is done."""
-    return directory.parent / f"{directory.name}.partial"
+    place = _behind_link(directory)
+    return place.parent / f"{place.name}.partial"
+
+
+def _behind_link(directory: Path) -> Path:
+    """Where a corpus is to lie: a finished folder takes the place of an empty one, but not of a link to one."""
+    return directory.resolve() if directory.is_symlink() else directory
 
 
 def unfinished_config(directory: Path) -> CorpusConfig:
@@ -187,6 +193,8 @@ class Preparation:
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             sample = Path(folder) / "sentences.txt"
             if not _write_sample(sample, chosen, self.config):
+                if documents := sum(len(unit.digests) for unit in chosen):
+                    _check_splits(self.config, 0, documents)
                 raise self._no_text()
             say(f"Training a {self.config.tokenizer_kind} vocabulary of {self.config.vocab_size} pieces")
             return train_tokenizer(
@@ -235,7 +243,7 @@ class Preparation:
         counts = read_json(merged / "text" / COUNTS)
         if not any(split["documents"] for split in counts["splits"].values()):
             raise self._no_text()
-        _check_splits(self.config, counts["splits"])
+        _check_splits(self.config, *(counts["splits"][split]["documents"] for split in SPLITS))
         for split in SPLITS:
             self._make_split(merged, split, counts["splits"][split], vocabulary)
         self._finish(merged, counts, vocabulary)
@@ -256,6 +264,11 @@ class Preparation:
                 config=self.config,
             )
             usage = make_samples(samples, self.workers)
+            if not usage["samples"]:
+                raise UserError(
+                    f"The {counts['documents']} documents for {split} give no samples: each is a single token, but "
+                    f"objective {self.config.objective} needs two; take another objective, text or tokenizer."
+                )
             usage["fill"] = usage["tokens"] / (usage["samples"] * length)
             if self.config.packing:
                 usage["packed_fill"] = usage["tokens"] / (usage["packed_rows"] * length)
@@ -301,7 +314,7 @@ class Preparation:
         ):
             if hint:
                 say(hint)
-        corpus.rename(self.directory)
+        corpus.rename(_behind_link(self.directory))
         shutil.rmtree(work_folder(self.directory), ignore_errors=True)
 
     def _unknown_characters(self, vocabulary: Vocabulary) -> float:
@@ -314,15 +327,14 @@ class Preparation:
         return share
 
 
-def _check_splits(config: CorpusConfig, counts: dict[str, Any]) -> None:
+def _check_splits(config: CorpusConfig, train: int, validation: int) -> None:
+    """Raises UserError where one split has too few documents."""
     needed = 2 if config.objective == "nsp" else 1
-    sizes = {split: counts[split]["documents"] for split in SPLITS}
-    if min(sizes.values()) < needed:
+    if min(train, validation) < needed:
         why = " (random second segments come from another document)" if config.objective == "nsp" else ""
         raise UserError(
-            f"The text has {sum(sizes.values())} documents, of which validation_fraction {config.validation_fraction} "
-            f"leaves {sizes['train']} for training and {sizes['validation']} for validation, but each needs at least "
-            f"{needed}{why}."
+            f"The text has {train + validation} documents, of which validation_fraction {config.validation_fraction} "
+            f"leaves {train} for training and {validation} for validation, but each needs at least {needed}{why}."
         )
 
 

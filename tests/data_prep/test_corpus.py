@@ -295,6 +295,35 @@ def test_empty_directory_is_filled(config: CorpusConfig, tmp_path: Path) -> None
     assert (tmp_path / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_and_the_corpus_lies_where_it_points(config: CorpusConfig, tmp_path: Path, exists: bool) -> None:
+    target, link = tmp_path / "large_disk" / "corpus", tmp_path / "link"
+    target.parent.mkdir()
+    if exists:
+        target.mkdir()
+    link.symlink_to(target)
+    prepare_part(config, link, 1, 1)
+    assert (tmp_path / "large_disk" / "corpus.partial").is_dir()
+    merge(link)
+    assert link.is_symlink() and (target / "manifest.json").is_file()
+    prepare(config, link)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "link"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_work(
+    config: CorpusConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("."), tmp_path):
+        with pytest.raises(UserError, match=r"the current folder, which cannot become a corpus; name a folder in it"):
+            prepare(config, out)
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
+    with pytest.raises(UserError, match=r"out is disk, a mount point, which cannot become a corpus"):
+        prepare_part(config, Path("disk"), 1, 2)
+    assert [path.name for path in tmp_path.rglob("*")] == ["disk"]
+
+
 def test_same_place_in_the_same_process_with_another_vocabulary(
     config: CorpusConfig, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -310,6 +339,23 @@ def test_too_few_documents_for_a_split(config: CorpusConfig, tmp_path: Path) -> 
         prepare(few, tmp_path / "corpus")
     with pytest.raises(UserError, match=r"10 documents, .* 10 for training and 0 for validation, .* at least 1\."):
         prepare(replace(few, objective="full-sentences"), tmp_path / "other")
+
+
+def test_no_document_for_training(config: CorpusConfig, tmp_path: Path) -> None:
+    """The vocabulary would be trained on nothing, but there is text."""
+    (tmp_path / "few.txt").write_text("\n\n".join(f"Document number {i} is here." for i in range(3)))
+    few = replace(config, files=[str(tmp_path / "few.txt")], validation_fraction=1 - 1e-9)
+    with pytest.raises(UserError, match=r"3 documents, .* leaves 0 for training and 3 for validation, .* at least 2 "):
+        prepare(few, tmp_path / "corpus")
+
+
+def test_documents_of_one_token_have_no_order(config: CorpusConfig, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n\n".join(f"{letter}" * 30 for letter in "abcdefghijklmnopqrst"))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    given = replace(config, files=[str(tmp_path / "words.txt")], tokenizer=str(tmp_path / "vocab.txt"))
+    words = replace(given, objective="sop", validation_fraction=0.5)
+    with pytest.raises(UserError, match=r"documents for train give no samples: each is a single token, but"):
+        prepare(words, tmp_path / "corpus")
 
 
 def test_nothing_is_left_when_nothing_was_done(config: CorpusConfig, tmp_path: Path) -> None:
