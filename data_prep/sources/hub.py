@@ -63,8 +63,10 @@ def _load(config: SourceConfig) -> Any:
     name = config.hub_name or ""
     try:
         if Path(name).is_file():
-            kind = FILES.get(Path(name).suffix, Path(name).suffix[1:])
-            return datasets.load_dataset(kind, data_files=name, split=config.hub_split, streaming=True)
+            ending = Path(name).suffix
+            options = {"sep": "\t"} if ending == ".tsv" else {}
+            kind = FILES.get(ending, ending[1:])
+            return datasets.load_dataset(kind, data_files=name, split=config.hub_split, streaming=True, **options)
         if any((Path(name) / mark).is_file() for mark in SAVED):
             return _load_saved(name, config.hub_split)
         return datasets.load_dataset(name, config.hub_config, split=config.hub_split, streaming=True)

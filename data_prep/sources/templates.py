@@ -14,7 +14,9 @@ _PRIVATE = re.compile(rf"[{GAP}{chr(_FIRST_SIGN)}-{chr(_FIRST_SIGN + 127)}]")
 
 _NAMED_ARGUMENT = re.compile(r"\s*([\w-]+)\s*=(?!=)")
 _NUMBER = re.compile(r"[-−+]?\d[\d.,/+⁄]*")
-_PLAIN_NUMBER = re.compile(r"([-−]?)(\d+)(\.\d*)?")
+# Python makes no number of some thousand digits, and raises an error.
+_PLAIN_NUMBER = re.compile(r"([-−]?)(\d{1,100})(\.\d*)?")
+_DAY_OR_MONTH = re.compile(r"\d\d?")
 # Of English wikis, which have the template.
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -116,9 +118,9 @@ def _fraction(arguments: Arguments) -> str:
 def _as_of(arguments: Arguments) -> str:
     """`2009|12|31` is "As of 31 December 2009"; `df=US`, `since=y`, `lc=y` and `bare=y` as the template has them."""
     year, month, day = (arguments.get(name, "") for name in ("1", "2", "3"))
-    if month.isdecimal() and 1 <= int(month) <= 12:
+    if _DAY_OR_MONTH.fullmatch(month) and 1 <= int(month) <= 12:
         month = _MONTHS[int(month) - 1]
-    day = str(int(day)) if day.isdecimal() else day
+    day = str(int(day)) if _DAY_OR_MONTH.fullmatch(day) else day
     if month and day and arguments.get("df", "").upper() == "US":
         date = f"{month} {day}, {year}"
     else:

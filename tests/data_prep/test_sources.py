@@ -249,17 +249,19 @@ def test_wrong_field_is_told_before_all_is_read(tmp_path: Path, monkeypatch: pyt
 def test_saved_data_sets_and_single_files(tmp_path: Path) -> None:
     import datasets
 
-    texts = [f"Row {number} of the data set." for number in range(9)]
+    texts = [f"Row {number}, of the data set." for number in range(9)]
     data = datasets.Dataset.from_dict({"body": [*texts[:8], None, texts[8]]})
     data.save_to_disk(tmp_path / "saved", num_shards=3)
     datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "splits")
     data.to_csv(tmp_path / "one.csv")
+    data.to_csv(tmp_path / "one.tsv", sep="\t")
     data.to_json(tmp_path / "one.jsonl")
     data.to_parquet(tmp_path / "one.parquet")
     for name, split, units in (
         ("saved", "train", 3),
         ("splits", "test", 1),
         ("one.csv", "train", 1),
+        ("one.tsv", "train", 1),
         ("one.jsonl", "train", 1),
         ("one.parquet", "train", 1),
     ):

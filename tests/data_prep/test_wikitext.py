@@ -90,6 +90,13 @@ def test_numbers_are_kept(wikitext: str, words: str) -> None:
     assert plain(wikitext) == [words]
 
 
+@pytest.mark.parametrize("wikitext", ["{{formatnum:DIGITS}}", "{{as of|2009|DIGITS}}", "{{as of|2009|1|DIGITS}}"])
+def test_more_digits_than_python_makes_a_number_of_stay_as_they_are(wikitext: str) -> None:
+    digits = "7" * 5000
+    (words,) = plain(f"It is {wikitext.replace('DIGITS', digits)} long.")
+    assert digits in words
+
+
 @pytest.mark.parametrize(
     ("wikitext", "words"),
     [
