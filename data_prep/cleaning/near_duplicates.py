@@ -5,6 +5,7 @@ Two documents that share the fraction s of their sequences agree in at least one
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,10 @@ _UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# What `\w` leaves out: marks write the vowels of Indic scripts. Those above U+FFFF are rare, and would cost much time.
+_MARKS = "".join(point for point in map(chr, range(0x10000)) if unicodedata.category(point)[0] == "M")
+_LETTER = rf"[^\W{_UNSPACED}]"
+_WORD = re.compile(rf"[{_UNSPACED}]|{_LETTER}++(?:[{_MARKS}]{_LETTER}*+)*+")
 _MULTIPLIERS = np.random.default_rng(_SEED).integers(1, 2**63, HASHES_PER_BAND, dtype=np.uint64) * 2 + 1
 
 

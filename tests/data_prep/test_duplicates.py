@@ -104,6 +104,18 @@ def test_text_without_spaces_is_compared_by_its_characters(first: int, count: in
     assert np.mean(agree[3]) > 0.98 and np.mean(agree[400]) < 0.1
 
 
+def test_words_with_the_same_consonants_are_not_the_same() -> None:
+    """In Hindi the vowels are marks of their own."""
+    rng = np.random.default_rng(3)
+    skeletons = [rng.choice([*"कखगघचछजटठडतथदधनपफबभमयरलवशसह"], rng.integers(2, 5)) for _ in range(200)]
+    one, other = (
+        " ".join("".join(letter + rng.choice([*"ािीुूेैोौं"]) for letter in word) for word in skeletons) for _ in range(2)
+    )
+    assert len({*one.split()} & {*other.split()}) < 10
+    assert not (minhash_bands(one) == minhash_bands(other)).any()
+    assert (minhash_bands(one) == minhash_bands(one.replace(" ", ", "))).all()
+
+
 def test_bands_are_the_same_in_another_process() -> None:
     text = "The quick brown fox jumps over the lazy dog, and the dog does not mind."
     program = f"from {minhash_bands.__module__} import *; print(minhash_bands({text!r}).tolist())"
