@@ -17,6 +17,8 @@ from earlybert.data_prep.cleaning.counts import Counts
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffd]+"
 )
+# Two of these that Python calls printable.
+_PRINTABLE = "\ufffc\ufffd"
 _SYMBOLS = "=<>{}[]|\\_#@~^*`/+"
 BLANK, LETTER, SYMBOL, OTHER = range(4)
 
@@ -49,9 +51,11 @@ def _paragraphs(text: str) -> list[str]:
     lines = text.split("\n")
     # Most text is clean already, and to see that takes a fifth of the time of cleaning it.
     spaced = "  " in text or any(line[:1] == " " or line[-1:] == " " for line in lines)
-    if not spaced and "".join(lines).isprintable():
+    if not spaced and not any(mark in text for mark in _PRINTABLE) and "".join(lines).isprintable():
         return [line for line in lines if line]
-    return [words for line in _INVISIBLE.sub("", text).split("\n") if (words := " ".join(line.split()))]
+    # What stood apart may now be one character, a letter and its accent.
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    return [words for line in text.split("\n") if (words := " ".join(line.split()))]
 
 
 def _drop_paragraphs(paragraphs: list[str], rules: CleaningConfig, counts: Counts) -> list[str]:

@@ -18,6 +18,9 @@ RULES = CleaningConfig(min_document_characters=1)
         ("Gru\u0308ße an alle.", "Grüße an alle."),
         (" A  line\twith\u00a0odd\u2003spaces. \n\n \n Another. ", "A line with odd spaces.\nAnother."),
         ("Soft\u00adhyphen, zero\u200bwidth, \ufeffmark, bell\x07.", "Softhyphen, zerowidth, mark, bell."),
+        ("Lost \ufffdletters.", "Lost letters."),
+        ("A picture\ufffc, and  spaces.", "A picture, and spaces."),
+        ("re\u200b\u0301sume\u00ad\u0301", "r\u00e9sum\u00e9"),
         ("Line\u2028separator and\x0bvertical\x85tab.", "Line separator and vertical tab."),
         # Persian needs the non-joiner, Hindi the joiner.
         ("می\u200cخواهم کتاب بخوانم", "می\u200cخواهم کتاب بخوانم"),
