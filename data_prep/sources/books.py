@@ -9,6 +9,8 @@ from earlybert.data_prep.sources.source import Fragment, InputPath
 
 # Lines of a wrapped paragraph are at most so long; a longer line is a paragraph of its own.
 WRAPPED = 100
+# With fewer blank lines than this share they do not part paragraphs.
+BLANK = 0.1
 
 # Until about 2003 the licence ("small print") stood before the text and had an end of its own.
 _BEGIN = re.compile(
@@ -30,6 +32,11 @@ _HEADING = re.compile(
     r"|(?:prologue|epilogue|preface|introduction|contents|foreword|afterword|appendix)\W*|[ivxlc]+\.?)",
     re.IGNORECASE,
 )
+# What ends a paragraph, but only few of the lines of a wrapped one.
+_SENTENCE_END = re.compile(r"[.!?…。！？]\W*$")
+# Between lines of Chinese or Japanese, which have no spaces.
+_WIDE = r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uff60]"
+_GAP = re.compile(rf"(?<={_WIDE}) (?={_WIDE})")
 _PICTURE = re.compile(r"\[Illustration[^\]]*\]", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<!\w)_([^_]+)_(?!\w)")
 
@@ -87,8 +94,11 @@ def _is_heading(block: list[str]) -> bool:
     return all(headings) or (headings[0] and len(block) <= 3 and len(block[-1]) < WRAPPED // 2)
 
 
-def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Runs of lines between blank lines."""
+def _blocks(lines: list[str]) -> Iterator[list[str]]:
+    """Runs of lines between blank lines; where a paragraph is a line, each of them."""
+    if _has_paragraph_a_line(lines):
+        yield from ([line] for line in lines if line.strip())
+        return
     block: list[str] = []
     for line in lines:
         if line.strip():
@@ -100,16 +110,26 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
         yield block
 
 
+def _has_paragraph_a_line(lines: list[str]) -> bool:
+    filled = [line for line in lines if line.strip()]
+    ends = sum(bool(_SENTENCE_END.search(line)) for line in filled)
+    return len(lines) - len(filled) < BLANK * len(lines) and ends > len(filled) / 2
+
+
 def _paragraphs(block: list[str]) -> Iterator[str]:
     wrapped: list[str] = []
     for line in block:
         if len(line) > WRAPPED:
-            yield _clean(" ".join(wrapped))
+            yield _clean(_joined(wrapped))
             yield _clean(line)
             wrapped = []
         else:
             wrapped.append(line.strip())
-    yield _clean(" ".join(wrapped))
+    yield _clean(_joined(wrapped))
+
+
+def _joined(lines: list[str]) -> str:
+    return _GAP.sub("", " ".join(lines))
 
 
 def _clean(paragraph: str) -> str:

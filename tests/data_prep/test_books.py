@@ -129,6 +129,31 @@ def test_book_with_a_paragraph_a_line(tmp_path: Path) -> None:
     assert read_texts(config) == [(long * 2).strip() + "\n" + (long * 3).strip()]
 
 
+@pytest.mark.parametrize("between", ["\n", "\n\n"], ids=["no blank line", "blank lines around headings"])
+def test_a_paragraph_a_line_has_chapters_and_short_paragraphs(between: str, tmp_path: Path) -> None:
+    first = ['"Did you see her?" he asked.', '"No," she said, and left.', *["They waited for a while."] * 60]
+    second = ["The morning was cold and grey.", "Nobody spoke at breakfast, which was a long one. " * 3]
+    text = between.join(["Chapter 1", "\n".join(first), "Chapter 2", "\n".join(second), ""])
+    (tmp_path / "book.txt").write_text(text)
+    config = CorpusConfig(source="books", files=[str(tmp_path / "book.txt")])
+    assert read_texts(config) == ["\n".join(first), "\n".join(second).strip()]
+
+
+def test_wrapped_lines_without_a_blank_one_stay_one_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("The lines of this\nbook are wrapped, but\nno blank line is\nin it. None.\n")
+    config = CorpusConfig(source="books", files=[str(tmp_path / "book.txt")])
+    assert read_texts(config) == ["The lines of this book are wrapped, but no blank line is in it. None."]
+
+
+def test_wrapped_lines_of_scripts_without_spaces_are_joined_without_one(tmp_path: Path) -> None:
+    lines = "我们今天去公\n园玩，天气很好，大家都\n很高兴。\n\n我们说 English\nwords 一样。今天是很好的一天。\n"
+    (tmp_path / "book.txt").write_text(lines)
+    config = CorpusConfig(source="books", files=[str(tmp_path / "book.txt")])
+    assert read_texts(config) == [
+        "我们今天去公园玩，天气很好，大家都很高兴。\n我们说 English words 一样。今天是很好的一天。"
+    ]
+
+
 def test_small_books_share_a_unit(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(f"The text of book number {number} is here.")
