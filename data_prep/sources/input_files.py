@@ -40,7 +40,8 @@ def find_files(names: Iterable[str], endings: tuple[str, ...]) -> list[InputPath
             if Path(name).is_dir():
                 raise UserError(f"files: no file in the folder {name} ends in {' or '.join(endings)}.")
             hint = "" if is_url(name) or glob.has_magic(name) else did_you_mean(Path(name))
-            raise UserError(f"files: no file matches {name}{hint or '.'}")
+            place = "" if is_url(name) or Path(name).is_absolute() else f" in the current folder, {Path.cwd()}"
+            raise UserError(f"files: no file matches {name}{hint or f'{place}.'}")
         files.update(matches)
     for file in files:
         if content_ending(file) not in endings:

@@ -61,7 +61,7 @@ def join(tokenised: Sequence[UnitTokens], config: CorpusConfig, dtype: npt.DType
                 validates = held_out(tokens.text.digests, config)
                 keep = ~drop & (document.tokens > 0)
                 writers["train"].add(document, keep & ~validates, document.copies * config.duplicates)
-                # Validation sees every document once, whatever the weight of its source.
+                # What a weight below 1 left out is in no unit. Of the rest validation sees every document once.
                 writers["validation"].add(document, keep & validates, np.ones_like(document.copies))
                 advance(tokens.text.unit.bytes)
         counts = {split: writer.counts for split, writer in writers.items()}

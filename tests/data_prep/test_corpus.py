@@ -370,6 +370,17 @@ def test_nothing_is_left_when_nothing_was_done(config: CorpusConfig, tmp_path: P
         prepare(replace(config, files=[str(tmp_path / "short.txt")]), tmp_path / "corpus")
 
 
+def test_merge_from_another_folder_says_where_it_looks(
+    config: CorpusConfig, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(text_file.parent)
+    prepare_part(replace(config, files=[text_file.name]), tmp_path / "corpus", 1, 1)
+    monkeypatch.chdir(tmp_path / "else")
+    with pytest.raises(UserError, match=rf"no file matches {text_file.name} in the current folder, {tmp_path}/else\.$"):
+        merge(tmp_path / "corpus")
+
+
 def test_unfinished_work_on_another_corpus_is_left_alone(config: CorpusConfig, tmp_path: Path) -> None:
     prepare_part(config, tmp_path / "corpus", 1, 1)
     with pytest.raises(UserError, match=r"corpus\.partial holds the unfinished work .* vocab_size 400, not 500;"):
