@@ -12,7 +12,7 @@ PIECE, LONGEST_PIECE = 2_000, 10_000
 # What ends a sentence there, before what begins one.
 _STOP = re.compile(r"[。！？]+[”’」』]*(?=[“‘「『《（\u3040-\u30ff\u3400-\u9fff])")
 # Inside these a sentence goes on after a stop.
-_PAIRS = ("“”", "「」", "『』", "（）", "《》")
+_PAIRS = (("“", "”"), ("「", "」"), ("『", "』"), ("（", "）"), ("《", "》"))
 
 
 def split_sentences(document: str, language: str = "en") -> list[str]:
