@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from earlybert.core.errors import UserError
 from earlybert.core.text import duration
 from earlybert.pretrain.cost.cluster import (
     USABLE_SHARE,
@@ -21,6 +22,7 @@ from earlybert.pretrain.plan.recipe import Recipe
 from earlybert.pretrain.plan.stages import Stage
 
 LARGEST = 1024
+NO_ROOM = "does not fit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,31 @@ class StageOnCluster:
 
 
 def on_cluster(stages: Sequence[PlannedStage], cluster: Cluster, muon: bool) -> list[StageOnCluster]:
-    """What each of these stages takes. A ticket that is not drawn yet has the counts of any other."""
+    """What each of these stages takes; raises UserError where one does not fit.
+
+    A ticket that is not drawn yet has the counts of any other.
+    """
     shapes = [(planned.stage, Shape.of(planned.network, planned.stage, muon=muon)) for planned in stages]
     return [StageOnCluster(stage, shape, stage_cost(shape, cluster)) for stage, shape in shapes]
 
 
+def on_cluster_if_it_fits(
+    stages: Sequence[PlannedStage], cluster: Cluster, muon: bool
+) -> tuple[list[StageOnCluster], str]:
+    """As `on_cluster`; where one does not fit none of them, and why."""
+    try:
+        return on_cluster(stages, cluster, muon), ""
+    except UserError as error:
+        return [], str(error)
+
+
 def print_cluster_plan(plan: Plan, cluster: Cluster, *, muon: bool) -> None:
-    """Memory and time per stage, time in all beside dense training, checkpoints, disk, and the scaling table."""
-    planned, dense = on_cluster(plan.stages, cluster, muon), on_cluster(plan.dense, cluster, muon)
+    """Memory and time per stage, time in all beside dense training, checkpoints, disk, and the scaling table.
+
+    Raises UserError where the plan does not fit; the dense network may be too large.
+    """
+    planned = on_cluster(plan.stages, cluster, muon)
+    dense, too_large = on_cluster_if_it_fits(plan.dense, cluster, muon)
     print(
         f"\non {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu_name}, {cluster.network_gbit:g} Gbit/s a node "
         "(a model, nothing of it measured on your machines; formulas and checks in docs/cost-model.md)"
@@ -68,6 +87,8 @@ def print_cluster_plan(plan: Plan, cluster: Cluster, *, muon: bool) -> None:
             )
     Console(width=160).print(table)
     _print_totals(planned, dense, cluster)
+    if too_large:
+        print(f"dense:       {NO_ROOM}: {too_large}")
     _print_storage(plan.recipe, planned)
     limits: dict[str, int] = {}
     for each in planned:
@@ -101,26 +122,30 @@ def _print_storage(recipe: Recipe, planned: list[StageOnCluster]) -> None:
 
 
 def print_scaling(plan: Plan, cluster: Cluster, muon: bool) -> None:
-    """From one such GPU to 1,024, or one per sequence. Efficiency: speed-up over one GPU, divided by their number."""
+    """From one such GPU to 1,024, or one per sequence.
+
+    Efficiency: speed-up over the fewest of them that the plan fits, divided by how many times as many they are.
+    """
     print(f"\nscaling with {cluster.gpus_per_node} GPUs a node (a model, not measured)")
-    table = _table("GPUs", "nodes", "this plan", "dense", "saved", "efficiency", "samples a GPU and step, phase 1")
-    one = 0.0
+    samples = f"samples a GPU and step, {plan.stages[0].stage.phase}"
+    table = _table("GPUs", "nodes", "this plan", "dense", "saved", "efficiency", samples)
+    fewest = 0.0  # GPU-seconds
     count = 1
     while count <= min(LARGEST, *(planned.stage.global_batch for planned in plan.stages)):
         inside = min(count, cluster.gpus_per_node)
         sized = dataclasses.replace(cluster, nodes=-(-count // inside), gpus_per_node=inside)
-        planned = on_cluster(plan.stages, sized, muon)
-        ours = sum(each.seconds for each in planned)
-        theirs = sum(each.seconds for each in on_cluster(plan.dense, sized, muon))
-        one = one or ours
+        planned, _ = on_cluster_if_it_fits(plan.stages, sized, muon)
+        dense, too_large = on_cluster_if_it_fits(plan.dense, sized, muon)
+        ours, theirs = (sum(each.seconds for each in group) for group in (planned, dense))
+        fewest = fewest or ours * sized.gpus
         table.add_row(
             f"{sized.gpus:,}",
             f"{sized.nodes:,}",
-            duration(ours),
-            duration(theirs) if theirs else "-",
-            f"{1 - ours / theirs:.1%}" if theirs else "-",
-            f"{one / ours / sized.gpus:.1%}",
-            f"{planned[0].shape.global_batch / sized.gpus:,.1f}",
+            duration(ours) if ours else NO_ROOM,
+            duration(theirs) if theirs else NO_ROOM if too_large else "-",
+            f"{1 - ours / theirs:.1%}" if ours and theirs else "-",
+            f"{fewest / ours / sized.gpus:.1%}" if ours else "-",
+            f"{plan.stages[0].stage.global_batch / sized.gpus:,.1f}",
         )
         count = count * 2 if count >= cluster.gpus_per_node else cluster.gpus_per_node
     Console(width=160).print(table)

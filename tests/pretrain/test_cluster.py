@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,41 @@ def test_a_network_that_does_not_fit() -> None:
     huge = NetworkConfig(hidden_size=8192, num_hidden_layers=48, num_attention_heads=64, intermediate_size=32_768)
     with pytest.raises(UserError, match=r"one sequence of 512 tokens takes .* V100-16GB has 15.3 GB to use"):
         fitting_micro_batch(Shape(huge, 512, 80, 64), parse_cluster("1x8 V100-16GB", 100))
+
+
+# Shared out, its states fit eight V100, but no one of them.
+LARGER = "--model.hidden_size=2304 --model.num_heads=24 --model.intermediate_size=9216 --model.num_layers=36"
+
+
+def scaling_rows(printed: str) -> list[list[str]]:
+    """The cells of the last table, from its first row on."""
+    lines = printed.partition("\nscaling with")[2].splitlines()[2:]
+    return [re.split(r" {2,}", line.strip()) for line in lines]
+
+
+def test_numbers_of_gpus_that_the_plan_does_not_fit_are_rows_that_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "--config=bert_large", "--cluster=4x8 V100-32GB", *LARGER.split()])
+    one, eight, sixteen, *others = scaling_rows(capsys.readouterr().out)
+    assert one == ["1", "1", "does not fit", "does not fit", "-", "-", "65,536.0"]
+    assert eight[0] == "8" and eight[-2] == "100.0%" and len(others) == 6
+    assert 95 < float(sixteen[-2].rstrip("%")) < 100
+
+
+def test_a_ticket_may_fit_where_the_dense_network_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = ["--config=bert_large", *LARGER.split(), "--draw.head_ratio=0.9", "--draw.neuron_ratio=0.9"]
+    cli.main(["ticket", "random", *cut, f"--out={tmp_path / 'ticket.json'}"])
+    capsys.readouterr()
+    given = ["--plan=[narrow, phase2]", f"--ticket={tmp_path / 'ticket.json'}"]
+    cli.main(["plan", *cut, *given, "--cluster=1x1 V100-32GB"])
+    printed = capsys.readouterr().out
+    assert "dense:       does not fit: one sequence of 512 tokens takes" in printed and "dense phase2" not in printed
+    one, *_ = scaling_rows(printed)
+    assert one[2] != "does not fit" and one[3:5] == ["does not fit", "-"]
+    assert printed.count("samples a GPU and step, phase2\n") == 1
+    # All that a plan's own stages lack room for is refused as before.
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", "--config=bert_large", "--cluster=1x1 V100-32GB", *LARGER.split()])
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize("run", published_runs(), ids=lambda run: run["name"])
