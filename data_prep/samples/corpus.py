@@ -166,6 +166,17 @@ def _open_shards(folder: Path, name: str) -> tuple["Dataset", np.ndarray]:
     return concatenate_datasets(shards).with_format("arrow"), np.cumsum([0, *map(len, shards)])
 
 
+def _count_stored(folder: Path, name: str) -> int:
+    """Rows of all files of one name, without the library that reads them."""
+    import pyarrow
+
+    count = 0
+    for path in folder.glob(f"{name}-*.arrow"):
+        with pyarrow.memory_map(str(path)) as file:
+            count += sum(batch.num_rows for batch in pyarrow.ipc.open_stream(file))
+    return count
+
+
 class Corpus:
     """A corpus directory made by `prepare`.
 
@@ -263,13 +274,15 @@ class Corpus:
         Raises:
             UserError: The corpus has no such split or length.
         """
-        import pyarrow
+        return _count_stored(self._folder(split, length), "shard")
 
-        count = 0
-        for path in self._folder(split, length).glob("shard-*.arrow"):
-            with pyarrow.memory_map(str(path)) as file:
-                count += sum(batch.num_rows for batch in pyarrow.ipc.open_stream(file))
-        return count
+    def stored_rows(self, split: str, length: int) -> int:
+        """How many rows these samples share, counted in the same way.
+
+        Raises:
+            UserError: The corpus has no such split or length, or was prepared without packing.
+        """
+        return _count_stored(self._packed_folder(split, length), "packing")
 
     def packed_rows(self, split: str, length: int) -> PackedRows:
         """Which of these samples share a row.
@@ -277,9 +290,12 @@ class Corpus:
         Raises:
             UserError: The corpus has no such split or length, or was prepared without packing.
         """
+        return PackedRows(self._packed_folder(split, length))
+
+    def _packed_folder(self, split: str, length: int) -> Path:
         if not self.manifest["config"]["packing"]:
             raise UserError(f"{self.directory} was prepared without packing; prepare it with --packing true.")
-        return PackedRows(self._folder(split, length))
+        return self._folder(split, length)
 
     def _folder(self, split: str, length: int) -> Path:
         splits = list(self.manifest["counts"])

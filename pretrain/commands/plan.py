@@ -46,8 +46,12 @@ def main(argv: list[str]) -> None:
     plan = given_plan(recipe)
     file = given_deepspeed_file(recipe)
     optimizer = file.optimizer if file else "Lamb"
+    if cluster:
+        require_half_precision(recipe, file)
     if arguments.hours is not None:
         plan = plan_for_budget(plan, cluster, arguments.hours, optimizer)
+    if file:
+        require_agreement(plan, file, cluster)
     print_plan(plan)
     if recipe.data:
         print_epochs(plan, Corpus.open(Path(recipe.data)))
@@ -79,16 +83,44 @@ def given_deepspeed_file(recipe: Recipe) -> "DeepSpeedFile | None":
     return DeepSpeedFile.load(Path(recipe.deepspeed))
 
 
+def require_half_precision(recipe: Recipe, file: "DeepSpeedFile | None") -> None:
+    """Raises UserError where recipe or file ask for fp32, of which the model knows neither speed nor memory."""
+    stated = file.precision() if file else None
+    if "fp32" in (recipe.precision, stated):
+        where = "precision is" if recipe.precision == "fp32" else f"{recipe.deepspeed} asks for"
+        raise UserError(f"{where} fp32, but --cluster is a model of half precision; it must be auto, bf16 or fp16")
+
+
+def require_agreement(plan: Plan, file: "DeepSpeedFile", cluster: Cluster | None) -> None:
+    """Raises UserError where the file and the recipe do not agree, as `train` does."""
+    file.settled(plan.recipe.optimizer)
+    # Without a cluster nobody knows on how many ranks these accumulation steps are right.
+    if cluster is None and file.number("gradient_accumulation_steps") is not None:
+        return
+    ranks = cluster.gpus if cluster else 1
+    for planned in plan.stages:
+        stage = planned.stage
+        micro_batch = file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks)
+        file.batches(stage.global_batch, micro_batch or 1, ranks)
+
+
 def print_epochs(plan: Plan, corpus: Corpus) -> None:
     """How often each phase sees the corpus; raises UserError where that lacks a phase's length."""
+    what = "rows of samples" if plan.recipe.packed_rows else "samples"
     last = {planned.stage.phase: planned.stage for planned in plan.stages}
     for phase, stage in last.items():
         drawn = stage.first_position + stage.steps * stage.global_batch
-        stored = corpus.stored_samples("train", stage.length)
+        stored = stored_units(plan.recipe, corpus, stage.length)
         epochs = drawn / stored
-        often = f"{epochs:,.1f} times" if epochs >= 1 else f"{drawn:,} of them once"
-        print(f"data: {phase} sees the {stored:,} samples of length {stage.length} {often}", end="")
+        units = f"the {stored:,} {what} of length {stage.length}"
+        often = f"{units} {epochs:,.1f} times" if epochs >= 1 else f"{drawn:,} of {units} once"
+        print(f"data: {phase} sees {often}", end="")
         print("; a network learns such a text by heart: use more text, or fewer steps" if epochs > MANY_EPOCHS else "")
+
+
+def stored_units(recipe: Recipe, corpus: Corpus, length: int) -> int:
+    """How many of what the recipe's batches count there are, samples or rows of them; raises UserError without any."""
+    return (corpus.stored_rows if recipe.packed_rows else corpus.stored_samples)("train", length)
 
 
 def print_micro_batches(plan: Plan, file: "DeepSpeedFile | None", cluster: Cluster | None) -> None:
@@ -131,7 +163,7 @@ def given_plan(recipe: Recipe) -> Plan:
         corpus = Corpus.open(Path(recipe.data))
         plan = corpus_plan(recipe, corpus)
         for planned in plan.stages:
-            corpus.stored_samples("train", planned.stage.length)  # which raises where it has none
+            stored_units(recipe, corpus, planned.stage.length)  # which raises where it has none
     else:
         plan = unprepared_plan(recipe)
     return plan.with_ticket(Ticket.load(Path(recipe.ticket)), recipe.ticket) if recipe.ticket else plan

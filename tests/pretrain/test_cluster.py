@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from earlybert.core import cli
 from earlybert.core.errors import UserError
+from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.cost.cluster import (
     Shape,
     activation_bytes,
@@ -256,8 +257,9 @@ def test_plan_says_how_often_the_text_is_seen(
     for phase, length, drawn in (("phase1", 32, 2000 * 50), ("phase2", 64, 10 * 20)):
         shards = sorted((Path(corpus) / "train" / f"length-{length}").glob("shard-*.arrow"))
         count = len(concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards]))
-        often = f"{drawn / count:,.1f} times" if drawn >= count else f"{drawn} of them once"
-        assert f"data: {phase} sees the {count:,} samples of length {length} {often}" in output
+        samples = f"the {count:,} samples of length {length}"
+        often = f"{samples} {drawn / count:,.1f} times" if drawn >= count else f"{drawn} of {samples} once"
+        assert f"data: {phase} sees {often}" in output
     assert output.count("learns such a text by heart") == 1
     # As a budget may well propose.
     cli.main(["plan", *arguments, "--cluster", "1x1 V100-16GB", "--hours", "0.01"])
@@ -265,6 +267,60 @@ def test_plan_says_how_often_the_text_is_seen(
     with pytest.raises(SystemExit):
         cli.main(["plan", *arguments, "--phase1.length", "16"])
     assert "has no samples of length 16; it was prepared for 32, 64" in capsys.readouterr().err
+
+
+def test_with_packed_rows_the_plan_counts_rows(
+    packed_corpus: Corpus, small_corpus: Corpus, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of which phase 1 takes 8 a step."""
+    line = ["plan", f"--config={recipe_file}", "--packed_rows=true", "--phase1.length=32", "--phase1.steps=100"]
+    rows, samples = len(packed_corpus.packed_rows("train", 32)), len(packed_corpus.samples("train", 32))
+    assert rows < samples
+    cli.main([*line, "--plan=[phase1]", f"--data={packed_corpus.directory}"])
+    expected = f"data: phase1 sees the {rows:,} rows of samples of length 32 {100 * 8 / rows:,.1f} times\n"
+    assert expected in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*line, f"--data={small_corpus.directory}"])
+    assert ended.value.code == 2 and "was prepared without packing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "content", "message"),
+    [
+        ("--optimizer.betas=[0.8,0.9]", {"optimizer": {"type": "Lamb", "params": {"betas": [0.9, 0.95]}}}, "betas is"),
+        ("", {"train_batch_size": 4096}, "train_batch_size is 4096, but the recipe's global_batch is 65536"),
+        (
+            "--cluster=1x8 V100-32GB",
+            {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 3},
+            "gradient_accumulation_steps is 3, but a global batch of 65536 in micro-batches of 64 on 8 ranks takes 128",
+        ),
+        ("--cluster=1x8 V100-32GB", {"fp16": {"enabled": False}, "bf16": {"enabled": False}}, "asks for fp32, but"),
+        ("--cluster=1x8 V100-32GB --precision=fp32", {}, "precision is fp32, but --cluster is a model of half"),
+    ],
+)
+def test_what_the_plan_cannot_be_is_refused(
+    options: str, content: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(content))
+    line = ["plan", "--config=bert_large", f"--deepspeed={file}", *re.split(" (?=--)", options)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([part for part in line if part])
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and not captured.out
+    assert message in captured.err and captured.err.count("\n") == 1
+
+
+def test_accumulation_steps_are_right_on_some_number_of_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which a plan without a cluster does not know."""
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 128}))
+    line = ["plan", "--config=bert_large", "--plan=[phase1]", f"--deepspeed={file}"]
+    for cluster in ([], ["--cluster=1x8 V100-32GB"]):
+        cli.main([*line, *cluster])
+        assert "micro-batch: phase1 64\n" in capsys.readouterr().out
 
 
 def test_plan_says_what_muon_adds(capsys: pytest.CaptureFixture[str]) -> None:
