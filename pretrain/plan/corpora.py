@@ -57,6 +57,14 @@ def run_corpus(run_dir: Path, recipe: Recipe) -> Corpus:
     return Corpus.open_kept(kept) if kept.is_dir() else Corpus.open(corpus_directory(recipe))
 
 
+def run_samples(run_dir: Path, recipe: Recipe) -> Corpus:
+    """A run's corpus with its samples; raises UserError where that is gone, or another one lies in its place."""
+    corpus = Corpus.open(corpus_directory(recipe))
+    if corpus.fingerprint != run_corpus(run_dir, recipe).fingerprint:
+        raise UserError(f"{corpus.directory}: is not the corpus that {run_dir} was trained on; put that one back")
+    return corpus
+
+
 def _identity(config: CorpusConfig) -> str:
     """Changes with the recipe's corpus section and with the files that it names."""
     files = {file for source in config.sources for name in source.files for file in files_of(name)}

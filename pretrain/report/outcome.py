@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earlybert.pretrain.checkpoint.checkpoint import Checkpoint, list_checkpoints
+from earlybert.pretrain.checkpoint.checkpoint import newest_intact
 from earlybert.pretrain.checkpoint.metrics import BOOKKEEPING, Lines, of_kind
 from earlybert.pretrain.network.config import NetworkConfig, without_coefficients
 from earlybert.pretrain.network.losses.part import LossPart
@@ -238,9 +238,9 @@ def is_finished(run_dir: Path, stages: int) -> bool:
     """Whether the last stage is trained to its end; checkpoints of a run that is done may have been cleared away."""
     if (run_dir / "DONE").is_file():
         return True
-    checkpoints = list_checkpoints(run_dir / "checkpoints")
-    state = Checkpoint(checkpoints[-1]).state if checkpoints else None
-    return state is not None and state.finished and state.stage_index == stages - 1
+    # Who opens its network names the damaged ones.
+    newest = newest_intact(run_dir / "checkpoints", warn=lambda _: None)
+    return newest is not None and newest.state.finished and newest.state.stage_index == stages - 1
 
 
 def savings(plan: Plan, stages: Sequence[StageOutcome], seconds: float | None) -> Savings | None:

@@ -11,11 +11,10 @@ from PIL import Image
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json, whole_file, write_json, write_text
 from earlybert.core.progress import say
-from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.metrics import of_kind
 from earlybert.pretrain.checkpoint.trained import newest
 from earlybert.pretrain.network.losses.part import LossPart
-from earlybert.pretrain.plan.corpora import corpus_directory
+from earlybert.pretrain.plan.corpora import run_samples
 from earlybert.pretrain.report.attention_mass import AttentionMass, attention_mass
 from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, time_split_figure
 from earlybert.pretrain.report.outcome import Outcome, read_outcome
@@ -72,13 +71,13 @@ def run_names(runs: list[Path]) -> dict[str, Path]:
 def measure_attention(run: Path) -> AttentionMass | None:
     """Attention mass of the newest checkpoint's network on held-out samples.
 
-    None where there is no checkpoint yet, or no corpus any more.
+    None where there is no checkpoint yet, or the run's corpus is not there any more.
     """
     trained = newest(run)
     if trained is None:
         return None
     try:
-        corpus = Corpus.open(corpus_directory(trained.recipe))
+        corpus = run_samples(run, trained.recipe)
     except UserError as error:
         say(f"the report leaves out where attention goes: {error}")
         return None

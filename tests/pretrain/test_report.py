@@ -10,10 +10,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 
 from earlybert.core import cli
 from earlybert.core.errors import UserError
+from earlybert.data_prep.samples.corpus import Corpus
+from earlybert.pretrain.checkpoint.checkpoint import list_checkpoints
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import read_outcome
 from earlybert.pretrain.report.page import CURVES, MASKS, PROTOCOL, SPLIT, TICKET, attention_section
@@ -182,6 +185,32 @@ def test_shares_of_attention_are_shares(finished_run: Path) -> None:
         assert len(attention[kind]) == 2 and all(0 < share < 1 for share in attention[kind])
     # Up to five of at most 64 tokens are near; a sequence has one [CLS].
     assert attention["uniform"]["cls"] >= 1 / 64 and attention["uniform"]["near"] < 5 * attention["uniform"]["cls"]
+
+
+def test_attention_on_another_corpus_than_the_runs_is_left_out(
+    finished_run: Path, small_corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that was prepared anew in the same folder: with another vocabulary and other lengths."""
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe | {"data": str(small_corpus.directory)}))
+    write_report([run], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["attention"] is None
+    said = capsys.readouterr().err
+    assert f"leaves out where attention goes: {small_corpus.directory}: is not the corpus that {run} was" in said
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "DONE"))
+    assert read_outcome(run).finished
+    newest = list_checkpoints(run / "checkpoints")[-1] / "state.json"
+    newest.write_text("")
+    write_report([run], tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert not content["finished"] and content["attention"]
+    assert capsys.readouterr().err.count(f"skipping a damaged checkpoint: {newest}") == 1
 
 
 @pytest.mark.parametrize(
