@@ -2,14 +2,19 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from earlybert.core import cli
+from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.commands import fill_mask
+from earlybert.pretrain.report import hidden_words
 
 SHOWN = re.compile(r"  (?P<sentence>.+)\n      guesses: (?P<guesses>.+?)(?:    hidden: (?P<word>.+))?\n")
 
@@ -51,7 +56,12 @@ def test_guesses_are_the_exported_network_s(finished_run: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["RUN", "no mask"], "'no mask' has 0 [MASK]"), (["nowhere"], "nowhere: is not a run directory")],
+    [
+        (["RUN", "no mask"], "'no mask' has 0 [MASK]"),
+        # Each letter is a token, beside [CLS], [SEP] and the mask; the position table has 64.
+        (["RUN", "a " * 62 + "[MASK]"], "has 65 tokens; it must have at most 64"),
+        (["nowhere"], "nowhere: is not a run directory"),
+    ],
 )
 def test_one_sentence_says_what_is_wrong(
     arguments: list[str], expected: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
@@ -60,6 +70,43 @@ def test_one_sentence_says_what_is_wrong(
         cli.main(["fill-mask", *(str(finished_run) if name == "RUN" else name for name in arguments)])
     error = capsys.readouterr().err
     assert left.value.code == 2 and expected in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (
+            {"losses": ["next_sentence"]},
+            "was trained with the losses ['next_sentence'], so it has no head that fills in",
+        ),
+        ({"data": "OTHER"}, "is not the corpus that"),
+    ],
+)
+def test_a_run_that_no_words_can_be_asked_of(
+    changed: dict[str, Any],
+    expected: str,
+    finished_run: Path,
+    small_corpus: Corpus,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    recipe = yaml.safe_load((run / "config.yaml").read_text()) | changed
+    recipe |= {"data": str(small_corpus.directory)} if "data" in changed else {}
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["fill-mask", str(run)])
+    captured = capsys.readouterr()
+    assert left.value.code == 2 and not captured.out
+    assert expected in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_text_without_such_sentences_is_said_to_have_none(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hidden_words, "LONGEST", 2)
+    fill_mask.main([str(finished_run)])
+    assert capsys.readouterr().out.startswith("No sentence of 8 to 2 words to hide one of in the held-out text")
 
 
 def test_the_command_that_it_names_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
