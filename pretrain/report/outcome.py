@@ -21,6 +21,7 @@ from earlybert.pretrain.report.timeline import (
     accelerator_hours,
     changed_layout,
     interruptions,
+    last_layout,
     read_lines,
     running_seconds,
     sessions,
@@ -43,13 +44,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage did so far.
+    """What a stage did so far, and whether it is `over`.
 
     `steps` are the updates really made (a search may stop before its limit), `median_seconds` is of a logged step,
     waiting for data left out. `time_split` has mean seconds of a step by part, empty before the first sampled step.
     """
 
     planned: PlannedStage
+    over: bool
     steps: int
     median_seconds: float | None
     validation: Validation | None
@@ -81,17 +83,20 @@ class Savings:
 class Outcome:
     """A run so far. Seconds are running time, without the time between sessions.
 
-    `changed_layout` says what changed between its sessions so that times of its stages do not compare.
+    `changed_layout` says what changed between its sessions so that times of its stages do not compare. `corpus` is the
+    fingerprint of its corpus, `layout` what the time of a step depends on beside the plan, at its last start.
     """
 
     run_dir: Path
     plan: Plan
+    corpus: str
     stages: Sequence[StageOutcome]
     finished: bool
     last_validation: Validation | None
     unigram_cross_entropy: float
     devices: Sequence[str]
     ranks: Sequence[int]
+    layout: Mapping[str, Any]
     changed_layout: Sequence[str]
     seconds: float
     accelerator_hours: float
@@ -140,6 +145,13 @@ class Outcome:
     def operations_saved(self) -> float | None:
         """Share of dense training's operations that the plan does without; None where there is nothing to compare."""
         return 1 - self.plan.flops / self.plan.dense_flops if self.plan.dense else None
+
+    @property
+    def conditions(self) -> tuple[object, ...]:
+        """What two runs must have in common for their running times to compare."""
+        dense = [planned.stage for planned in self.plan.dense]
+        phases = [(stage.phase, stage.length, stage.global_batch, stage.steps) for stage in dense]
+        return self.corpus, self.layout, self.plan.full, phases
 
     def content(self) -> dict[str, Any]:
         """report.json."""
@@ -194,19 +206,21 @@ def read_outcome(run_dir: Path) -> Outcome:
     corpus = run_corpus(run_dir, recipe)
     plan = run_plan(run_dir, recipe, corpus)
     lines = read_lines(run_dir, loss_parts(plan.full.losses))
-    stages = [stage_outcome(planned, lines) for planned in plan.stages]
-    seconds, finished = running_seconds(lines)[-1], is_finished(run_dir, len(stages))
+    seconds, finished = running_seconds(lines)[-1], is_finished(run_dir, len(plan.stages))
+    stages = [stage_outcome(planned, lines, finished=finished) for planned in plan.stages]
     validations, spent = of_kind(lines, "validation"), sessions(lines)
     changed = changed_layout(lines)
     return Outcome(
         run_dir=run_dir,
         plan=plan,
+        corpus=corpus.fingerprint,
         stages=stages,
         finished=finished,
         last_validation=validation(validations[-1]) if validations else None,
         unigram_cross_entropy=corpus.manifest["unigram_cross_entropy"],
         devices=sorted({session.device for session in spent}),
         ranks=sorted({session.ranks for session in spent}),
+        layout=last_layout(lines),
         changed_layout=changed,
         seconds=seconds,
         accelerator_hours=accelerator_hours(spent),
@@ -215,13 +229,20 @@ def read_outcome(run_dir: Path) -> Outcome:
     )
 
 
-def stage_outcome(planned: PlannedStage, lines: Lines) -> StageOutcome:
-    """A stage's part of metrics.jsonl. The first sampled step, warming up, is left out of the time split."""
+def stage_outcome(planned: PlannedStage, lines: Lines, *, finished: bool = False) -> StageOutcome:
+    """A stage's part of metrics.jsonl, of a run that may be finished.
+
+    The first sampled step, warming up, is left out of the time split.
+    """
     mine = [line for line in lines if line.get("stage") == planned.stage.name]
     train, validations, sampled = (of_kind(mine, kind) for kind in ("train", "validation", "time"))
     sampled = sampled[1:] or sampled
+    # At a stage's end there is a validation; a search may end before its limit, and then another stage begins.
+    at_limit = bool(validations) and validations[-1]["step"] == planned.stage.steps
+    left = bool(mine) and next(line["stage"] for line in reversed(lines) if "stage" in line) != planned.stage.name
     return StageOutcome(
         planned=planned,
+        over=finished or at_limit or left,
         steps=max((line["step"] for line in [*train, *validations]), default=0),
         median_seconds=statistics.median(line["seconds"] for line in train) if train else None,
         validation=validation(validations[-1]) if validations else None,

@@ -196,8 +196,10 @@ def score(name: str) -> Callable[[StageOutcome], str | None]:
     """One of the numbers of a stage's last validation; None where there is none, or it has no such number."""
 
     def said(stage: StageOutcome) -> str | None:
-        scores = stage.validation.scores if stage.validation else {}
-        return format(scores[name], ".4f") if name in scores else None
+        if stage.validation is None or name not in stage.validation.scores:
+            return None
+        where = "" if stage.over else f" (step {stage.validation.step:,} of {stage.planned.stage.steps:,})"
+        return f"{stage.validation.scores[name]:.4f}{where}"
 
     return said
 
@@ -215,10 +217,12 @@ def results(outcomes: Outcomes) -> str:
         ("neurons per layer", lambda outcome: " ".join(map(str, outcome.network.neurons))),
     ]
     for name in stage_names(outcomes):
+        stages = [stage for outcome in outcomes.values() for stage in outcome.stages if stage.name == name]
+        when = "end of" if all(stage.over for stage in stages if stage.validation) else "last in"
         for part in losses(outcomes):
-            rows.append((f"validation loss of {part.title}, end of {name}", of_stage(name, score(f"{part.name}_loss"))))
-            accuracy = of_stage(name, score(f"{part.name}_accuracy"))
-            rows.append((f"validation accuracy of {part.title}, end of {name}", accuracy))
+            for kind in ("loss", "accuracy"):
+                value = of_stage(name, score(f"{part.name}_{kind}"))
+                rows.append((f"validation {kind} of {part.title}, {when} {name}", value))
     rows.append(("unigram cross-entropy of the text", lambda outcome: f"{outcome.unigram_cross_entropy:.4f}"))
     return table(outcomes, rows)
 
@@ -263,15 +267,18 @@ the median dense step alone, so a low figure.
 
 
 def against_dense(outcomes: Outcomes) -> str:
-    """Where a finished dense run stands beside the others: what they saved of its running time."""
-    finished = {name: outcome for name, outcome in outcomes.items() if outcome.finished}
-    dense = {name: outcome for name, outcome in finished.items() if outcome.plan.is_dense}
-    others = {name: outcome for name, outcome in finished.items() if name not in dense}
-    if len(dense) != 1 or not others:
+    """Where a finished dense run stands beside others of the same conditions: what they saved of its running time."""
+    timed = {name: each for name, each in outcomes.items() if each.finished and not each.changed_layout}
+    dense = {name: outcome for name, outcome in timed.items() if outcome.plan.is_dense}
+    if len(dense) != 1:
         return ""
     ((name, measured),) = dense.items()
-    said = "; ".join(f"{other} {1 - each.seconds / measured.seconds:.1%}" for other, each in others.items())
-    return f"\nRunning time saved against the measured dense run {name}: {said}.\n"
+    said = "; ".join(
+        f"{other} {1 - each.seconds / measured.seconds:.1%}"
+        for other, each in timed.items()
+        if other != name and each.conditions == measured.conditions and not each.plan.stages[-1].stage.searching
+    )
+    return f"\nRunning time saved against the measured dense run {name}: {said}.\n" if said else ""
 
 
 def split_table(outcomes: Outcomes) -> str:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from earlybert.core.errors import UserError
 from earlybert.pretrain.checkpoint.metrics import Lines, of_kind, read_metrics, score_names
@@ -72,6 +73,11 @@ def changed_layout(lines: Lines) -> list[str]:
     """What changed between the run's sessions so that times of its steps do not compare."""
     starts = of_kind(lines, "start")
     return [title for name, title in LAYOUT.items() if len({start[name] for start in starts if name in start}) > 1]
+
+
+def last_layout(lines: Lines) -> dict[str, Any]:
+    """What the time of a step depends on beside the plan, at the run's last start."""
+    return {name: start[name] for start in of_kind(lines, "start")[-1:] for name in LAYOUT if name in start}
 
 
 def running_seconds(lines: Lines) -> list[float]:

@@ -12,7 +12,7 @@ from earlybert.pretrain.plan.borders.widen import Widen, Width
 from earlybert.pretrain.plan.plan import Plan, full_network
 from earlybert.pretrain.plan.recipe import ModelConfig, PhaseConfig, Recipe
 from earlybert.pretrain.report.outcome import Outcome, Validation, savings, stage_outcome
-from earlybert.pretrain.report.page import how_good, what_is_trained
+from earlybert.pretrain.report.page import against_dense, how_good, results, what_is_trained
 from earlybert.pretrain.report.report import spent_before
 from earlybert.pretrain.report.timeline import Interruptions
 from earlybert.pretrain.ticket.drawing import all_ticket
@@ -136,12 +136,14 @@ def outcome(plan: Plan, seconds: dict[str, list[float]]) -> Outcome:
     return Outcome(
         run_dir=Path("run"),
         plan=plan,
+        corpus="a",
         stages=stages,
         finished=True,
         last_validation=None,
         unigram_cross_entropy=5.0,
         devices=["CPU"],
         ranks=[1],
+        layout={"ranks": 1, "device": "CPU"},
         changed_layout=[],
         seconds=100.0,
         accelerator_hours=0.1,
@@ -200,6 +202,53 @@ def test_the_network_at_the_end_is_that_of_the_last_stage() -> None:
     assert search.narrow is not None and search.narrow.heads == [2, 1]
     assert what_is_trained(search) == "the full network is searched for a ticket"
     assert search.content()["narrow"]["parameters"] == narrow.content()["network"]["parameters"]
+
+
+def test_running_times_of_unlike_runs_do_not_compare() -> None:
+    dense = dataclasses.replace(outcome(planned(["phase1", "phase2"]), {}), seconds=200.0)
+    ticket = outcome(planned(EARLYBERT), {})
+    unlike = {
+        "corpus": dataclasses.replace(ticket, corpus="b"),
+        "ranks": dataclasses.replace(ticket, layout={"ranks": 8, "device": "CPU"}),
+        "moved": dataclasses.replace(ticket, changed_layout=["the device"]),
+        "steps": outcome(planned(EARLYBERT, phase2=dataclasses.replace(PHASE2, steps=41)), {}),
+        "phases": outcome(planned(EARLYBERT[:3]), {}),
+        "search": outcome(planned(["search"]), {}),
+        "on its way": dataclasses.replace(ticket, finished=False),
+    }
+    said = against_dense({"dense": dense, "ticket": ticket, **unlike})
+    assert said == "\nRunning time saved against the measured dense run dense: ticket 50.0%.\n"
+    assert against_dense({"dense": dense, **unlike}) == ""
+    # The search trains phase 1 alone, as this dense run does, and leaves its ticket to others.
+    searched = outcome(planned(["phase1", "search"]), {})
+    assert against_dense({"dense": outcome(planned(["phase1"]), {}), "searched": searched}) == ""
+
+
+def test_a_validation_in_the_middle_of_a_stage_is_not_its_end() -> None:
+    """phase1 has 80 steps here, as the other has; the search stopped before its limit of 10."""
+    plan, scores = planned(EARLYBERT), {"masked_loss": 4.0, "masked_accuracy": 0.25}
+    lines = [
+        {"kind": "validation", "stage": stage, "step": step, "global_step": 0, **scores}
+        for stage, step in (("search", 5), ("phase1", 80), ("phase2", 32))
+    ]
+
+    def read(lines: list[dict[str, Any]], finished: bool) -> Outcome:
+        stages = [stage_outcome(each, lines, finished=finished) for each in plan.stages]
+        return dataclasses.replace(outcome(plan, {}), stages=stages)
+
+    middle = read([lines[0], lines[1] | {"step": 40}], finished=False)
+    ended = read(lines, finished=True)
+    assert [stage.over for stage in middle.stages] == [True, False, False]
+    assert [stage.over for stage in read(lines[:2], finished=False).stages] == [True, True, False]
+    said = results({"one": middle})
+    assert "| validation loss of masked tokens, end of search | 4.0000 |" in said
+    assert "| validation loss of masked tokens, last in phase1 | 4.0000 (step 40 of 80) |" in said
+    assert "tokens, end of phase2 | - |" in said
+    said = results({"one": middle, "two": ended})
+    assert "| validation accuracy of masked tokens, last in phase1 | 0.2500 (step 40 of 80) | 0.2500 |" in said
+    assert "| validation accuracy of masked tokens, end of phase2 | - | 0.2500 |" in said
+    # A search that is all of a plan has no stage after it.
+    assert stage_outcome(planned(["search"]).stages[0], lines[:1], finished=True).over
 
 
 def test_what_was_spent_before_a_stage() -> None:
