@@ -20,6 +20,8 @@ ENOUGH = 0.5
 SMALLEST_HALVED_BATCH = 4096
 # Fewer updates than these train nothing.
 FEWEST_STEPS = 100
+# More than a century.
+MOST_HOURS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def propose(plan: Plan, cluster: Cluster, hours: float, *, muon: bool) -> Propos
     are halved until so many do, the first phase's down to `SMALLEST_HALVED_BATCH` sequences. Learning rates follow the
     square root of the batch, LAMB's rule (You et al. 2020); Muon's own, too, so that the two keep their proportion.
     """
-    if not 0 < hours < math.inf:
-        raise UserError(f"--hours is {hours:g}; it must be a number above 0")
+    if not 0 < hours <= MOST_HOURS:
+        raise UserError(f"--hours is {hours:g}; it must be a number above 0, at most {MOST_HOURS:,}")
     phases = tuple(dict.fromkeys(planned.stage.phase for planned in plan.stages))
     own, halvings, fitted = plan.recipe.phase(phases[0]).steps, 0, []
     while True:

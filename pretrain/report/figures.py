@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
@@ -75,8 +76,13 @@ def curves_figure(curves: Sequence[Curve], title: str) -> Figure:
         if effort in ("tokens", "flops"):
             axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(title="dots: validation, lines: training")
+    figure.axes[0].legend(handles=named_lines(figure.axes[0]), title="dots: validation, lines: training")
     return figure
+
+
+def named_lines(axes: Axes) -> list[Line2D]:
+    """Those that have a label. Left to itself a legend leaves out all that begin with "_", as a run's name may."""
+    return [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
 
 
 def mark_borders(axes: Axes, curves: Sequence[Curve], effort: str) -> None:
@@ -114,7 +120,7 @@ def attention_figure(masses: Mapping[str, AttentionMass]) -> Figure:
         axes.set(title=f"attention {title}", xlabel="layer", ylabel="share of the attention", ylim=(0, 1.1 * largest))
         axes.set_xticks(range(max(len(mass.shares[keys]) for mass in masses.values())))
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+    figure.axes[0].legend(handles=named_lines(figure.axes[0]))
     return figure
 
 

@@ -311,9 +311,16 @@ def interruptions(outcomes: Outcomes) -> str:
     )
 
 
+def measured_on(attention: Attention) -> str:
+    """Which samples the networks were looked at with; of each run where they differ."""
+    samples = {name: f"{mass.samples} held-out samples of {mass.length} tokens" for name, mass in attention.items()}
+    if len({*samples.values()}) == 1:
+        return next(iter(samples.values()))
+    return " and ".join(f"{text} ({name})" for name, text in samples.items())
+
+
 def attention_section(attention: Attention) -> str:
     """The picture and the numbers of the attention mass, and why one looks at them."""
-    first = next(iter(attention.values()))
     layers = max(len(mass.shares["near"]) for mass in attention.values())
 
     def row(title: str, shares: Sequence[float], evenly: float) -> list[str]:
@@ -329,7 +336,7 @@ def attention_section(attention: Attention) -> str:
     return (
         "Gong et al. (2019) found that heads of a trained BERT look mostly at neighbouring tokens and at [CLS], in low "
         "and in high layers alike; that likeness is why a deep network may be grown by stacking a shallow one. "
-        f"Measured on {first.samples} held-out samples of {first.length} tokens, mean over heads and tokens. "
+        f"Measured on {measured_on(attention)}, mean over heads and tokens. "
         "A token is its own neighbour. Dashed, and in the last column: attention that is spread evenly.\n\n"
         f"{image('attention.png')}\n{markdown_table(header, rows)}"
     )

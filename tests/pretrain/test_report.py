@@ -17,6 +17,7 @@ from earlybert.core import cli
 from earlybert.core.errors import UserError
 from earlybert.data_prep.samples.corpus import Corpus
 from earlybert.pretrain.checkpoint.checkpoint import list_checkpoints
+from earlybert.pretrain.commands.report import report_name
 from earlybert.pretrain.report.attention_mass import AttentionMass
 from earlybert.pretrain.report.outcome import read_outcome
 from earlybert.pretrain.report.page import CURVES, MASKS, PROTOCOL, SPLIT, TICKET, attention_section
@@ -103,10 +104,13 @@ def headers(markdown: str) -> list[list[str]]:
 def test_attention_of_networks_of_other_depths_is_one_table() -> None:
     uniform = {"near": 0.5, "cls": 0.125}
 
-    def mass(layers: int) -> AttentionMass:
-        return AttentionMass({keys: [0.25] * layers for keys in uniform}, uniform, samples=2, length=64)
+    def mass(layers: int, length: int) -> AttentionMass:
+        return AttentionMass({keys: [0.25] * layers for keys in uniform}, uniform, samples=2, length=length)
 
-    text = attention_section({"shallow": mass(1), "deep": mass(2)})
+    text = attention_section({"shallow": mass(1, 64), "deep": mass(2, 64)})
+    assert "Measured on 2 held-out samples of 64 tokens, mean over" in text
+    longer = attention_section({"shallow": mass(1, 64), "deep": mass(2, 128)})
+    assert "on 2 held-out samples of 64 tokens (shallow) and 2 held-out samples of 128 tokens (deep), mean" in longer
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert {len(row) for row in rows} == {4} and rows[0][2:] == ["layer 1", "spread evenly"]
     evenly = {row[0]: row[2:] for row in rows[2:]}
@@ -263,6 +267,14 @@ def test_half_a_last_line_does_not_count(tmp_path: Path) -> None:
     whole = b'{"kind": "start", "global_step": 0, "time": 1.5, "ranks": 2, "device": "CPU"}\n'
     (tmp_path / "metrics.jsonl").write_bytes(whole + whole[:30])
     assert read_lines(tmp_path) == [json.loads(whole)]
+
+
+def test_a_report_of_many_runs_has_a_name_that_a_folder_can_have(tmp_path: Path) -> None:
+    """The cut is in the middle of a letter of two bytes."""
+    name = report_name([tmp_path / (letter * 99) for letter in "äöü"])
+    assert name.startswith(f"report-{'ä' * 99}-ö")
+    (tmp_path / name).mkdir()
+    assert report_name([tmp_path / "a", tmp_path / "b"]) == "report-a-b"
 
 
 def test_two_runs_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from earlybert.pretrain.report.figures import EFFORTS, Curve, curves_figure, smoothed
+from earlybert.pretrain.report.attention_mass import AttentionMass
+from earlybert.pretrain.report.figures import EFFORTS, Curve, attention_figure, curves_figure, smoothed
 
 STAGES = ["search"] * 40 + ["phase1"] * 120 + ["phase2"] * 60
 TOKENS = {"search": 10.0, "phase1": 10.0, "phase2": 80.0}
@@ -100,6 +101,16 @@ def test_one_line_of_guessing_for_each_corpus(others: list[float], expected: dic
     for axes in curves_figure(runs, "masked tokens").axes:
         drawn = {ys(line)[0]: line.get_label() for line in axes.lines if line.get_linestyle() == "--"}
         assert drawn == expected
+
+
+def test_every_run_is_in_the_legend() -> None:
+    """Also one whose name begins with an underscore, as matplotlib's names of lines that have none."""
+    curves = curves_figure([run("_x"), run("y")], "masked tokens")
+    mass = AttentionMass({"near": [0.5], "cls": [0.5]}, {"near": 0.5, "cls": 0.1}, samples=2, length=64)
+    attention = attention_figure({"_x": mass, "y": mass})
+    for figure, names in ((curves, ["_x", "y", "guessing by frequency"]), (attention, ["_x", "y"])):
+        legend = figure.axes[0].get_legend()
+        assert legend is not None and [text.get_text() for text in legend.get_texts()] == names
 
 
 def test_a_run_that_has_only_begun_is_drawn() -> None:
