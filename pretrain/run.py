@@ -102,9 +102,9 @@ def run(recipe: Recipe, run_dir: Path, *, begin_again: bool = False) -> None:
         setting = set_up(recipe, run_dir, held)
         latest = newest_checkpoint(setting)
         # A command that is refused has changed nothing until here.
-        if latest is None and not begin_again:
-            distributed.on_rank_0(lambda: require_no_progress(setting))
         if latest is None:
+            if not begin_again:
+                distributed.on_rank_0(lambda: require_no_progress(setting))
             distributed.on_rank_0(lambda: clear(setting))
         distributed.on_rank_0(lambda: note_configuration(setting))
         distributed.on_rank_0(lambda: note_start(setting))

@@ -224,7 +224,7 @@ def _check_sections(content: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: {section}.{name} is false; it must be true: a bad update is found by it")
     _check_values(content, path)
     for name in OFFLOADING:
-        if content.get("zero_optimization", {}).get(name):
+        if name in content.get("zero_optimization", {}):
             raise UserError(f"{path}: zero_optimization.{name} is not supported: BERT fits a GPU; remove it")
     for section in ("fp16", "bf16"):
         if content.get(section, {}).get(f"{section}_master_weights_and_grads"):
