@@ -240,6 +240,8 @@ class StageEngine:
             # Graphs count against a limit, and the next stage's network is another one.
             torch.compiler.reset()
         del self.engine, self.optimizer, self.layout
-        # DeepSpeed's engine and optimizer hold each other, and with them weights, masters and moments.
+        # DeepSpeed's engine and optimizer hold each other, and with them weights, masters and moments. In bf16 weights
+        # hold themselves, too: what held them besides goes first, they in the second collection.
+        gc.collect()
         gc.collect()
         torch.cuda.empty_cache()

@@ -33,10 +33,12 @@ def held_by(engine: StageEngine) -> dict[str, Any]:
         for name, flat in masters.items()
         for moment in ("exp_avg", "exp_avg_sq")
     }
-    return {"engine": engine.engine, "wrapper": engine.engine.optimizer, **masters, **moments}
+    weights = dict(engine.engine.module.named_parameters())
+    return {"engine": engine.engine, "wrapper": engine.engine.optimizer, **weights, **masters, **moments}
 
 
-def test_nothing_is_kept_that_a_stage_no_longer_needs(workplace: Path, without_collector: None) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_is_kept_that_a_stage_no_longer_needs(workplace: Path, without_collector: None, precision: str) -> None:
     """Of the stage before when its engine is built, and of the weights that it begins with when it is trained."""
     left: list[tuple[str, weakref.ref[Any]]] = []
     begun: list[tuple[str, weakref.ref[Any]]] = []
@@ -62,7 +64,7 @@ def test_nothing_is_kept_that_a_stage_no_longer_needs(workplace: Path, without_c
         mock.patch.object(run, "build_engine", built).start()
         mock.patch.object(run, "train_stage", trained).start()
 
-    arguments = (*SHORT, "--export=[]", "--run-dir=given-back")
+    arguments = (*SHORT, "--export=[]", f"--precision={precision}", f"--run-dir=given-back-{precision}")
     status, output = train_here(workplace, *arguments, prepare=watch)
     assert status == 0, output
     assert len(left) > 8 and len(begun) > 50 and alive == [[], [], [], []]
