@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import os
+import select
 import signal
 import sys
 import time
@@ -33,8 +34,9 @@ COMMANDS = {
     ),
 }
 
-# As shells report a program that Ctrl-C ended.
+# As shells report a program that Ctrl-C ended, and one whose output nobody reads any more.
 INTERRUPTED = 128 + signal.SIGINT
+UNREAD = 128 + signal.SIGPIPE
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,12 +54,19 @@ def main(argv: list[str] | None = None) -> None:
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
-        importlib.import_module(module_of(name)).main(arguments)
+        try:
+            importlib.import_module(module_of(name)).main(arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("earlybert: stopped; what is finished stays: run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and is_unread():
+            # Python writes what is left when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(UNREAD)
         # What is wrong with the input is wrong on all ranks: rank 0 says it, the others give it the time to.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
@@ -69,6 +78,13 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
     """What a first Ctrl-C does: work is left in good order. A second one ends the process at once."""
     signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def is_unread() -> bool:
+    """Whether it is the output that is closed: whoever read it, `head` perhaps, has enough."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def sentence(error: Exception) -> str:

@@ -2,6 +2,10 @@
 
 import importlib.metadata
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +95,25 @@ def test_dashes_and_underscores_are_the_same(
 def test_only_names_of_options_are_changed() -> None:
     untouched = ["verify", "my-run", "--out", "a-b", "--", "-h", "--files+", "x-y"]
     assert with_underscores([*untouched, "--run-dir=my-run"]) == [*untouched, "--run_dir=my-run"]
+
+
+def ended_with(folder: Path, work: str, output: int) -> tuple[int, str]:
+    """Exit status and messages of a command that does this."""
+    (folder / "busy.py").write_text(f"def main(arguments):\n    {work}\n")
+    code = "from earlybert.core import cli; cli.COMMANDS['plan'] = ('busy', ''); cli.main(['plan'])"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, stdout=output, stderr=subprocess.PIPE, text=True)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("work", ["print('line\\n' * 100_000)", "print('short')"])
+def test_a_closed_output_ends_a_command_quietly(tmp_path: Path, work: str) -> None:
+    """As `earlybert plan | head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert ended_with(tmp_path, work, writer) == (128 + signal.SIGPIPE, "")
+    os.close(writer)
+
+
+def test_what_else_breaks_is_said(tmp_path: Path) -> None:
+    ended = ended_with(tmp_path, "raise BrokenPipeError(32, 'Broken pipe')", subprocess.DEVNULL)
+    assert ended == (2, "earlybert: error: Broken pipe\n")
