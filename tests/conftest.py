@@ -4,7 +4,6 @@ import gc
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 import yaml
 from torch import Tensor
 
-from earlybert.pretrain.train.stopping import SIGNALS
 from tests.in_process import settings_put_back, train_here
 
 ROOT = Path(__file__).parent.parent
@@ -46,15 +44,6 @@ def pytest_runtest_setup() -> None:
         FROZEN["modules"] = modules
         gc.collect()
         gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    """What runs in this process listens to signals, and ignores them when it is about to leave."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def write_text(path: Path, documents: int = 120, seed: int = 0) -> None:
