@@ -28,6 +28,19 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
+def _device_number(local_rank: int, devices: int) -> int:
+    """The number of this rank's GPU; raises UserError where ranks would share one, which NCCL does not allow."""
+    if devices == 1:
+        # With one visible device a task, every local rank's device is number 0.
+        return 0
+    if local_rank >= devices:
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own: PyTorch finds {devices} here; start at most {devices} "
+            "ranks on this machine"
+        )
+    return local_rank
+
+
 def start() -> torch.device:
     """Joins the process group that torchrun, the deepspeed launcher or srun describes, else one of a single rank.
 
@@ -39,8 +52,7 @@ def start() -> torch.device:
     # DeepSpeed reads this variable, too.
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if device_type() == "cuda":
-        # With one visible device a task, every local rank's device is number 0.
-        local_rank %= torch.cuda.device_count()
+        local_rank = _device_number(local_rank, torch.cuda.device_count())
         os.environ["LOCAL_RANK"] = str(local_rank)
         torch.cuda.set_device(local_rank)
     import deepspeed

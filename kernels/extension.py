@@ -150,6 +150,16 @@ def _load(capability: tuple[int, int]) -> None:
     needed = needed_architecture(capability)
     present = sorted(_build_folder().glob(f"operators-{_source_hash()}-*sm{needed}*.so"))
     torch.ops.load_library(str(present[0] if present else build((needed,))))
+    _try_kernel()
+
+
+def _try_kernel() -> None:
+    """Runs one small kernel: those of an nvcc newer than the driver load, and fail only when they are launched."""
+    try:
+        torch.ops.earlybert.bias_gelu_forward(torch.zeros(1, 8, device="cuda"), torch.zeros(8, device="cuda"))
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise BuildError(f"they load, but do not run: {str(error).splitlines()[0]}") from error
 
 
 @torch.compiler.assume_constant_result

@@ -77,7 +77,7 @@ def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.M
 
     chosen: list[int] = []
     patience: list[timedelta] = []
-    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("DS_ACCELERATOR", "cuda")):
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("DS_ACCELERATOR", "cuda")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -96,6 +96,18 @@ def test_a_rank_with_a_gpu_asks_deepspeed_for_nothing_else(monkeypatch: pytest.M
     monkeypatch.setenv("DEEPSPEED_TIMEOUT", "45")
     distributed.start()
     assert patience == [timedelta(minutes=30), timedelta(minutes=45)]
+
+
+def test_ranks_never_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would end with "Duplicate GPU detected". Only where each rank sees one alone do all count from 0."""
+    for name, value in (("RANK", "2"), ("WORLD_SIZE", "3"), ("LOCAL_RANK", "2"), ("DS_ACCELERATOR", "cuda")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"local rank 2 has no GPU .* finds 2 here; start at most 2 ranks"):
+        distributed.start()
+    assert [distributed._device_number(local_rank, 1) for local_rank in range(3)] == [0, 0, 0]
+    assert [distributed._device_number(local_rank, 3) for local_rank in range(3)] == [0, 1, 2]
 
 
 THREADS_AT_THE_END = """

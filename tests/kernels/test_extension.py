@@ -91,6 +91,7 @@ def test_rank_0_says_that_it_builds_and_loads(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(extension, "_try_kernel", lambda: None)
     assert extension._loaded((8, 0))
     extension._loaded.cache_clear()
     assert extension._loaded((8, 0))
@@ -120,6 +121,30 @@ def test_a_file_that_is_no_library_falls_back(
     damaged.write_bytes(b"nothing")
     assert not extension._loaded((7, 0))
     assert "no CUDA kernels" in capsys.readouterr().err
+
+
+def test_kernels_that_load_but_do_not_run_fall_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of an nvcc newer than the driver: here there is no GPU to run them."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    library = tmp_path / "earlybert" / f"operators-{extension._source_hash()}-sm80.so"
+    library.parent.mkdir()
+    library.touch()
+    zeros = torch.zeros
+    launched: list[torch.Size] = []
+
+    def launch(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        launched.append(hidden.shape)
+        raise RuntimeError("CUDA driver version is insufficient for CUDA runtime version\nmore")
+
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(torch.ops.earlybert, "bias_gelu_forward", launch)
+    assert not extension._loaded((8, 0))
+    said = capsys.readouterr().err
+    assert launched and "they load, but do not run: CUDA driver version is insufficient" in said
+    assert "kernels loaded" not in said and said.count("\n") == 1
 
 
 def test_the_environment_can_ask_for_plain_pytorch_only_by_its_name(
