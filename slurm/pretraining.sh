@@ -8,7 +8,9 @@
 . "$EARLYBERT_HOME/slurm/common.sh"
 
 # Left over where sbatch was called inside another job: srun would bind the ranks to that job's CPUs, and fail.
-unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
+# The same for what srun would take for the ranks' memory and layout.
+unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SLURM_MEM_PER_@}" SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES \
+    SLURM_GPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_TRES_PER_TASK
 
 warned=0 # whether the time limit is near
 signalled=0 # whether a signal has ended a wait
@@ -63,7 +65,8 @@ warn_step() { # PROCESS: USR1 for all its ranks, again and again, because those 
 run_step() { # ARGUMENT...: srun, handing on the warning; sets `status`
     local step messenger=
     # A job submitted with --export=NONE, or with a list, would otherwise hand its ranks no MASTER_ADDR and no PATH.
-    srun --nodes="$SLURM_JOB_NUM_NODES" --export=ALL "$@" &
+    # --mem=0 is all memory that the job has.
+    srun --nodes="$SLURM_JOB_NUM_NODES" --mem=0 --export=ALL "$@" &
     step=$!
     while :; do
         signalled=0
@@ -105,6 +108,8 @@ train() { # CONFIG ARGUMENT...: all ranks, until they end
         fail "SLURM_NTASKS_PER_NODE is $ranks_per_node for $gpus GPUs a node; leave --ntasks-per-node out" \
             "(inside another job, unset SLURM_NTASKS_PER_NODE before sbatch)"
     [ "$ranks_per_node" -gt 0 ] || ranks_per_node=1
+    # More than the node has given is left over from another job, too.
+    [ $((ranks_per_node * ${SLURM_CPUS_PER_TASK:-0})) -le "$SLURM_CPUS_ON_NODE" ] || unset SLURM_CPUS_PER_TASK
     cpus_per_rank=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / ranks_per_node))}
     [ "$cpus_per_rank" -gt 0 ] || cpus_per_rank=1
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -51,9 +51,17 @@ def test_the_ranks_get_the_environment_whatever_sbatch_was_told_to_export(stub: 
 
 
 def test_submitted_inside_another_job(stub: Path) -> None:
-    """That job's variables come along. A CPU that no node has would be refused; a rank for two GPUs is."""
+    """That job's variables come along. CPUs and memory that no node has are dropped; a rank for two GPUs is refused."""
     command = ("sbatch", "--parsable", *SMALL, "--gpus-per-node=v100:2", "slurm/pretrain_large.sh", "--run-dir")
-    bound = Job(slurm(*command, "bound", "--steps", "3", cwd=stub, SLURM_CPU_BIND="bogus"), stub, stub / "bound")
+    inherited = {
+        "SLURM_CPU_BIND": "bogus",
+        "SLURM_MEM_PER_NODE": "99999999",
+        "SLURM_CPUS_PER_TASK": "999",
+        "SLURM_GPUS_PER_TASK": "7",
+        "SLURM_CPUS_PER_GPU": "99",
+        "SLURM_NTASKS_PER_GPU": "3",
+    }
+    bound = Job(slurm(*command, "bound", "--steps", "3", cwd=stub, **inherited), stub, stub / "bound")
     bound.require("COMPLETED")
     assert [line["ranks"] for line in bound.steps] == [4, 4, 4], bound.log
     alone = Job(slurm(*command, "alone", cwd=stub, SLURM_NTASKS_PER_NODE="1"), stub, stub / "alone")
