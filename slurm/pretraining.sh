@@ -40,8 +40,8 @@ newest_checkpoint() {
     printf '%s\n' "$newest"
 }
 
-job_state() { # of this job; a controller that is just being restarted gets a minute
-    for _ in {1..10}; do
+job_state() { # of this job; a controller that is just being restarted gets five minutes, then it is empty
+    for _ in {1..50}; do
         squeue -h -j "$SLURM_JOB_ID" -o %T && return
         sleep 6
     done
@@ -185,9 +185,9 @@ pretrain() { # RECIPE ARGUMENT...: of the script's recipe and sbatch's arguments
         exit 0
     fi
     state=$(job_state)
-    note "the ranks ended with status $status, the job is $state; newest: $(newest_checkpoint)"
+    note "the ranks ended with status $status, the job is ${state:-of unknown state}; newest: $(newest_checkpoint)"
     # Cancelled, or on its way back into the queue. To requeue it nevertheless would raise it from the dead.
-    case $state in RUNNING | SIGNALING) ;; *) exit "$status" ;; esac
+    case $state in RUNNING | SIGNALING | "") ;; *) exit "$status" ;; esac
     count_failures "$before" "$(newest_checkpoint)"
     go_on_later "$EARLYBERT_HOME/slurm/pretrain_${recipe#bert_}.sh" "$@"
     exit 1
