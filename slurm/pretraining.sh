@@ -133,7 +133,7 @@ count_failures() { # NEWEST-BEFORE NEWEST-NOW: ends the job where going on would
     failures=$(cat "$run_dir/slurm_failures" 2>/dev/null)
     if [ "$1" != "$2" ]; then
         failures=0
-    elif [ "$status" = 2 ]; then
+    elif [ "$status" = 2 ] && [ "$2" = "no checkpoint" ]; then # later it may be trouble of the disk that passes
         note "the input is wrong; it is not tried again"
         exit 2
     elif [ "$status" != 0 ] || [ "$warned" = 1 ]; then

@@ -143,6 +143,14 @@ def test_bad_input_is_not_tried_again(stub: Path) -> None:
     assert "the input is wrong" in job.log
 
 
+def test_exit_status_2_of_a_run_with_a_checkpoint_counts_as_a_failure(stub: Path) -> None:
+    (stub / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    job = large(stub, "--config", "wrong", options=("--export=ALL,MAX_RETRIES=0",))
+    job.require("FAILED")
+    assert "giving up: 1 attempts in a row ended without a new checkpoint" in job.log
+    assert job.field("ExitCode") == "2:0"
+
+
 def test_the_batch_node_crashes(stub: Path) -> None:
     job = large(stub, *ONCE, options=("--nodes=1-3",))
     job.wait_for_step(15)
