@@ -3,6 +3,7 @@
 Shape suffixes: P positions, H hidden size.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,19 @@ def test_without_being_asked_they_keep_their_initial_values(recipe: Path) -> Non
     torch.testing.assert_close(long_PH, short_PH, rtol=0, atol=1e-7)
 
 
-def test_trained_positions_are_never_thrown_away(recipe: Path) -> None:
-    options = ["--new_positions", "repeated", "--initial", "some-bert"]
-    with pytest.raises(UserError, match="new_positions is \"repeated\", but initial is 'some-bert'") as caught:
+SEARCHED = ["--plan", "[search, narrow, phase2]", "--search.steps", "4", "--narrow.rewind", "searched"]
+
+
+@pytest.mark.parametrize(
+    ("conflict", "said"),
+    [
+        (["--initial", "some-bert"], "initial is 'some-bert', whose positions are trained"),
+        (SEARCHED, "plan is ['search', 'narrow', 'phase2']"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(recipe: Path, conflict: list[str], said: str) -> None:
+    options = ["--new_positions", "repeated", *conflict]
+    with pytest.raises(UserError, match=re.escape(f'new_positions is "repeated", but {said}')) as caught:
         check_recipe(load_recipe(recipe, options))
     _, _, advice = str(caught.value).rpartition("; give ")
     check_recipe(load_recipe(recipe, [*options, *advice.split()]))

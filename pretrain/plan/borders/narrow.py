@@ -55,6 +55,12 @@ class Narrow(Border):
                 f'narrow.rewind is "initial", but plan is {plan}; that would throw away what was trained before '
                 'the search, so it must be "searched"'
             )
+        onward = plan[plan.index(self.word) + 1 :]
+        if self.rewind == "searched" and onward[:1] == ["phase2"] and recipe.new_positions == "repeated":
+            raise UserError(
+                f'new_positions is "repeated", but plan is {plan}; phase 2 begins with narrow, which repeats no '
+                "positions; give --new_positions initial"
+            )
 
     def budget(self) -> float:
         return self.step_factor
