@@ -161,9 +161,7 @@ def set_up(recipe: Recipe, run_dir: Path, held: ExitStack) -> Run:
         say(f"optimizer numbers of {deepspeed_file.path} take the recipe's places", enabled=ranks.rank() == 0)
     recipe = dataclasses.replace(recipe, optimizer=settled)
     stages = build_stages(recipe)
-    for stage in stages:
-        micro_batch = deepspeed_file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks.world_size())
-        deepspeed_file.batches(stage.global_batch, micro_batch or 1, ranks.world_size())
+    deepspeed_file.require_batches(stages, ranks.world_size())
     given = given_ticket(recipe, run_dir)
     ticket = Ticket.load(given) if given else None
     corpus = open_corpus(recipe)

@@ -1,6 +1,7 @@
 """`earlybert plan`: what would run, before anything runs."""
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,15 +94,19 @@ def require_half_precision(recipe: Recipe, file: "DeepSpeedFile | None") -> None
 
 def require_agreement(plan: Plan, file: "DeepSpeedFile", cluster: Cluster | None) -> None:
     """Raises UserError where the file and the recipe do not agree, as `train` does."""
-    file.settled(plan.recipe.optimizer)
-    # Without a cluster nobody knows on how many ranks these accumulation steps are right.
-    if cluster is None and file.number("gradient_accumulation_steps") is not None:
-        return
-    ranks = cluster.gpus if cluster else 1
-    for planned in plan.stages:
-        stage = planned.stage
-        micro_batch = file.settled_micro_batch(stage.global_batch, stage.micro_batch, ranks)
-        file.batches(stage.global_batch, micro_batch or 1, ranks)
+    recipe = plan.recipe
+    file.settled(recipe.optimizer)
+    file.settled_compile(recipe.compile)
+    precision = file.settled_precision(recipe.precision)
+    file.require_precision(cluster.gpu.half_precision if cluster and precision == "auto" else precision)
+    stages = [planned.stage for planned in plan.stages]
+    if cluster is None:
+        # Nobody knows on how many ranks the file's accumulation steps are meant to be right.
+        for ranks in range(1, min(stage.global_batch for stage in stages) + 1):
+            with suppress(UserError):
+                file.require_batches(stages, ranks)
+                return
+    file.require_batches(stages, cluster.gpus if cluster else 1)
 
 
 def print_epochs(plan: Plan, corpus: Corpus) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from earlybert.kernels.sizes import STORED_MULTIPLE
 
@@ -48,10 +49,12 @@ class Gpu(Processor):
     Args:
         memory_gb: device memory, GB.
         link_gb: to the other GPUs of a node, GB/s in one direction.
+        half_precision: what precision "auto" comes to.
     """
 
     memory_gb: float
     link_gb: float
+    half_precision: Literal["bf16", "fp16"] = "bf16"
 
 
 def _v100(memory_gb: float) -> Gpu:
@@ -60,6 +63,7 @@ def _v100(memory_gb: float) -> Gpu:
         tflops=125,
         bandwidth_gb=900,
         link_gb=150,
+        half_precision="fp16",
         gemm_efficiency=0.6,
         bandwidth_efficiency=0.8,
         multiprocessors=80,

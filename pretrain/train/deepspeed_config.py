@@ -4,13 +4,15 @@ import copy
 import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from earlybert.core.errors import UserError
 from earlybert.core.files import read_json
 from earlybert.pretrain.plan.recipe import MicroBatch, OptimizerConfig
+from earlybert.pretrain.plan.stages import Stage
 
 LAMB_SWITCHES = ("bias_correction", "nvlamb", "trust_ratio")
 # What optimizer.params may hold beside "lr" and the numbers of the recipe, by the optimizer's type.
@@ -140,6 +142,40 @@ class DeepSpeedFile:
         if set(enabled.values()) == {False}:
             return "fp32"
         return next((name for name, value in enabled.items() if value is True), None)
+
+    def settled_precision(self, wanted: str) -> str:
+        """The file's, else the recipe's `wanted`, which may be "auto"; raises UserError where they do not agree."""
+        stated = self.precision()
+        if stated and wanted not in ("auto", stated):
+            raise UserError(f"precision is {wanted}, but {self.path} asks for {stated}; they must agree")
+        return stated or wanted
+
+    def require_precision(self, precision: str) -> None:
+        """Raises UserError for one that the file cannot train in."""
+        if self.content.get(precision, {}).get("enabled") is False:
+            raise UserError(
+                f"{self.path}: {precision}.enabled is false, but precision comes to {precision}; give another one"
+            )
+        if precision == "fp16" and self.zero_stage == 0:
+            # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
+            raise UserError(
+                f"{self.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3"
+            )
+
+    def settled_compile(self, wanted: bool | Literal["auto"]) -> bool | Literal["auto"]:
+        """The recipe's, where it works with the file's ZeRO stage; raises UserError."""
+        # A graph has the parameters as they were when it was made; under ZeRO-3 they come and go.
+        if wanted is True and self.zero_stage == 3:
+            raise UserError(
+                f"compile is on, but {self.path} asks for ZeRO stage 3; it must be off, or the stage 0, 1 or 2"
+            )
+        return False if self.zero_stage == 3 else wanted
+
+    def require_batches(self, stages: Sequence[Stage], world_size: int) -> None:
+        """Raises UserError where the file's numbers of a batch are not those of all stages, on so many ranks."""
+        for stage in stages:
+            micro_batch = self.settled_micro_batch(stage.global_batch, stage.micro_batch, world_size)
+            self.batches(stage.global_batch, micro_batch or 1, world_size)
 
     def identity(self, optimizer: OptimizerConfig) -> dict[str, Any]:
         """What of the file decides the result of a step, and must not change within a run."""

@@ -11,7 +11,6 @@ import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
-from earlybert.core.errors import UserError
 from earlybert.core.ranks import world_size
 from earlybert.kernels import extension, packed_attention
 from earlybert.kernels.lamb import Lamb
@@ -51,27 +50,17 @@ def check_chosen_kernels() -> None:
 
 def resolve_precision(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> str:
     """fp16 on sm_70, bf16 on sm_80 and newer, fp32 on CPU, unless the recipe or the DeepSpeed file names one."""
-    stated = file.precision()
-    if stated and recipe.precision not in ("auto", stated):
-        raise UserError(f"precision is {recipe.precision}, but {file.path} asks for {stated}; they must agree")
-    wanted = device_precision(stated or recipe.precision, device)
-    if file.content.get(wanted, {}).get("enabled") is False:
-        raise UserError(f"{file.path}: {wanted}.enabled is false, but precision comes to {wanted}; give another one")
-    if wanted == "fp16" and file.zero_stage == 0:
-        # DeepSpeed's wrapper divides gradients by a loss scale that its engine never multiplied with.
-        raise UserError(f"{file.path}: zero_optimization.stage is 0, which cannot train in fp16; it must be 1, 2 or 3")
+    wanted = device_precision(file.settled_precision(recipe.precision), device)
+    file.require_precision(wanted)
     return wanted
 
 
 def resolve_compile(wanted: bool | Literal["auto"], file: DeepSpeedFile, device: torch.device) -> bool:
     """Whether the network is compiled: "auto" does so where all of it, attention included, is one graph: from sm_80."""
-    # A graph has the parameters as they were when it was made; under ZeRO-3 they come and go.
-    if wanted is True and file.zero_stage == 3:
-        raise UserError(f"compile is on, but {file.path} asks for ZeRO stage 3; it must be off, or the stage 0, 1 or 2")
-    if wanted != "auto":
-        return wanted
-    on_new_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return on_new_gpu and file.zero_stage < 3
+    settled = file.settled_compile(wanted)
+    if settled != "auto":
+        return settled
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def work_layout(recipe: Recipe, file: DeepSpeedFile, device: torch.device) -> dict[str, Any]:

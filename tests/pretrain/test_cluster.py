@@ -290,10 +290,22 @@ def test_with_packed_rows_the_plan_counts_rows(
         ("--optimizer.betas=[0.8,0.9]", {"optimizer": {"type": "Lamb", "params": {"betas": [0.9, 0.95]}}}, "betas is"),
         ("", {"train_batch_size": 4096}, "train_batch_size is 4096, but the recipe's global_batch is 65536"),
         (
-            "--cluster=1x8 V100-32GB",
+            "--cluster=1x8 A100-80GB",
             {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 3},
             "gradient_accumulation_steps is 3, but a global batch of 65536 in micro-batches of 64 on 8 ranks takes 128",
         ),
+        # On 8 ranks they are right for phase 1, and on 4 for phase 2, whose batch is half as large.
+        (
+            "",
+            {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 128},
+            "gradient_accumulation_steps is 128, but a global batch of 65536 in micro-batches of 64 on 1 ranks takes",
+        ),
+        ("--precision=bf16", {"fp16": {"enabled": True}}, "asks for fp16; they must agree"),
+        ("--precision=bf16", {"bf16": {"enabled": False}}, "bf16.enabled is false, but precision comes to bf16"),
+        ("--precision=fp16", {}, "zero_optimization.stage is 0, which cannot train in fp16"),
+        ("--cluster=1x8 V100-32GB", {}, "zero_optimization.stage is 0, which cannot train in fp16"),
+        ("--cluster=1x8 A100-80GB", {"bf16": {"enabled": False}}, "precision comes to bf16; give another one"),
+        ("--compile=true", {"zero_optimization": {"stage": 3}}, "compile is on, but"),
         ("--cluster=1x8 V100-32GB", {"fp16": {"enabled": False}, "bf16": {"enabled": False}}, "asks for fp32, but"),
         ("--cluster=1x8 V100-32GB --precision=fp32", {}, "precision is fp32, but --cluster is a model of half"),
     ],
@@ -316,7 +328,8 @@ def test_accumulation_steps_are_right_on_some_number_of_ranks(
 ) -> None:
     """Which a plan without a cluster does not know."""
     file = tmp_path / "file.json"
-    file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 128}))
+    batches = {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 128}
+    file.write_text(json.dumps({**batches, "zero_optimization": {"stage": 1}}))
     line = ["plan", "--config=bert_large", "--plan=[phase1]", f"--deepspeed={file}"]
     for cluster in ([], ["--cluster=1x8 V100-32GB"]):
         cli.main([*line, *cluster])
