@@ -125,13 +125,6 @@ class Lamb(torch.optim.Optimizer):
             "max_trust_ratio": max_trust_ratio,
             "trust_ratio": trust_ratio,
         }
-        for name, number in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
-            if not number >= 0:  # nan is not
-                raise ValueError(f"{name} is {number}, but must be at least 0.")
-        if max_trust_ratio is not None and not max_trust_ratio > 0:
-            raise ValueError(f"max_trust_ratio is {max_trust_ratio}, but must be above 0, or None.")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas is {betas}, but both must be at least 0 and below 1.")
         super().__init__(params, defaults)
         self._row_blocks = dict(row_blocks or {})
         for parameter, blocks in self._row_blocks.items():
@@ -146,6 +139,19 @@ class Lamb(torch.optim.Optimizer):
         """For copies, whose tensors are their own: they are not bound."""
         own: dict[str, Any] = {"_bound": {}, "_tables": {}, "_trust_ratios": {}}
         return super().__getstate__() | {"_row_blocks": self._row_blocks} | own
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer`'s, whose constructor adds the first ones; raises ValueError."""
+        numbers = self.defaults | param_group
+        for name in ("lr", "eps", "weight_decay"):
+            if not numbers[name] >= 0:  # nan is not
+                raise ValueError(f"{name} is {numbers[name]}, but must be at least 0.")
+        limit, betas = numbers["max_trust_ratio"], numbers["betas"]
+        if limit is not None and not limit > 0:
+            raise ValueError(f"max_trust_ratio is {limit}, but must be above 0, or None.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas is {betas}, but both must be at least 0 and below 1.")
+        super().add_param_group(param_group)
 
     def bind(self, engine: Any) -> list[Partition]:
         """Learn from a `deepspeed.DeepSpeedEngine` what the tensors hold that this optimizer now steps on.

@@ -56,8 +56,6 @@ class Muon(Lamb):
         row_blocks: Mapping[nn.Parameter, int] | None = None,
         **options: Any,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum}, but must be at least 0 and below 1.")
         self._own_defaults = {"momentum": momentum, "orthogonalize": orthogonalize}
         self._orthogonalized: set[nn.Parameter] = set()
         self._exchanges: WeakKeyDictionary[Table, MatrixExchange] = WeakKeyDictionary()
@@ -74,8 +72,11 @@ class Muon(Lamb):
         self.__dict__.setdefault("_exchanges", WeakKeyDictionary())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer`'s; raises ValueError for a group of Muon with anything but matrices."""
+        """As `Lamb`'s; raises ValueError for a group of Muon with anything but matrices, too."""
         self.defaults |= self._own_defaults  # here, as Lamb's constructor adds the first groups
+        momentum = (self.defaults | param_group)["momentum"]
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}, but must be at least 0 and below 1.")
         super().add_param_group(param_group)
         if not param_group["orthogonalize"]:
             return

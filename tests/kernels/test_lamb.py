@@ -268,9 +268,17 @@ NAN = float("nan")
     ],
 )
 def test_numbers_out_of_range_are_named(options: dict[str, Any]) -> None:
-    (name,) = options
-    with pytest.raises(ValueError, match=f"{name} is .*, but .* (at least|above) 0"):
-        Lamb([nn.Parameter(torch.ones(2))], **({"lr": 0.1} | options))
+    """For all parameters, for one group of them, and for one that comes later."""
+    (name,), weight = options, nn.Parameter(torch.ones(2))
+    optimizer = Lamb([nn.Parameter(torch.ones(2))], lr=0.1)
+    for build in (
+        lambda: Lamb([weight], **({"lr": 0.1} | options)),
+        lambda: Lamb([{"params": [weight], **options}], lr=0.1),
+        lambda: optimizer.add_param_group({"params": [weight], **options}),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is .*, but .* (at least|above) 0"):
+            build()
+    assert len(optimizer.param_groups) == 1
 
 
 def test_refuses_sparse_gradients() -> None:
