@@ -46,18 +46,12 @@ def main(argv: list[str] | None = None) -> None:
         argv: The command's name and its arguments; without them those of the process.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
-        print_help()
-        return
-    if name == "--version":
-        print(f"earlybert {importlib.metadata.version('earlybert')}")
-        return
     signal.signal(signal.SIGINT, interrupt)
     try:
         try:
-            importlib.import_module(module_of(name)).main(arguments)
+            carry_out(name, arguments)
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("earlybert: stopped; what is finished stays: run the same command again to resume", file=sys.stderr)
@@ -74,6 +68,16 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def carry_out(name: str, arguments: list[str]) -> None:
+    """A command, or what stands in the place of its name."""
+    if name in ("-h", "--help"):
+        print_help()
+    elif name == "--version":
+        print(f"earlybert {importlib.metadata.version('earlybert')}")
+    else:
+        importlib.import_module(module_of(name)).main(arguments)
+
+
 def interrupt(number: int, _frame: FrameType | None) -> None:
     """What a first Ctrl-C does: work is left in good order. A second one ends the process at once."""
     signal.signal(number, signal.SIG_DFL)
@@ -82,6 +86,8 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
 
 def is_unread() -> bool:
     """Whether it is the output that is closed: whoever read it, `head` perhaps, has enough."""
+    if sys.stdout is None:  # there was none from the beginning
+        return False
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in output.poll(0))

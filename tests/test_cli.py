@@ -114,6 +114,23 @@ def test_a_closed_output_ends_a_command_quietly(tmp_path: Path, work: str) -> No
     os.close(writer)
 
 
+def test_a_closed_output_ends_the_help_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-c", "from earlybert.core import cli; cli.main()", "--help"]
+    ended = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_without_an_output_a_command_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the output was closed before
+    cli.main(["--version"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ticket", "--help"])
+    assert ended.value.code == 0
+
+
 def test_what_else_breaks_is_said(tmp_path: Path) -> None:
     ended = ended_with(tmp_path, "raise BrokenPipeError(32, 'Broken pipe')", subprocess.DEVNULL)
     assert ended == (2, "earlybert: error: Broken pipe\n")
