@@ -81,7 +81,8 @@ class TensorWatch:
     def _look(self, what: str, tensor: Tensor) -> None:
         if self.finding is not None and not self.finding.finite:
             return
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        # All activations are in memory: a copy of the largest, as of abs(), might not fit beside them.
+        largest = float(torch.stack(tensor.aminmax()).abs().max()) if tensor.numel() else 0.0
         seen = Finding(what, largest, self._micro_batch)
         if not seen.finite or self.finding is None or largest > self.finding.largest:
             self.finding = seen
