@@ -125,6 +125,7 @@ class Lamb(torch.optim.Optimizer):
             "max_trust_ratio": max_trust_ratio,
             "trust_ratio": trust_ratio,
         }
+        self._check_numbers(defaults)  # also where every group has numbers of its own
         super().__init__(params, defaults)
         self._row_blocks = dict(row_blocks or {})
         for parameter, blocks in self._row_blocks.items():
@@ -142,7 +143,12 @@ class Lamb(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer`'s, whose constructor adds the first ones; raises ValueError."""
-        numbers = self.defaults | param_group
+        self._check_numbers(self.defaults | param_group)
+        super().add_param_group(param_group)
+
+    @staticmethod
+    def _check_numbers(numbers: Mapping[str, Any]) -> None:
+        """Raises ValueError for one of a group, or of the defaults, that is out of range."""
         for name in ("lr", "eps", "weight_decay"):
             if not numbers[name] >= 0:  # nan is not
                 raise ValueError(f"{name} is {numbers[name]}, but must be at least 0.")
@@ -151,7 +157,6 @@ class Lamb(torch.optim.Optimizer):
             raise ValueError(f"max_trust_ratio is {limit}, but must be above 0, or None.")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas is {betas}, but both must be at least 0 and below 1.")
-        super().add_param_group(param_group)
 
     def bind(self, engine: Any) -> list[Partition]:
         """Learn from a `deepspeed.DeepSpeedEngine` what the tensors hold that this optimizer now steps on.

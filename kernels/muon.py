@@ -56,6 +56,7 @@ class Muon(Lamb):
         row_blocks: Mapping[nn.Parameter, int] | None = None,
         **options: Any,
     ) -> None:
+        self._check_momentum(momentum)
         self._own_defaults = {"momentum": momentum, "orthogonalize": orthogonalize}
         self._orthogonalized: set[nn.Parameter] = set()
         self._exchanges: WeakKeyDictionary[Table, MatrixExchange] = WeakKeyDictionary()
@@ -74,9 +75,7 @@ class Muon(Lamb):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `Lamb`'s; raises ValueError for a group of Muon with anything but matrices, too."""
         self.defaults |= self._own_defaults  # here, as Lamb's constructor adds the first groups
-        momentum = (self.defaults | param_group)["momentum"]
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum}, but must be at least 0 and below 1.")
+        self._check_momentum(param_group.get("momentum", self.defaults["momentum"]))
         super().add_param_group(param_group)
         if not param_group["orthogonalize"]:
             return
@@ -85,6 +84,12 @@ class Muon(Lamb):
             if len(shape) != 2:
                 raise ValueError(f"orthogonalize: only matrices can be, but a parameter has the shape {shape}.")
         self._orthogonalized.update(param_group["params"])
+
+    @staticmethod
+    def _check_momentum(momentum: float) -> None:
+        """Raises ValueError for a group's, or the default, that is out of range."""
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}, but must be at least 0 and below 1.")
 
     def bind(self, engine: Any) -> list[Partition]:
         layout = super().bind(engine)

@@ -268,10 +268,11 @@ NAN = float("nan")
     ],
 )
 def test_numbers_out_of_range_are_named(options: dict[str, Any]) -> None:
-    """For all parameters, for one group of them, and for one that comes later."""
+    """For all parameters, also where each group has its own, for one group of them, and for one that comes later."""
     (name,), weight = options, nn.Parameter(torch.ones(2))
     optimizer = Lamb([nn.Parameter(torch.ones(2))], lr=0.1)
     for build in (
+        lambda: Lamb([{"params": [weight], **optimizer.defaults}], **({"lr": 0.1} | options)),
         lambda: Lamb([weight], **({"lr": 0.1} | options)),
         lambda: Lamb([{"params": [weight], **options}], lr=0.1),
         lambda: optimizer.add_param_group({"params": [weight], **options}),

@@ -196,6 +196,8 @@ def test_refusals() -> None:
         Muon([nn.Parameter(torch.ones(9))], lr=0.1, orthogonalize=True)
     with pytest.raises(ValueError, match=r"momentum is 1.0, but must be at least 0 and below 1"):
         Muon([nn.Parameter(torch.ones(2, 2))], lr=0.1, momentum=1.0)
+    with pytest.raises(ValueError, match=r"momentum is 1.0, but must be at least 0 and below 1"):
+        Muon([{"params": [nn.Parameter(torch.ones(2, 2))], "momentum": 0.9}], lr=0.1, momentum=1.0)
     for numbers in ({"momentum": 1.0}, {"weight_decay": -0.1}, {"lr": float("nan")}):
         (name,) = numbers
         with pytest.raises(ValueError, match=f"{name} is .*, but must be at least 0"):
